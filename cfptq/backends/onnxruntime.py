@@ -1,0 +1,182 @@
+"""ONNX Runtime: a plan as a QDQ model whose weights are stored small and run as int8.
+
+A weight of 2, 3 or 4 bits is an INT2 or INT4 initializer followed by ``Cast(to=INT8)`` and DequantizeLinear. ONNX Runtime
+folds the Cast when it loads the file and runs its int8 kernel: the file is small, the speed is int8's, and the output is
+bit for bit that of the same integers stored as INT8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from cfptq.errors import ModelError
+from cfptq.network import Network
+from cfptq.network.export import OnnxLayer, find_layer_nodes
+from cfptq.network.export import to_onnx_model as export_network
+from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, prepared
+
+#: Opset of the file: 21 brought INT4, 25 INT2.
+OPSET = 21
+OPSET_INT2 = 25
+
+#: How an integer of each width is stored: the numpy type of the initializer.
+STORED: Mapping[int, npt.DTypeLike] = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: ml_dtypes.int4, 8: np.int8}
+
+
+def to_onnx_model(
+    network: Network, plan: QuantizationPlan, metadata: Mapping[str, str] | None = None, *, packed: bool = True, float_model: onnx.ModelProto | None = None
+) -> onnx.ModelProto:
+    """``plan`` as an ONNX model: QDQ around every planned layer, the plan's integers inside, dynamic batch.
+
+    Args:
+        network: the captured full-precision network that the plan is for.
+        metadata: further entries for the file's metadata.
+        packed: store 2-, 3- and 4-bit weights in INT2 and INT4; False stores every weight as INT8, for runtimes that
+            cannot read those types. The outputs are the same bit for bit.
+        float_model: the network's own ONNX export, where the caller already has it.
+
+    Raises:
+        ModelError: the plan was made for another network.
+    """
+    check_matches(network, plan)
+    source = float_model if float_model is not None else export_network(network, opset=_opset(plan, packed))
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    editor = _Editor(model, plan, packed)
+    for name, found in find_layer_nodes(model, network).items():
+        if name in plan.bits:
+            editor.plan_layer(found, next(layer for layer in plan.layers if layer.name == name))
+    editor.finish()
+    entries = {
+        "cfptq.method": plan.method,
+        "cfptq.bits": json.dumps(plan.bits, sort_keys=True),
+        "cfptq.average_bits": f"{plan.average_bits:.4f}",
+        "cfptq.activations": json.dumps({form.tensor: "float" if form.is_float else f"uint{form.bits}" for form in plan.activations}),
+        "cfptq.seed": str(plan.seed),
+        "cfptq.plan": plan.digest,
+        **(metadata or {}),
+    }
+    helper.set_model_props(model, entries)
+    return model
+
+
+def prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelProto:
+    """The prepared network (float32 weights on the plan's grid) as ONNX, for ONNX Runtime's own quantizer."""
+    model = export_network(prepared(network, plan), opset=OPSET)
+    helper.set_model_props(model, {"cfptq.prepared_for": plan.digest})
+    return model
+
+
+def stored_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
+    """The integers that a file written by :func:`to_onnx_model` holds for layer ``name``."""
+    for tensor in model.graph.initializer:
+        if tensor.name == f"{name}.weight_integers":
+            return numpy_helper.to_array(tensor).astype(np.int8)
+    raise ModelError(f"this ONNX model holds no integers for a layer {name!r}; was it written by cfptq?")
+
+
+def _opset(plan: QuantizationPlan, packed: bool) -> int:
+    return OPSET_INT2 if packed and 2 in plan.bits.values() else OPSET
+
+
+class _Editor:
+    """Builds the quantized graph beside the float one: nodes in order, each layer's inputs replaced by dequantized ones."""
+
+    def __init__(self, model: onnx.ModelProto, plan: QuantizationPlan, packed: bool) -> None:
+        self.model = model
+        self.plan = plan
+        self.packed = packed
+        self.added: dict[str, list[onnx.NodeProto]] = {}  # name of a float node -> nodes that must stand before it
+        self.dequantized: dict[tuple[str, str], str] = {}  # (tensor, format) -> its dequantized name
+        self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def plan_layer(self, found: OnnxLayer, layer: LayerPlan) -> None:
+        node = next(node for node in self.model.graph.node if node.name == found.node_name)
+        before = self.added.setdefault(node.name, [])
+        form = self.plan.input_format(layer)
+        inputs = list(node.input)
+        inputs[inputs.index(found.input_tensor)] = self._activation(found.input_tensor, form, before)
+        inputs[inputs.index(found.weight_name)] = self._weight(layer, form, before)
+        if layer.bias is not None:
+            del inputs[2:]  # a corrected bias may be new to the layer
+            inputs.append(self._bias(layer, form, before))
+        del node.input[:]
+        node.input.extend(inputs)
+
+    def finish(self) -> None:
+        graph = self.model.graph
+        nodes = [node for own in graph.node for node in (*self.added.get(own.name, ()), own)]
+        used = {name for node in nodes for name in node.input}
+        del graph.node[:]
+        graph.node.extend(nodes)
+        kept = [tensor for name, tensor in self.initializers.items() if name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        onnx.checker.check_model(self.model)
+
+    def _store(self, name: str, values: npt.NDArray[Any]) -> str:
+        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        return name
+
+    def _activation(self, tensor: str, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
+        if form.is_float:
+            return tensor
+        key = (tensor, form.tensor)
+        if key not in self.dequantized:
+            kind = {8: np.uint8, 16: np.uint16}[form.bits]
+            scale = self._store(f"{tensor}_scale", np.asarray(form.scale, np.float32))
+            zero = self._store(f"{tensor}_zero_point", np.asarray(form.zero_point, kind))
+            before.append(helper.make_node("QuantizeLinear", [tensor, scale, zero], [f"{tensor}_quantized"], f"{tensor}_quantize"))
+            self.dequantized[key] = f"{tensor}_dequantized"
+            before.append(
+                helper.make_node("DequantizeLinear", [f"{tensor}_quantized", scale, zero], [self.dequantized[key]], f"{tensor}_dequantize")
+            )
+        return self.dequantized[key]
+
+    def _weight(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
+        kind = STORED[layer.bits] if self.packed else np.int8
+        name = self._store(f"{layer.name}.weight_integers", _array(layer.integers).astype(kind))
+        if form.is_float:
+            # Cast and Mul of constants are folded when the file is loaded, and the layer runs on float32 weights; a
+            # DequantizeLinear would be kept and run at every call.
+            scale = _array(layer.scale).reshape(-1, *[1] * (layer.integers.dim() - 1))
+            before.append(helper.make_node("Cast", [name], [f"{layer.name}.weight_float"], f"{layer.name}_cast", to=TensorProto.FLOAT))
+            self._store(f"{layer.name}.weight_scale", scale)
+            before.append(
+                helper.make_node(
+                    "Mul", [f"{layer.name}.weight_float", f"{layer.name}.weight_scale"], [f"{layer.name}.weight_grid"], f"{layer.name}_scale"
+                )
+            )
+            return f"{layer.name}.weight_grid"
+        if kind is not np.int8:
+            before.append(helper.make_node("Cast", [name], [f"{layer.name}.weight_int8"], f"{layer.name}_cast", to=TensorProto.INT8))
+            name = f"{layer.name}.weight_int8"
+        scale_name = self._store(f"{layer.name}.weight_scale", _array(layer.scale))
+        # Integer kernels want the zero points spelled out, though they are all 0.
+        zero_name = self._store(f"{layer.name}.weight_zero_point", np.zeros(layer.scale.numel(), np.int8))
+        return self._dequantize([name, scale_name, zero_name], f"{layer.name}.weight_grid", before)
+
+    def _bias(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
+        if form.bits != 8 or layer.bias is None:
+            return self._store(f"{layer.name}.bias_grid", _array(layer.bias))
+        integers, step = layer.bias_integers(form) or (layer.bias, layer.bias)
+        name = self._store(f"{layer.name}.bias_integers", _array(integers))
+        scale_name = self._store(f"{layer.name}.bias_scale", _array(step))
+        return self._dequantize([name, scale_name], f"{layer.name}.bias_grid", before)
+
+    def _dequantize(self, inputs: Sequence[str], output: str, before: list[onnx.NodeProto]) -> str:
+        before.append(helper.make_node("DequantizeLinear", inputs, [output], f"{output}_dequantize", axis=0))
+        return output
+
+
+def _array(tensor: Any) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = tensor.detach().cpu().numpy()
+    return values

@@ -1,0 +1,211 @@
+"""Exported files are checked by running them in ONNX Runtime, and by reading the integers back out of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from cfptq.backends.onnxruntime import OPSET, OPSET_INT2, prepared_onnx_model, stored_integers, to_onnx_model
+from cfptq.backends.quantize_static import vanilla_onnx
+from cfptq.calibration import CalibrationSet
+from cfptq.errors import ModelError
+from cfptq.network import Network, capture
+from cfptq.quantize import Activations, QuantizationPlan, quantize, twin
+
+TEST_ROWS = 10_000
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(12, 16)
+        self.first = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU())
+        self.second = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(x + self.second(self.first(x))))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def batch_norm_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 1), nn.Flatten(0))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    )
+
+
+MODELS = {"mlp": (mlp, (12,)), "batch norm": (batch_norm_mlp, (12,)), "residual": (Residual, (12,)), "cnn": (convolutional, (1, 8, 8))}
+
+
+def made(kind: str, seed: int = 0) -> tuple[Network, torch.Tensor]:
+    """A random model whose BatchNorm has seen data, captured; and rows for it."""
+    build, shape = MODELS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build()
+        model(torch.randn(64, *shape))
+        rows = torch.randn(600, *shape)
+    return capture(model.eval(), rows[:2]), rows
+
+
+def factual(rows: torch.Tensor) -> CalibrationSet:
+    count = len(rows)
+    return CalibrationSet(
+        rows, torch.zeros(count, dtype=torch.uint8), torch.ones(count), torch.arange(count), torch.zeros(count, dtype=torch.int64)
+    )
+
+
+def planned(network: Network, rows: torch.Tensor, widths: tuple[int, ...] = (4, 3, 8, 4), **more: object) -> QuantizationPlan:
+    bits = {layer.name: widths[number % len(widths)] for number, layer in enumerate(network.layers)}
+    return quantize(network, factual(rows), bits, method="test", seed=0, **more)  # type: ignore[arg-type]
+
+
+def session(model: onnx.ModelProto, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(model: onnx.ModelProto, rows: torch.Tensor) -> np.ndarray:
+    return session(model).run(None, {"input": rows.numpy()})[0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("widths", [(4, 3, 8), (2, 8, 2), (8, 8, 8)])
+def test_the_file_holds_the_plans_integers_and_computes_what_the_twin_computes(kind: str, widths: tuple[int, ...]) -> None:
+    network, rows = made(kind)
+    plan = planned(network, rows, widths)
+    model = to_onnx_model(network, plan)
+    for layer in plan.layers:
+        assert np.array_equal(stored_integers(model, layer.name), layer.integers.numpy())
+    generator = torch.Generator().manual_seed(9)
+    people = torch.randn(TEST_ROWS, *network.input_shape, generator=generator)
+    with torch.no_grad():
+        expected = twin(network, plan)(people).numpy()
+    difference = np.abs(run(model, people) - expected).reshape(TEST_ROWS, -1).max(axis=1)
+    assert (difference <= 1e-3).mean() >= 0.999
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_packed_and_unpacked_files_agree_bit_for_bit_and_packed_is_smaller(kind: str) -> None:
+    network, rows = made(kind)
+    plan = planned(network, rows, (4, 2, 3))
+    packed, unpacked = to_onnx_model(network, plan), to_onnx_model(network, plan, packed=False)
+    assert np.array_equal(run(packed, rows), run(unpacked, rows))
+    assert sum(len(t.raw_data) for t in packed.graph.initializer) < sum(len(t.raw_data) for t in unpacked.graph.initializer)
+    assert {t.data_type for t in unpacked.graph.initializer}.isdisjoint({onnx.TensorProto.INT4, onnx.TensorProto.INT2})
+
+
+@pytest.mark.parametrize("widths", [(4, 4, 8), (2, 2, 2), (8, 8, 8)])
+def test_packed_weights_run_in_integer_kernels(widths: tuple[int, ...], tmp_path: Path) -> None:
+    network, rows = made("mlp")
+    session(to_onnx_model(network, planned(network, rows, widths)), tmp_path / "optimized.onnx")
+    operations = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert operations == ["QuantizeLinear", "QGemm", "QGemm", "QGemm"]
+
+
+def test_convolutions_run_in_integer_kernels(tmp_path: Path) -> None:
+    network, rows = made("cnn")
+    session(to_onnx_model(network, planned(network, rows)), tmp_path / "optimized.onnx")
+    operations = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert operations.count("QLinearConv") == 2
+    assert "Conv" not in operations
+
+
+@pytest.mark.parametrize(("bits", "input_bits"), [(8, 32), (32, 32), (16, 16), (32, 8), (16, 8)])
+def test_every_activation_format_computes_what_the_twin_computes(bits: int, input_bits: int) -> None:
+    network, rows = made("mlp")
+    plan = planned(network, rows, activations=Activations(bits, input_bits))
+    with torch.no_grad():
+        expected = twin(network, plan)(rows).numpy()
+    difference = np.abs(run(to_onnx_model(network, plan), rows) - expected).max(axis=1)
+    assert (difference <= 1e-3).mean() >= 0.999
+
+
+def test_any_batch_runs_and_a_row_does_not_depend_on_its_neighbours() -> None:
+    network, rows = made("mlp")
+    runner = session(to_onnx_model(network, planned(network, rows)))
+    whole = runner.run(None, {"input": rows.numpy()})[0]
+    assert np.array_equal(np.concatenate([runner.run(None, {"input": row[None].numpy()})[0] for row in rows[:20]]), whole[:20])
+
+
+def test_the_file_says_how_it_was_made() -> None:
+    network, rows = made("mlp")
+    plan = planned(network, rows)
+    model = to_onnx_model(network, plan, {"owner": "risk"})
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert said["cfptq.method"] == "test"
+    assert json.loads(said["cfptq.bits"]) == plan.bits
+    assert said["cfptq.seed"] == "0"
+    assert said["cfptq.plan"] == plan.digest
+    assert said["owner"] == "risk"
+
+
+def test_opsets_are_as_old_as_the_integers_allow() -> None:
+    network, rows = made("mlp")
+    assert to_onnx_model(network, planned(network, rows, (4, 4, 8))).opset_import[0].version == OPSET
+    assert to_onnx_model(network, planned(network, rows, (2, 4, 8))).opset_import[0].version == OPSET_INT2
+
+
+def test_the_same_plan_gives_the_same_bytes() -> None:
+    first, second = (to_onnx_model(*(lambda network, rows: (network, planned(network, rows)))(*made("residual"))) for _ in range(2))
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+def test_portable_weights_stay_within_63_in_the_file() -> None:
+    network, rows = made("mlp")
+    model = to_onnx_model(network, planned(network, rows, (8,), portable=True))
+    assert max(int(np.abs(stored_integers(model, layer.name)).max()) for layer in network.layers) <= 63
+
+
+def test_a_plan_for_another_network_is_refused() -> None:
+    network, rows = made("mlp")
+    other, _ = made("mlp", seed=1)
+    with pytest.raises(ModelError, match="another model"):
+        to_onnx_model(other, planned(network, rows))
+
+
+def test_rounding_the_prepared_model_again_changes_nothing() -> None:
+    network, rows = made("residual")
+    plan = planned(network, rows)
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in prepared_onnx_model(network, plan).graph.initializer}
+    for layer in plan.layers:
+        scale = layer.scale.numpy().reshape(-1, *[1] * (layer.integers.dim() - 1))
+        assert np.array_equal(np.rint(weights[f"{layer.name}.weight"] / scale).astype(np.int8), layer.integers.numpy())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_vanilla_peer_is_quantized_at_the_width_it_claims(bits: int, tmp_path: Path) -> None:
+    network, rows = made("mlp")
+    vanilla_onnx(network.to_onnx_model(), rows, bits, tmp_path / "vanilla.onnx")
+    model = onnx.load(tmp_path / "vanilla.onnx")
+    kinds = {t.data_type for t in model.graph.initializer if len(t.dims) == 2}
+    assert kinds == {onnx.TensorProto.INT8 if bits == 8 else onnx.TensorProto.INT4}
+    with torch.no_grad():
+        error = np.abs(run(model, rows) - network(rows).numpy()).mean()
+    assert error < {8: 0.05, 4: 0.5}[bits]
