@@ -1,0 +1,258 @@
+"""Confidence intervals: seeded percentile bootstrap over people, and Wilson's interval for proportions.
+
+A statistic is written once, as a function of how often each person was drawn; drawing everyone once gives its value. All
+statistics of one call share the same draws.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfptq.errors import DataError
+from cfptq.metrics.arrays import Floats, check_lengths
+
+Interval: TypeAlias = tuple[float, float]
+#: How often each of N people was drawn, in each of B draws: whole numbers (B, N), as float64 for the matrix products.
+Draws: TypeAlias = Floats
+
+#: Draw counts held in memory at a time.
+CHUNK_ENTRIES = 2_000_000
+#: With no more distinct kinds of people than this, kinds are drawn instead of people: the same distribution, in no time.
+MAX_KINDS = 64
+
+
+class Statistic(Protocol):
+    """A number about N people that can be recomputed for any multiset of them."""
+
+    @property
+    def columns(self) -> tuple[Floats, ...]:
+        """The arrays (N,) that the statistic is made of."""
+
+    def take(self, rows: NDArray[np.int64]) -> Statistic:
+        """The same statistic of some of the people."""
+
+    def __call__(self, draws: Draws) -> Floats:
+        """Values (B,) for draw counts (B, N); NaN where undefined."""
+
+
+class Ratio(ABC):
+    """A statistic that is a ratio of two sums over people; many of them are resampled in one matrix product."""
+
+    @property
+    @abstractmethod
+    def sums(self) -> Floats:
+        """What is summed above and below the bar, (N, 2)."""
+
+    def of_sums(self, sums: Floats) -> Floats:
+        """Values (B,) for sums (B, 2)."""
+        return _divide(sums[:, 0], sums[:, 1])
+
+    def __call__(self, draws: Draws) -> Floats:
+        return self.of_sums(draws @ self.sums)
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Ratio):
+    """Mean of ``values`` (N,) over the people for whom it is not NaN."""
+
+    values: Floats
+
+    @property
+    def columns(self) -> tuple[Floats, ...]:
+        return (self.values,)
+
+    @property
+    def sums(self) -> Floats:
+        known = ~np.isnan(self.values)
+        return np.column_stack((np.where(known, self.values, 0.0), known))
+
+    def take(self, rows: NDArray[np.int64]) -> Mean:
+        return type(self)(self.values[rows])
+
+
+class Proportion(Mean):
+    """Mean of values that are 0, 1 or NaN. Where all are equal, a bootstrap has no width and Wilson's interval is given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Median:
+    """Median of ``values`` (N,) over the people for whom it is not NaN."""
+
+    values: Floats
+
+    @property
+    def columns(self) -> tuple[Floats, ...]:
+        return (self.values,)
+
+    def take(self, rows: NDArray[np.int64]) -> Median:
+        return Median(self.values[rows])
+
+    def __call__(self, draws: Draws) -> Floats:
+        known = np.flatnonzero(~np.isnan(self.values))
+        if not len(known):
+            return np.full(len(draws), np.nan)
+        order = known[np.argsort(self.values[known], kind="stable")]
+        ordered = self.values[order]
+        reached = np.cumsum(draws[:, order], axis=1)
+        total = reached[:, -1:]  # whole numbers, exact in float64
+        # The middle one of an odd number, the two in the middle of an even number.
+        lower = (reached <= (total - 1) // 2).sum(axis=1)
+        upper = (reached <= total // 2).sum(axis=1)
+        last = len(order) - 1
+        middle = (ordered[np.minimum(lower, last)] + ordered[np.minimum(upper, last)]) / 2
+        return np.where(total[:, 0] > 0, middle, np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class RatioOfSums(Ratio):
+    """Σ numerator / (Σ denominator + ε) over the people for whom neither is NaN; both (N,). NaN where both sums are 0."""
+
+    numerator: Floats
+    denominator: Floats
+    epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_lengths(numerator=self.numerator, denominator=self.denominator)
+
+    @property
+    def columns(self) -> tuple[Floats, ...]:
+        return (self.numerator, self.denominator)
+
+    @property
+    def sums(self) -> Floats:
+        known = ~(np.isnan(self.numerator) | np.isnan(self.denominator))
+        return np.column_stack((np.where(known, self.numerator, 0.0), np.where(known, self.denominator, 0.0)))
+
+    def of_sums(self, sums: Floats) -> Floats:
+        above, below = sums[:, 0], sums[:, 1]
+        return np.where((above == 0) & (below == 0), np.nan, _divide(above, below + self.epsilon))
+
+    def take(self, rows: NDArray[np.int64]) -> RatioOfSums:
+        return RatioOfSums(self.numerator[rows], self.denominator[rows], self.epsilon)
+
+
+def value_of(statistic: Statistic) -> float:
+    """The statistic with everyone drawn once."""
+    everyone = np.ones((1, len(statistic.columns[0])))
+    return float(statistic(everyone)[0])
+
+
+def bootstrap_intervals(
+    statistics: Mapping[str, Statistic], *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
+    """Percentile intervals of statistics about the same N people, each of whom is drawn with replacement.
+
+    Draws for which a statistic is undefined are left out of its percentiles; a statistic that is undefined for everyone has the
+    interval (NaN, NaN). The same arguments give the same intervals; no global random state is read or changed.
+
+    Raises:
+        DataError: the statistics speak of different numbers of people; ``resamples`` below 1; ``level`` not within (0, 1).
+    """
+    if resamples < 1:
+        raise DataError(f"resamples must be at least 1, but is {resamples}")
+    check_level(level)
+    if not statistics:
+        return {}
+    columns = [column for statistic in statistics.values() for column in statistic.columns]
+    if len({len(column) for column in columns}) > 1:
+        raise DataError("statistics that share a bootstrap must speak of the same people")
+    values: dict[str, list[Floats]] = {name: [] for name in statistics}
+    people = len(columns[0])
+    generator = np.random.default_rng(seed)
+    kinds = _kinds(columns)
+    drawn = statistics if kinds is None else {name: statistic.take(kinds[0]) for name, statistic in statistics.items()}
+    ratios = {name: statistic for name, statistic in drawn.items() if isinstance(statistic, Ratio)}
+    others = {name: statistic for name, statistic in drawn.items() if name not in ratios}
+    width = people if kinds is None else len(kinds[0])
+    stacked = np.column_stack([np.empty((width, 0)), *(ratio.sums for ratio in ratios.values())])
+    chunk = max(1, CHUNK_ENTRIES // max(width, 1))
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        if kinds is None:
+            draws = _draw_people(generator, count, people)
+        else:
+            draws = generator.multinomial(people, kinds[1], size=count).astype(np.float64)
+        totals = draws @ stacked
+        for place, (name, ratio) in enumerate(ratios.items()):
+            values[name].append(ratio.of_sums(totals[:, 2 * place : 2 * place + 2]))
+        for name, statistic in others.items():
+            values[name].append(statistic(draws))
+    return {name: _interval(statistic, np.concatenate(values[name]), level) for name, statistic in statistics.items()}
+
+
+def wilson_interval(successes: int, total: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval for a proportion; sensible at 0 and 1 and for few people. (NaN, NaN) for no trials.
+
+    Raises:
+        DataError: more successes than trials, negative counts, or ``level`` not within (0, 1).
+    """
+    if not 0 <= successes <= total:
+        raise DataError(f"successes must lie within 0 and the number of trials, but are {successes} of {total}")
+    check_level(level)
+    if total == 0:
+        return (math.nan, math.nan)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = successes / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    low = 0.0 if successes == 0 else (centre - spread) / scale
+    high = 1.0 if successes == total else (centre + spread) / scale
+    return (low, high)
+
+
+def check_level(level: float) -> None:
+    """Refuse a confidence level that is not within (0, 1).
+
+    Raises:
+        DataError: so.
+    """
+    if not 0 < level < 1:
+        raise DataError(f"the confidence level of an interval must lie between 0 and 1, but is {level}")
+
+
+def _interval(statistic: Statistic, values: Floats, level: float) -> Interval:
+    if isinstance(statistic, Proportion):
+        known = statistic.values[~np.isnan(statistic.values)]
+        if len(known) and known.sum() in (0, len(known)):
+            return wilson_interval(int(known.sum()), len(known), level)
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return (math.nan, math.nan)
+    low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
+    return (float(low), float(high))
+
+
+def _draw_people(generator: np.random.Generator, count: int, people: int) -> Draws:
+    drawn = generator.integers(0, people, size=(count, people)) if people else np.zeros((count, 0), dtype=np.int64)
+    cells = drawn + np.arange(count)[:, None] * people
+    return np.bincount(cells.ravel(), minlength=count * people).reshape(count, people).astype(np.float64)
+
+
+def _kinds(columns: list[Floats]) -> tuple[NDArray[np.int64], Floats] | None:
+    """One person of each distinct kind and the kind's share, or None where there are more than :data:`MAX_KINDS`."""
+    codes = np.zeros(len(columns[0]), dtype=np.int64)
+    if not len(codes):
+        return None
+    for column in columns:
+        distinct, code = np.unique(column, return_inverse=True)
+        if len(distinct) > MAX_KINDS:
+            return None
+        distinct, codes = np.unique(codes * len(distinct) + code.reshape(-1), return_inverse=True)
+        if len(distinct) > MAX_KINDS:
+            return None
+    _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    return first, counts / len(codes)
+
+
+def _divide(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(denominator != 0, numerator / denominator, np.nan)
