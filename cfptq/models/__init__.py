@@ -1,0 +1,6 @@
+"""Reference backbones and the way the benchmarks train them."""
+
+from cfptq.models.backbones import MLP, LogisticRegression
+from cfptq.models.fitting import TrainingLog, TrainingSettings, train
+
+__all__ = ["MLP", "LogisticRegression", "TrainingLog", "TrainingSettings", "train"]
