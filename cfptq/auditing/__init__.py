@@ -1,0 +1,31 @@
+"""Audits: two models, people and an action set in, a report out.
+
+``teacher_recourse`` is computed once per full-precision model and rows, ``evaluate`` once per quantized model; ``run_audit`` does
+both for a pair of models and checks advice that was already issued.
+"""
+
+from cfptq.auditing.audit import run_audit
+from cfptq.auditing.evaluation import Grouping, GroupMetrics, RecourseMetrics, evaluate
+from cfptq.auditing.gate import Gate
+from cfptq.auditing.issued import IssuedAdvice, check_issued
+from cfptq.auditing.json_form import canonical, canonical_json
+from cfptq.auditing.protocol import Protocol, TeacherRecourse, teacher_recourse
+from cfptq.auditing.report import AuditedModel, AuditReport
+
+__all__ = [
+    "AuditReport",
+    "AuditedModel",
+    "Gate",
+    "GroupMetrics",
+    "Grouping",
+    "IssuedAdvice",
+    "Protocol",
+    "RecourseMetrics",
+    "TeacherRecourse",
+    "canonical",
+    "canonical_json",
+    "check_issued",
+    "evaluate",
+    "run_audit",
+    "teacher_recourse",
+]

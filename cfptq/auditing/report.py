@@ -1,0 +1,205 @@
+"""The outcome of an audit: numbers, tables, JSON and a gate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from cfptq.auditing.evaluation import Grouping, RecourseMetrics
+from cfptq.auditing.gate import Finding, Gate, judged
+from cfptq.auditing.issued import IssuedAdvice
+from cfptq.auditing.json_form import canonical, canonical_json
+from cfptq.auditing.protocol import Protocol
+from cfptq.auditing.tables import groups_table, metrics_table
+from cfptq.files import write_text
+from cfptq.metrics import Interval
+
+#: Version of the JSON form.
+SCHEMA = 1
+#: Characters of a line where the report is printed as text.
+TEXT_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class AuditedModel:
+    """Which model was looked at.
+
+    Attributes:
+        name: a word for tables.
+        sha256: digest of its file; None for a model that is no file.
+    """
+
+    name: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Two models, people and an action set: what happened to recourse.
+
+    Attributes:
+        full_precision, quantized: the two models.
+        fp32: the full-precision model's own numbers, as in results.json.
+        metrics: all metrics of the quantized model. Each is also an attribute of the report.
+        issued: what became of advice already given; None where none was.
+        protocol, seed: how it was measured.
+    """
+
+    full_precision: AuditedModel
+    quantized: AuditedModel
+    fp32: Mapping[str, Any]
+    metrics: RecourseMetrics
+    issued: IssuedAdvice | None
+    protocol: Protocol
+    seed: int
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy of the quantized model; NaN without labels."""
+        return self.metrics.accuracy
+
+    @property
+    def validity_drop(self) -> float:
+        """VD, target failure, of the solver's recourse; for advice already given see ``issued.validity_drop``."""
+        return self.metrics.validity_drop
+
+    @property
+    def validity_mismatch(self) -> float:
+        """VD, mismatch."""
+        return self.metrics.validity_mismatch
+
+    @property
+    def validity_drop_at(self) -> Mapping[str, float]:
+        """VD of minimal-cost recourse by the confidence at which it was issued."""
+        return self.metrics.validity_drop_at
+
+    @property
+    def recourse_gap(self) -> float:
+        """CRG, the mean relative gap."""
+        return self.metrics.recourse_gap
+
+    @property
+    def recourse_gap_median(self) -> float:
+        """Median relative gap."""
+        return self.metrics.recourse_gap_median
+
+    @property
+    def recourse_gap_abs_median(self) -> float:
+        """Median size of the relative gap."""
+        return self.metrics.recourse_gap_abs_median
+
+    @property
+    def recourse_gap_of_sums(self) -> float:
+        """Relative change of the summed costs."""
+        return self.metrics.recourse_gap_of_sums
+
+    @property
+    def recourse_lost_rate(self) -> float:
+        """Share of the people with recourse who have none on the quantized model."""
+        return self.metrics.recourse_lost_rate
+
+    @property
+    def direction_similarity(self) -> float:
+        """DirSim."""
+        return self.metrics.direction_similarity
+
+    @property
+    def action_overlap(self) -> float:
+        """ActOverlap."""
+        return self.metrics.action_overlap
+
+    @property
+    def feasible_recourse_rate(self) -> float:
+        """FRR of the full-precision model."""
+        return self.metrics.feasible_recourse_rate
+
+    @property
+    def factual_flip_rate(self) -> float:
+        """Share of all rows on which the two models decide differently."""
+        return self.metrics.factual_flip_rate
+
+    @property
+    def favourable_rate_drift(self) -> float:
+        """Signed change of the favourable rate, a share of all rows."""
+        return self.metrics.favourable_rate_drift
+
+    @property
+    def ci95(self) -> Mapping[str, Interval]:
+        """Intervals by metric."""
+        return self.metrics.ci95
+
+    @property
+    def groups(self) -> Mapping[str, Grouping]:
+        """By attribute: the groups, the worst of them, and the gaps."""
+        return self.metrics.groups
+
+    @property
+    def broken(self) -> tuple[int, ...]:
+        """Row numbers of the people whose projected-gradient recourse the quantized model refuses."""
+        return self.metrics.broken
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for whatever is undefined or was left out."""
+        return self.metrics.notes
+
+    def gate(self, max_vd: float | None = None, max_drift: float | None = None) -> Gate:
+        """Hold the report against limits, shares within [0, 1]; None asks for no limit.
+
+        Where advice was already issued, its Validity Drop is judged; else that of the solver's recourse. An undefined number
+        breaks its limit. Drift is judged by its size.
+
+        Raises:
+            RecipeError: a limit outside [0, 1].
+        """
+        if self.issued is None:
+            validity = Finding("Validity Drop", self.validity_drop, self.ci95["validity_drop"])
+        else:
+            validity = Finding("Validity Drop of the issued advice", self.issued.validity_drop, self.issued.ci95["validity_drop"])
+        drift = Finding("Drift of the favourable rate", self.favourable_rate_drift, self.ci95["favourable_rate_drift"])
+        return judged(validity, drift, max_vd, max_drift)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values; the same inputs and seed give the same values."""
+        result: dict[str, Any] = canonical(
+            {
+                "schema": SCHEMA,
+                "models": {"fp32": vars(self.full_precision), "quantized": vars(self.quantized)},
+                "seed": self.seed,
+                "protocol": asdict(self.protocol),
+                "issued": None if self.issued is None else self.issued.to_dict(),
+                "fp32": self.fp32,
+                "quantized": {**self.metrics.to_dict(), "broken": self.broken},
+            }
+        )
+        return result
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_dict` to ``path``, whole or not at all; its bytes are fixed by inputs and seed.
+
+        Raises:
+            FileError: the folder does not exist or cannot be written.
+        """
+        write_text(path, canonical_json(self.to_dict()))
+
+    def table(self) -> Table:
+        """The metrics as a Rich table."""
+        title = f"{self.quantized.name} against {self.full_precision.name}"
+        return metrics_table(self.metrics, self.fp32, self.issued, self.protocol.level, title)
+
+    def __rich__(self) -> Group:
+        sentences = [Text(sentence) for sentence in ([self.issued.sentence()] if self.issued else []) + list(self.notes)]
+        tables = [groups_table(attribute, grouping) for attribute, grouping in self.groups.items()]
+        return Group(self.table(), *tables, *sentences)
+
+    def __str__(self) -> str:
+        text = StringIO()
+        Console(file=text, width=TEXT_WIDTH, no_color=True, highlight=False).print(self)
+        return text.getvalue().rstrip("\n")
