@@ -1,0 +1,29 @@
+"""What a model is to cfptq: captured, folded, named; written to ONNX; and predictors behind one protocol."""
+
+from cfptq.network.capture import capture
+from cfptq.network.export import OnnxLayer, find_layer_nodes, to_onnx_model
+from cfptq.network.factory import load_factory
+from cfptq.network.graph import Layer, Network
+from cfptq.network.head import Head, class_logits, decisions, infer_head, target_margin
+from cfptq.network.onnx_graph import OnnxModule
+from cfptq.network.predictor import Predictor, as_predictor
+from cfptq.network.state import undisturbed
+
+__all__ = [
+    "Head",
+    "Layer",
+    "Network",
+    "OnnxLayer",
+    "OnnxModule",
+    "Predictor",
+    "as_predictor",
+    "capture",
+    "class_logits",
+    "decisions",
+    "find_layer_nodes",
+    "infer_head",
+    "load_factory",
+    "target_margin",
+    "to_onnx_model",
+    "undisturbed",
+]

@@ -1,0 +1,78 @@
+"""Fold BatchNorm into the layer before it: exact in evaluation mode, where it is an affine map per channel."""
+
+from __future__ import annotations
+
+import operator
+from typing import cast
+
+import torch
+from torch import Tensor, fx
+
+from cfptq.network.graph import attribute, place
+from cfptq.network.layers import kind_of
+from cfptq.network.normalize import aten
+
+
+def fold_batch_norms(graph: fx.GraphModule) -> tuple[str, ...]:
+    """Fold, in place, every BatchNorm that directly follows a linear or convolutional layer; return the names of those layers' nodes.
+
+    ``γ (W a + b − μ) / √(v + ε) + β`` becomes ``W' a + b'`` with ``W' = W · γ / √(v + ε)`` per output channel and
+    ``b' = (b − μ) · γ / √(v + ε) + β``, computed in float64.
+
+    A BatchNorm stays where it is when the layer's output is also used elsewhere, when the layer's weight is shared, when its
+    channels are not the layer's output channels (a 3-D linear output), or when no layer comes before it (pre-activation and input
+    normalization: moved *forward* it would undo the standardization that a per-tensor activation scale needs).
+    """
+    folded = []
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
+            layer = node.args[0]
+            if isinstance(layer, fx.Node) and _foldable(graph, layer):
+                _fold(graph, layer, node)
+                folded.append(layer.name)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return tuple(folded)
+
+
+def _foldable(graph: fx.GraphModule, layer: fx.Node) -> bool:
+    kind = kind_of(layer)
+    if kind is None or len(layer.users) != 1 or (kind == "linear" and layer.meta["val"].ndim != 2):
+        return False
+    weight, bias = layer.args[1], layer.args[2]
+    constant = all(isinstance(argument, fx.Node) and argument.op == "get_attr" for argument in (weight, bias) if argument is not None)
+    return constant and weight is not None and len(cast(fx.Node, weight).users) == 1
+
+
+def _fold(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
+    def value(argument: object, default: Tensor) -> Tensor:
+        return default if argument is None else cast(Tensor, attribute(graph, str(cast(fx.Node, argument).target))).double()
+
+    weight = value(layer.args[1], torch.empty(0))
+    zeros, ones = (fill(weight.shape[0], dtype=torch.float64) for fill in (torch.zeros, torch.ones))
+    gamma, beta = value(norm.args[1], ones), value(norm.args[2], zeros)
+    mean, variance = value(norm.args[3], zeros), value(norm.args[4], ones)
+    native = norm.target is aten._native_batch_norm_legit_no_training.default
+    epsilon = cast(float, norm.args[6] if native else norm.args[7])
+
+    scale = gamma / torch.sqrt(variance + epsilon)
+    place(graph, f"{layer.name}_folded.weight", (weight * scale.view(-1, *[1] * (weight.ndim - 1))).float())
+    place(graph, f"{layer.name}_folded.bias", ((value(layer.args[2], zeros) - mean) * scale + beta).float())
+    old_weight, old_bias = cast(fx.Node, layer.args[1]), layer.args[2]
+    with graph.graph.inserting_before(layer):
+        new_weight = graph.graph.get_attr(f"{layer.name}_folded.weight")
+        new_bias = graph.graph.get_attr(f"{layer.name}_folded.bias")
+    # The layer keeps the name of its own weight, not of the folded copy.
+    new_weight.meta["origin"] = old_weight.meta.get("origin", old_weight.target)
+    new_weight.meta["folded"] = old_weight.meta.get("folded", False)
+    layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
+    _replace_output(norm, layer, native)
+    for unused in (old_weight, old_bias):
+        if isinstance(unused, fx.Node) and not unused.users:
+            graph.graph.erase_node(unused)
+
+
+def _replace_output(norm: fx.Node, layer: fx.Node, native: bool) -> None:
+    results = [user for user in norm.users if user.target is operator.getitem and user.args[1] == 0] if native else [norm]
+    for result in results:
+        result.replace_all_uses_with(layer, delete_user_cb=lambda user: user is not norm)

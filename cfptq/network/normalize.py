@@ -1,0 +1,234 @@
+"""From what ``torch.export`` gives to the plain graph that a :class:`~cfptq.network.Network` holds."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+
+from cfptq.errors import ModelError
+from cfptq.network.graph import attribute, place
+
+aten = torch.ops.aten
+
+#: Operations that give their first argument unchanged in evaluation mode (dropouts: where their last argument is False).
+DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default)
+IDENTITIES = (aten.lift_fresh_copy.default, aten.detach_.default, aten.alias.default)
+#: Checks that ``torch.export`` leaves behind; they compute nothing.
+CHECKS = ("_assert", "sym_constrain", "_check", "_guards_fn")
+#: Higher-order operations that only set a mode of autograd: their body is put in their place.
+INLINED = ("wrap_with_set_grad_enabled",)
+
+
+def mutates(graph: fx.GraphModule) -> bool:
+    """Whether an operation writes into one of its arguments (other than those that normalizing takes out)."""
+    for module in graph.modules():
+        if not isinstance(module, fx.GraphModule):
+            continue
+        for node in module.graph.nodes:
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable and node.target not in IDENTITIES:
+                return True
+    return False
+
+
+def normalized(exported: fx.GraphModule) -> fx.GraphModule:
+    """A plain copy of an exported module: one placeholder called ``x``, one tensor out, own frozen parameters on the CPU.
+
+    Dropout, shape checks and the shells of ``torch.no_grad`` are gone; parameters that are one tensor under two names have one
+    name. Node metadata (``val``, ``nn_module_stack``) is kept for the passes that follow.
+
+    Raises:
+        ModelError: the graph draws random numbers, normalizes by the statistics of the batch, or has no single tensor output.
+    """
+    root = torch.nn.Module()
+    graph = _copy(exported, root, {})
+    output = graph.output_node()
+    if len(output.args[0]) != 1 or not isinstance(output.args[0][0], fx.Node):  # type: ignore[arg-type, index]
+        raise ModelError("the model returns no single tensor; wrap it in a module whose forward returns just the logits")
+    output.args = (output.args[0][0],)  # type: ignore[index]
+    graph.eliminate_dead_code()
+    graph.lint()
+    return fx.GraphModule(root, graph, class_name="Network")
+
+
+def _copy(source: fx.GraphModule, root: torch.nn.Module, names: dict[Any, str]) -> fx.Graph:
+    """Copy ``source``'s graph, its attributes going to ``root``; ``names`` maps the identity of a tensor to its name there."""
+    graph = fx.Graph()
+    values: dict[fx.Node, Any] = {}
+    nodes = list(source.graph.nodes)
+    for position, node in enumerate(node for node in nodes if node.op == "placeholder"):
+        name = node.name if values or len([n for n in nodes if n.op == "placeholder"]) > 1 else "x"
+        values[node] = graph.create_node("placeholder", name, name=name)
+        values[node].meta = dict(node.meta, position=position)
+    for node in nodes:
+        if node.op != "placeholder":
+            _copy_node(node, source, graph, root, values, names)
+    return graph
+
+
+def _copy_node(
+    node: fx.Node, source: fx.GraphModule, graph: fx.Graph, root: torch.nn.Module, values: dict[fx.Node, Any], names: dict[Any, str]
+) -> None:
+    if _computes_nothing(node) or (node.op == "get_attr" and not node.users):
+        return
+    if node.op == "get_attr":
+        value = attribute(source, str(node.target))
+        if isinstance(value, fx.GraphModule):
+            values[node] = value  # placed where it is used: an inlined body is not
+            return
+        values[node] = graph.create_node("get_attr", _own(root, str(node.target), cast(Tensor, value), names), name=node.name)
+    elif node.op == "call_function" and getattr(node.target, "__name__", "") in INLINED:
+        values[node] = _inline(node, graph, root, values, names)
+        return
+    elif node.target is operator.getitem and isinstance(values.get(cast(fx.Node, node.args[0])), tuple):
+        values[node] = values[cast(fx.Node, node.args[0])][node.args[1]]
+        return
+    elif node.target in IDENTITIES or (node.target in DROPOUTS and node.args[-1] is False):
+        values[node] = values[cast(fx.Node, node.args[0])]
+        return
+    else:
+        _check(node)
+        _place_bodies(node, graph, root, values)
+        copied = graph.node_copy(node, lambda argument: cast(fx.Node, values[argument]))
+        copied.args = cast(Any, map_aggregate(copied.args, _on_cpu))
+        copied.kwargs = cast(Any, map_aggregate(copied.kwargs, _on_cpu))
+        values[node] = copied
+        return
+    values[node].meta = dict(node.meta)
+
+
+def _computes_nothing(node: fx.Node) -> bool:
+    name = str(node.target).removeprefix("aten.").removeprefix("torch.")
+    return node.op in ("call_function", "call_module") and not node.users and name.startswith(CHECKS)
+
+
+def _own(root: torch.nn.Module, target: str, value: Tensor, names: dict[Any, str]) -> str:
+    """Give ``root`` its own copy of ``value`` under ``target``, or say under which name it already has it."""
+    identity = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype) if value.numel() else target
+    if identity not in names:
+        names[identity] = target
+        place(root, target, value.detach().to("cpu", copy=True))
+    return names[identity]
+
+
+def _inline(node: fx.Node, graph: fx.Graph, root: torch.nn.Module, values: dict[fx.Node, Any], names: dict[Any, str]) -> tuple[Any, ...]:
+    arguments = [values[argument] for argument in node.args if isinstance(argument, fx.Node)]
+    body = next(argument for argument in arguments if isinstance(argument, fx.GraphModule))
+    given = [argument for argument in arguments if argument is not body]
+    inner: dict[fx.Node, Any] = dict(zip((inside for inside in body.graph.nodes if inside.op == "placeholder"), given, strict=True))
+    for inside in body.graph.nodes:
+        if inside.op == "output":
+            return tuple(inner[result] for result in inside.args[0])
+        if inside.op != "placeholder":
+            _copy_node(inside, body, graph, root, inner, names)
+    raise ModelError(f"the exported graph has a body without an output at {node.name!r}")
+
+
+def _place_bodies(node: fx.Node, graph: fx.Graph, root: torch.nn.Module, values: dict[fx.Node, Any]) -> None:
+    """Normalize the branches of a ``torch.cond`` and the like, and put them beside the parameters."""
+    for argument in node.all_input_nodes:
+        body = values[argument]
+        if isinstance(body, fx.GraphModule):
+            plain_root = torch.nn.Module()
+            plain = fx.GraphModule(plain_root, _copy(body, plain_root, {}), class_name="Branch")
+            plain.graph.eliminate_dead_code()
+            plain.recompile()
+            name = argument.name
+            root.add_module(name, plain)
+            values[argument] = graph.create_node("get_attr", name, name=name)
+
+
+def _check(node: fx.Node) -> None:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    if torch.Tag.nondeterministic_seeded in node.target.tags and _draws(node):
+        raise ModelError(
+            f"the model draws random numbers in evaluation mode ({node.target} at {_place_of(node)}); make its forward deterministic"
+        )
+    if node.target is aten.batch_norm.default and node.args[5] is not False:
+        raise ModelError(
+            f"BatchNorm {_place_of(node)} has no running statistics, so that one row's output depends on the other rows; "
+            "use track_running_stats=True, or another normalization"
+        )
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operation that can draw random numbers does: attention and recurrent layers only where they drop out."""
+    schema = cast(torch._ops.OpOverload, node.target)._schema
+    given = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    given.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+    given.update(node.kwargs)
+    off = [given.get(name) in (False, 0.0) for name in ("train", "training", "dropout", "dropout_p", "p") if name in given]
+    return not any(off)
+
+
+def _place_of(node: fx.Node) -> str:
+    return repr(stack_name(node) or node.name)
+
+
+def stack_name(node: fx.Node) -> str:
+    """Dotted name of the module whose forward made ``node``; empty at the top or where ``torch.export`` did not say."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _on_cpu(argument: Any) -> Any:
+    return torch.device("cpu") if isinstance(argument, torch.device) else argument
+
+
+def renamed(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with names that depend on it alone: ``torch.export`` numbers some nodes by what it did before."""
+    plain = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        base = {"placeholder": "x", "output": "output", "get_attr": str(node.target).replace(".", "_")}.get(node.op)
+        name = base or str(getattr(node.target, "__name__", node.target)).split(".")[0]
+        args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: values[a] if isinstance(a, fx.Node) else a)
+        target = "x" if node.op == "placeholder" else node.target
+        values[node] = plain.create_node(node.op, target, args, kwargs, name=name)
+        values[node].meta = dict(node.meta)
+    return fx.GraphModule(graph, plain, class_name="Network")
+
+
+def fold_constants(graph: fx.GraphModule, wanted: Callable[[fx.Node], tuple[fx.Node, ...]]) -> None:
+    """Compute, once and for all, those arguments of a node named by ``wanted`` that depend on parameters only.
+
+    This is what turns the weight of a parametrized layer (weight norm, pruning masks) into a plain parameter.
+    """
+    known: dict[fx.Node, Any] = {}
+    constant = constant_nodes(graph.graph)
+
+    def value_of(node: fx.Node) -> Any:
+        if node not in known:
+            if node.op == "get_attr":
+                known[node] = attribute(graph, str(node.target))
+            else:
+                args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: value_of(a) if isinstance(a, fx.Node) else a)
+                known[node] = cast(Callable[..., Any], node.target)(*args, **kwargs)
+        return known[node]
+
+    for node in list(graph.graph.nodes):
+        for argument in wanted(node):
+            if argument.op == "call_function" and argument in constant:
+                with torch.no_grad():
+                    value = value_of(argument)
+                name = f"{argument.name}_folded"
+                place(graph, name, value.clone())
+                with graph.graph.inserting_before(node):
+                    folded = graph.graph.get_attr(name)
+                folded.meta["folded"] = True
+                argument.replace_all_uses_with(folded)
+    graph.graph.eliminate_dead_code()
+
+
+def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on parameters and constants only."""
+    constant: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(node.all_input_nodes)):
+            constant.add(node)
+    return constant

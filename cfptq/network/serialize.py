@@ -1,0 +1,276 @@
+"""A network on disk: its graph as JSON, its parameters as safetensors. Nothing is ever unpickled.
+
+``network.json`` names ATen operations and their arguments; reading it back can call nothing but the operations allowed here: ATen
+operations that compute a tensor from tensors, arithmetic on sizes, and ``torch.cond``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import keyword
+import math
+import operator
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, fx
+
+from cfptq.errors import CfptqError, FileError, ModelError
+from cfptq.files import write_text, written_aside
+from cfptq.network.graph import Layer, Network, place
+
+SCHEMA = 1
+GRAPH_FILE = "network.json"
+TENSOR_FILE = "network.safetensors"
+
+_SIZE_OPERATORS = ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "lt", "le", "gt", "ge", "eq", "ne", "and_", "or_")
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{f"operator.{name}": getattr(operator, name) for name in _SIZE_OPERATORS},
+    **{f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite")},
+    **{f"math.{name}": getattr(math, name) for name in ("floor", "ceil", "trunc")},
+    "higher_order.cond": torch.ops.higher_order.cond,
+}
+_NAMES = {function: name for name, function in _FUNCTIONS.items()}
+#: Operations that take no tensor and may be called all the same; private ones are refused but for these.
+_FACTORIES = frozenset(("arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros"))
+_PRIVATE = frozenset(
+    ("_adaptive_avg_pool2d", "_log_softmax", "_native_batch_norm_legit_no_training", "_softmax", "_to_copy", "_unsafe_view")
+)
+_CONSTANTS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+
+
+def save(network: Network, folder: str | os.PathLike[str]) -> None:
+    """Write ``network.json`` and ``network.safetensors`` into ``folder``, which is made if its parent exists.
+
+    Raises:
+        FileError: the folder cannot be written.
+        ModelError: the graph calls something that :func:`load` would refuse (a custom operation).
+    """
+    folder = Path(folder)
+    for name in _targets(network.graph):
+        _function(name)  # refuse now rather than when it is read
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {folder}: {error.strerror}") from error
+    tensors = _tensors(network.graph)
+    with written_aside(folder / TENSOR_FILE) as aside:
+        safetensors.torch.save_file(tensors, aside)
+    document = {"format": "cfptq-network", "schema": SCHEMA, "tensors_sha256": _tensor_digest(tensors), **_document(network)}
+    write_text(folder / GRAPH_FILE, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def load(folder: str | os.PathLike[str]) -> Network:
+    """Read a network that :func:`save` wrote.
+
+    Raises:
+        FileError: a file is missing, cut off, altered, of a newer schema, or names an operation that is not allowed.
+    """
+    path = Path(folder) / GRAPH_FILE
+    tensors = _read_tensors(path.with_name(TENSOR_FILE))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}; give the folder that a network was saved to") from error
+    except ValueError as error:
+        raise FileError(f"{path} is not valid JSON ({error}); it was cut off or edited") from error
+    if not isinstance(document, dict) or document.get("format") != "cfptq-network":
+        raise FileError(f"{path} does not describe a network saved by cfptq")
+    if document.get("schema") != SCHEMA:
+        raise FileError(f"{path} has schema {document.get('schema')!r}; this release of cfptq reads schema {SCHEMA}")
+    if document.get("tensors_sha256") != _tensor_digest(tensors):
+        raise FileError(f"{path.with_name(TENSOR_FILE)} does not belong to {path}: save the network again")
+    try:
+        graph = _build(document["graph"], tensors, "")
+        layers = tuple(Layer(**dict(entry, weight_shape=tuple(entry["weight_shape"]))) for entry in document["layers"])
+        skipped = tuple((str(name), str(reason)) for name, reason in document["skipped"])
+        network = Network(graph.eval(), layers, skipped, tuple(int(extent) for extent in document["input_shape"]))
+        with torch.no_grad():
+            output: object = network(torch.zeros(2, *network.input_shape))
+        if not isinstance(output, Tensor) or len(output) != 2:
+            raise FileError("its graph does not give one output a row")
+    except CfptqError as error:
+        raise FileError(f"{path} is damaged: {error}") from error
+    except Exception as error:
+        raise FileError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    return network
+
+
+def digest(network: Network) -> str:
+    """SHA-256 (hexadecimal) over the graph's structure, the layers and every parameter's name, shape, dtype and bytes."""
+    text = json.dumps(_document(network), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256((text + _tensor_digest(_tensors(network.graph))).encode()).hexdigest()
+
+
+def _document(network: Network) -> dict[str, Any]:
+    return {
+        "input_shape": list(network.input_shape),
+        "layers": [dict(vars(layer), weight_shape=list(layer.weight_shape)) for layer in network.layers],
+        "skipped": [list(entry) for entry in network.skipped],
+        "graph": _describe(network.graph),
+    }
+
+
+def _tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
+    return {name: value.detach().contiguous() for name, value in sorted(graph.state_dict().items())}
+
+
+def _tensor_digest(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+    return total.hexdigest()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FileError(f"cannot read {path}: {error}; give the folder that a network was saved to") from error
+
+
+# --- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def _describe(graph: fx.GraphModule) -> dict[str, Any]:
+    nodes = []
+    for node in graph.graph.nodes:
+        entry: dict[str, Any] = {"op": node.op, "name": node.name}
+        if node.op in ("get_attr", "call_function"):
+            entry["target"] = str(node.target) if node.op == "get_attr" else _name(node.target)
+        if node.op != "placeholder":
+            entry["args"] = [_encode(argument) for argument in node.args]
+        if node.kwargs:
+            entry["kwargs"] = {key: _encode(value) for key, value in sorted(node.kwargs.items())}
+        nodes.append(entry)
+    bodies = {name: _describe(body) for name, body in graph.named_children() if isinstance(body, fx.GraphModule)}
+    return {"nodes": nodes, "bodies": bodies} if bodies else {"nodes": nodes}
+
+
+def _targets(graph: fx.GraphModule) -> list[str]:
+    graphs = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
+    return [_name(node.target) for module in graphs for node in module.graph.nodes if node.op == "call_function"]
+
+
+def _name(target: object) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    return _NAMES.get(cast("Callable[..., Any]", target), f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}")
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(element) for element in value]}
+    if isinstance(value, list):
+        return [_encode(element) for element in value]
+    if isinstance(value, slice):
+        return {"slice": [_encode(part) for part in (value.start, value.stop, value.step)]}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    for kind, of in _CONSTANTS.items():
+        if isinstance(value, of):
+            return {kind: str(value).removeprefix("torch.")}
+    raise ModelError(f"the graph has an argument of type {type(value).__name__}, which cannot be written to a file")
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------------
+
+
+def _build(document: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> fx.GraphModule:
+    root = torch.nn.Module()
+    for name, body in document.get("bodies", {}).items():
+        root.add_module(name, _build(body, tensors, f"{prefix}{name}."))
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in document["nodes"]:
+        node = _build_node(graph, entry, nodes, root, tensors, prefix)
+        if node.name != entry["name"]:
+            raise FileError(f"node name {entry['name']!r} is taken or is no identifier")
+        nodes[node.name] = node
+    graph.lint()
+    return fx.GraphModule(root, graph, class_name="Branch" if prefix else "Network")
+
+
+def _build_node(
+    graph: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx.Node], root: torch.nn.Module, tensors: dict[str, Tensor], prefix: str
+) -> fx.Node:
+    operation, name = entry["op"], entry["name"]
+    args = tuple(_decode(argument, nodes) for argument in entry.get("args", []))
+    kwargs = {key: _decode(value, nodes) for key, value in entry.get("kwargs", {}).items()}
+    # Names become part of the generated source: let nothing through that could end a string or a statement.
+    if not all(key.isidentifier() for key in (name, *kwargs)) or keyword.iskeyword(name):
+        raise FileError(f"node {name!r} has a name or keyword that is no identifier")
+    if operation == "placeholder":
+        return graph.create_node("placeholder", name, name=name)
+    if operation == "output":
+        return graph.create_node("output", "output", args, kwargs, name=name)
+    if operation == "call_function":
+        return graph.create_node("call_function", _function(entry["target"]), args, kwargs, name=name)
+    if operation != "get_attr":
+        raise FileError(f"node {name!r} has the unknown operation {operation!r}")
+    target = entry["target"]
+    if not target.isprintable() or '"' in target or "\\" in target:
+        raise FileError(f"node {name!r} reads an attribute of the impossible name {target!r}")
+    if prefix + target in tensors:
+        place(root, target, tensors[prefix + target])
+    elif not isinstance(root._modules.get(target), fx.GraphModule):
+        raise FileError(f"{TENSOR_FILE} holds no tensor {prefix + target!r}")
+    return graph.create_node("get_attr", target, name=name)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """The function called ``name``, if a network may call it.
+
+    Raises:
+        ModelError: it may not.
+    """
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    namespace, _, rest = name.partition(".")
+    operation, _, overload = rest.partition(".")
+    if namespace == "aten" and (not operation.startswith("_") or operation in _PRIVATE):
+        found = getattr(getattr(torch.ops.aten, operation, None), overload, None)
+        if isinstance(found, torch._ops.OpOverload) and _is_pure(found, operation):
+            return cast(Callable[..., Any], found)
+    raise ModelError(f"{name!r} is not an operation that a network file may hold; only ATen operations without side effects are")
+
+
+def _is_pure(overload: torch._ops.OpOverload, operation: str) -> bool:
+    schema = overload._schema
+    takes_tensor = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    return bool(schema.returns) and not schema.is_mutable and (takes_tensor or operation in _FACTORIES)
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(element, nodes) for element in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        return nodes[content]
+    if kind == "tuple":
+        return tuple(_decode(element, nodes) for element in content)
+    if kind == "slice":
+        return slice(*(_decode(part, nodes) for part in content))
+    if kind == "float":
+        return float(content)
+    if kind == "device":
+        return torch.device(content)
+    constant = getattr(torch, content)
+    if not isinstance(constant, _CONSTANTS[kind]):
+        raise FileError(f"{content!r} is no {kind}")
+    return constant

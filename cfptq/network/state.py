@@ -1,0 +1,72 @@
+"""Models and global state left exactly as they were found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def undisturbed(*models: nn.Module, threads: int | None = None) -> Iterator[None]:
+    """Run a block with ``models`` in eval mode; afterwards everything is as it was, also where the block raises.
+
+    Restored: the training flag of each submodule, ``requires_grad`` and ``.grad`` of each parameter, buffers (the same
+    tensor objects with the same values), PyTorch's thread count, and the global generators of PyTorch (CPU and CUDA), NumPy
+    and Python. Inside the block ``.grad`` is ``None``, so gradients that the user has accumulated cannot be added to.
+    Parameter values are not copied: a block that writes them must work on a copy.
+
+    Args:
+        models: modules that the block runs; none at all guards the global state only.
+        threads: PyTorch's intra-op thread count inside the block; ``None`` leaves it.
+    """
+    modules = list({id(module): module for model in models for module in model.modules()}.values())
+    parameters = list({id(p): p for model in models for p in model.parameters()}.values())
+    modes = [module.training for module in modules]
+    frozen = [(p.requires_grad, p.grad) for p in parameters]
+    buffers = [{name: (b, None if b is None else b.detach().clone()) for name, b in module._buffers.items()} for module in modules]
+    thread_count = torch.get_num_threads()
+    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        # The flag is written directly: modules that come out of torch.export refuse .eval().
+        for module in modules:
+            module.training = False
+        for parameter in parameters:
+            parameter.grad = None
+        if threads is not None and threads != thread_count:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for parameter, (requires_grad, grad) in zip(parameters, frozen, strict=True):
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        for module, saved in zip(modules, buffers, strict=True):
+            for name in [name for name in module._buffers if name not in saved]:
+                del module._buffers[name]
+            for name, (buffer, value) in saved.items():
+                module._buffers[name] = buffer
+                if buffer is not None and value is not None:
+                    _write_back(buffer, value)
+        if torch.get_num_threads() != thread_count:
+            torch.set_num_threads(thread_count)
+        torch.set_rng_state(generators[0])
+        np.random.set_state(generators[1])
+        random.setstate(generators[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def _write_back(buffer: Tensor, value: Tensor) -> None:
+    if buffer.shape == value.shape and torch.equal(buffer, value):
+        return
+    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+        if buffer.shape != value.shape:
+            buffer.resize_(value.shape)
+        buffer.copy_(value)
