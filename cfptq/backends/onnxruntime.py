@@ -18,9 +18,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cfptq.errors import ModelError
-from cfptq.network import Network
-from cfptq.network.export import OnnxLayer, find_layer_nodes
-from cfptq.network.export import to_onnx_model as export_network
+from cfptq.network import Network, OnnxLayer, find_layer_nodes
+from cfptq.network import to_onnx_model as network_to_onnx
 from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, prepared
 
 #: Opset of the file: 21 brought INT4, 25 INT2.
@@ -47,7 +46,7 @@ def to_onnx_model(
         ModelError: the plan was made for another network.
     """
     check_matches(network, plan)
-    source = float_model if float_model is not None else export_network(network, opset=_opset(plan, packed))
+    source = float_model if float_model is not None else network_to_onnx(network, opset=_opset(plan, packed))
     model = onnx.ModelProto()
     model.CopyFrom(source)
     editor = _Editor(model, plan, packed)
@@ -70,7 +69,7 @@ def to_onnx_model(
 
 def prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelProto:
     """The prepared network (float32 weights on the plan's grid) as ONNX, for ONNX Runtime's own quantizer."""
-    model = export_network(prepared(network, plan), opset=OPSET)
+    model = network_to_onnx(prepared(network, plan), opset=OPSET)
     helper.set_model_props(model, {"cfptq.prepared_for": plan.digest})
     return model
 

@@ -1,0 +1,74 @@
+"""Quantize a classifier without breaking the recourse that people were promised.
+
+Every name below is loaded when it is first used, so that ``import cfptq`` costs nothing and needs no optional toolchain.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cfptq import errors
+from cfptq.errors import CfptqError
+
+if TYPE_CHECKING:
+    from cfptq import actions, allocation, auditing, backends, calibration, datasets, metrics, models, network, quantize, recourse
+    from cfptq.actions import ActionSet
+    from cfptq.allocation import Budget
+    from cfptq.api import audit, calibrate, compare, load
+    from cfptq.method import Method
+    from cfptq.result import Result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActionSet",
+    "Budget",
+    "CfptqError",
+    "Method",
+    "Result",
+    "__version__",
+    "actions",
+    "allocation",
+    "audit",
+    "auditing",
+    "backends",
+    "calibrate",
+    "calibration",
+    "compare",
+    "datasets",
+    "errors",
+    "load",
+    "metrics",
+    "models",
+    "network",
+    "quantize",
+    "recourse",
+]
+
+#: Public name -> the module that defines it.
+_HOMES = {
+    "ActionSet": "cfptq.actions",
+    "Budget": "cfptq.allocation",
+    "Method": "cfptq.method",
+    "Result": "cfptq.result",
+    "audit": "cfptq.api",
+    "calibrate": "cfptq.api",
+    "compare": "cfptq.api",
+    "load": "cfptq.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in __all__:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

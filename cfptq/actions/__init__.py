@@ -1,0 +1,22 @@
+"""What people may change, how far and at what cost: features, action sets, projection, encoding, words."""
+
+from cfptq.actions.action_set import ActionSet
+from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal, Statistics
+from cfptq.actions.pricing import Norm, Weights
+from cfptq.actions.space import ActionSpace
+from cfptq.actions.values import Level
+
+__all__ = [
+    "ActionSet",
+    "ActionSpace",
+    "AnyFeature",
+    "Categorical",
+    "Continuous",
+    "Integer",
+    "Level",
+    "Mutability",
+    "Norm",
+    "Ordinal",
+    "Statistics",
+    "Weights",
+]

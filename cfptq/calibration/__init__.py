@@ -1,0 +1,7 @@
+"""Calibration data: a seeded sample of the user's loader, and the teacher's counterfactual points (appendix F)."""
+
+from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
+from cfptq.calibration.draw import draw_rows
+from cfptq.calibration.teacher import PAPER_TEACHER, augment, factual_only
+
+__all__ = ["COUNTERFACTUAL", "FACTUAL", "PAPER_TEACHER", "CalibrationSet", "augment", "draw_rows", "factual_only"]

@@ -1,0 +1,98 @@
+"""Teacher recourse, computed once, and the calibration set it makes (eqs. 20 and 21)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cfptq.actions.space import ActionSpace
+from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
+from cfptq.errors import DataError, name_rows
+from cfptq.network.predictor import Predictor
+from cfptq.recourse import Method, ProjectedGradient, RecourseBatch, Target, solve, target_of_rows
+
+#: Appendix F to the letter: K = 3 steps and the final iterate, whether it reaches the target or not.
+PAPER_TEACHER = ProjectedGradient(steps=3, early_stop=False)
+
+
+def augment(
+    rows: Tensor,
+    labels: Tensor | None,
+    predictor: Predictor,
+    space: ActionSpace,
+    *,
+    target: Target,
+    settings: Method = PAPER_TEACHER,
+    seed: int = 0,
+    threads: int | None = 1,
+    progress: bool = True,
+) -> tuple[CalibrationSet, RecourseBatch]:
+    """U_cal: the factual rows, and x + delta_fp of every row that the teacher does not give its target (eqs. 20, 21).
+
+    Args:
+        rows: X_cal, (N, ...) float32.
+        labels: (N,) int64, or ``None``: the teacher's decisions then stand in, and ``labels_are_teacher`` says so.
+        predictor: the teacher.
+        space: what each person may change.
+        target: the wanted class: one for all, one a row (N,), or a rule ``(rows, logits) -> (N,)``.
+        settings: how the teacher's recourse is computed.
+        seed: of random restarts. threads: PyTorch threads to use. progress: see :func:`cfptq.recourse.solve`.
+
+    Returns:
+        The calibration set, and the teacher's recourse of the rejected rows, in the order of the counterfactual rows. Nobody
+        rejected gives a set of factual rows alone and an empty batch.
+
+    Raises:
+        DataError, ActionSetError, ModelError: as :func:`cfptq.recourse.solve`; also labels that do not fit the rows.
+    """
+    logits = predictor.logits(rows)
+    factual = _factual(rows, labels, logits, target)
+    rejected = (logits.argmax(1) != factual.target).nonzero()[:, 0]
+    if len(rejected) == 0:
+        space.check(rows)
+        return factual, _nobody(rows, space, settings)
+    teacher = solve(
+        predictor, rows[rejected], space, target=factual.target[rejected], method=settings, seed=seed, threads=threads, progress=progress
+    )
+    assert factual.labels is not None
+    points = CalibrationSet(
+        rows=torch.cat((factual.rows, teacher.points)),
+        origin=torch.cat((factual.origin, torch.full((len(rejected),), COUNTERFACTUAL, dtype=torch.uint8))),
+        weights=torch.ones(len(rows) + len(rejected)),
+        source=torch.cat((factual.source, rejected)),
+        target=torch.cat((factual.target, teacher.target)),
+        labels=torch.cat((factual.labels, torch.full((len(rejected),), -1))),
+        labels_are_teacher=factual.labels_are_teacher,
+    )
+    return points, teacher
+
+
+def factual_only(rows: Tensor, labels: Tensor | None, predictor: Predictor, *, target: Target) -> CalibrationSet:
+    """X_cal alone, as plain post-training quantization has it; arguments as in :func:`augment`."""
+    return _factual(rows, labels, predictor.logits(rows), target)
+
+
+def _factual(rows: Tensor, labels: Tensor | None, logits: Tensor, target: Target) -> CalibrationSet:
+    if labels is not None:
+        if tuple(labels.shape) != (len(rows),) or labels.dtype != torch.int64:
+            raise DataError(f"labels are {tuple(labels.shape)} {labels.dtype} for {len(rows)} rows; give one int64 class a row")
+        outside = ((labels < 0) | (labels >= logits.shape[1])).nonzero()[:, 0].tolist()
+        if outside:
+            raise DataError(f"labels of rows {name_rows(outside)} are none of the model's {logits.shape[1]} classes, counted from 0")
+    return CalibrationSet(
+        rows=rows.clone(),
+        origin=torch.full((len(rows),), FACTUAL, dtype=torch.uint8),
+        weights=torch.ones(len(rows)),
+        source=torch.arange(len(rows)),
+        target=target_of_rows(target, rows, logits),
+        labels=logits.argmax(1) if labels is None else labels.clone(),
+        labels_are_teacher=labels is None,
+    )
+
+
+def _nobody(rows: Tensor, space: ActionSpace, settings: Method) -> RecourseBatch:
+    none = rows[:0]
+    empty = torch.zeros(0)
+    name = "projected-gradient" if isinstance(settings, ProjectedGradient) else "minimal-cost"
+    confidence = 0.5 if isinstance(settings, ProjectedGradient) else settings.confidence
+    return RecourseBatch(none, none, space.zero(rows)[:0], empty, empty.bool(), empty, empty.long(), name, confidence)

@@ -1,0 +1,5 @@
+"""The ``cfptq`` command."""
+
+from cfptq.cli.commands import app
+
+__all__ = ["app"]

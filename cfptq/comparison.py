@@ -1,0 +1,114 @@
+"""Methods side by side: one table, one ``results.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+from cfptq.files import write_text
+
+#: Version of ``results.json``.
+SCHEMA = 1
+
+#: Columns of the table: heading, key in a method's entry, decimals.
+COLUMNS: tuple[tuple[str, str, int], ...] = (
+    ("bits", "average_bits", 2),
+    ("file KiB", "stored_bytes", 1),
+    ("accuracy", "accuracy", 4),
+    ("VD", "validity_drop", 3),
+    ("VD@.55", "validity_drop_at.0.55", 3),
+    ("CRG", "recourse_gap", 3),
+    ("CRG median", "recourse_gap_median", 3),
+    ("lost", "recourse_lost_rate", 3),
+    ("DirSim", "direction_similarity", 3),
+    ("drift", "favourable_rate_drift", 4),
+    ("flips", "factual_flip_rate", 4),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What each method did to accuracy and recourse, on the same rows.
+
+    Attributes:
+        dataset: a word for tables.
+        seed: of the calibration draw and the population's shuffle.
+        fp32: the full-precision model's own entry.
+        budgets: by average bits as text ("4.0"), by method, its entry as in ``results.json``.
+        headline: the budget that ``methods`` shows.
+        unavailable: methods that could not run here, and why.
+        seconds: wall time of each method; kept apart, in ``timings.json``.
+        warnings: sentences that the reader should see.
+    """
+
+    dataset: str
+    seed: int
+    fp32: Mapping[str, Any]
+    budgets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    headline: str
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> Mapping[str, Mapping[str, Any]]:
+        """Entries at the headline budget."""
+        return self.budgets[self.headline]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``results.json``; fixed by inputs and seed."""
+        entries: dict[str, Any] = {
+            "schema": SCHEMA,
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "fp32": dict(self.fp32),
+            "methods": {name: dict(entry) for name, entry in self.methods.items()},
+            "budgets": {budget: {name: dict(entry) for name, entry in methods.items()} for budget, methods in self.budgets.items()},
+        }
+        if self.unavailable:
+            entries["unavailable"] = dict(self.unavailable)
+        return entries
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write ``results.json``, whole or not at all."""
+        write_text(path, json.dumps(self.to_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+    def timings_to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write ``timings.json``: seconds of each method, which no two runs share."""
+        write_text(path, json.dumps({"schema": SCHEMA, "seconds": dict(self.seconds)}, indent=1, sort_keys=True) + "\n")
+
+    def table(self, budget: str | None = None) -> Table:
+        """A Rich table of the methods at ``budget`` (the headline one by default)."""
+        chosen = budget or self.headline
+        title = f"{self.dataset}: recourse after quantization, {chosen} bits on average, seed {self.seed}"
+        table = Table(title=title, caption="VD, CRG, drift and flips: nearer 0 is better; DirSim: nearer 1")
+        table.add_column("method")
+        for heading, _, _ in COLUMNS:
+            table.add_column(heading, justify="right")
+        for name, entry in {"fp32": self.fp32, **self.budgets[chosen]}.items():
+            table.add_row(name, *(_cell(entry, key, decimals) for _, key, decimals in COLUMNS))
+        for name, why in self.unavailable.items():
+            table.add_row(name, why)
+        return table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for budget in self.budgets:
+            yield self.table(budget)
+        for warning in self.warnings:
+            yield f"note: {warning}"
+
+
+def _cell(entry: Mapping[str, Any], key: str, decimals: int) -> str:
+    value: Any = entry
+    for part in (key,) if key in entry else key.split(".", 1):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value / 1024:.1f}" if key == "stored_bytes" else f"{value:.{decimals}f}"

@@ -1,0 +1,105 @@
+"""A method: which rows calibrate, what scores the layers, who spends the budget, how weights are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal, TypeVar
+
+from cfptq.allocation import Allocator, Score, counterfactual_gradient, factual_gradient, greedy, uniform
+from cfptq.errors import CfptqError, RecipeError
+from cfptq.quantize import Activations, Rounding, nearest, nearest_on_full_range
+
+T = TypeVar("T", bound=Callable[..., object])
+
+#: Scores, allocators and rounding rules that a method may name instead of passing one.
+SCORES: Mapping[str, Score] = MappingProxyType({"factual": factual_gradient, "counterfactual": counterfactual_gradient})
+ALLOCATORS: Mapping[str, Allocator] = MappingProxyType({"greedy": greedy, "uniform": uniform})
+ROUNDINGS: Mapping[str, Rounding] = MappingProxyType({"nearest": nearest, "nearest-full-range": nearest_on_full_range})
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model is quantized. Every preset of :data:`METHODS` is one; a user may pass her own to ``calibrate``.
+
+    Attributes:
+        name: stands in results, plans and files.
+        rows: "factual" calibrates on X_cal, "augmented" on U_cal = X_cal ∪ {x + δ} (eq. 21).
+        score: "factual" or "counterfactual" (eq. 23), or a callable of the type ``cfptq.allocation.Score``.
+        allocator: "greedy" (eq. 24), "uniform", or a callable of the type ``cfptq.allocation.Allocator``.
+        rounding: "nearest" (scales by eq. 22), "nearest-full-range", or a callable of the type ``cfptq.quantize.Rounding``.
+        activations: bits of the tensors that feed quantized layers.
+    """
+
+    name: str
+    rows: Literal["factual", "augmented"] = "augmented"
+    score: str | Score = "counterfactual"
+    allocator: str | Allocator = "greedy"
+    rounding: str | Rounding = "nearest"
+    activations: Activations = field(default_factory=Activations)
+
+    def __post_init__(self) -> None:
+        if self.rows not in ("factual", "augmented"):
+            raise RecipeError(f"method {self.name!r}: rows must be 'factual' or 'augmented', not {self.rows!r}")
+        for what, choice, known in (("score", self.score, SCORES), ("allocator", self.allocator, ALLOCATORS), ("rounding", self.rounding, ROUNDINGS)):
+            if isinstance(choice, str) and choice not in known:
+                raise RecipeError(f"method {self.name!r}: {what} {choice!r} is unknown; choose one of {', '.join(known)}, or pass a callable")
+
+    @property
+    def needs_recourse(self) -> bool:
+        """Whether the method looks at counterfactual points at all."""
+        return self.rows == "augmented" or self.score_function is counterfactual_gradient
+
+    @property
+    def score_function(self) -> Score:
+        return _chosen(self.score, SCORES)
+
+    @property
+    def allocate(self) -> Allocator:
+        return _chosen(self.allocator, ALLOCATORS)
+
+    @property
+    def round(self) -> Rounding:
+        return _chosen(self.rounding, ROUNDINGS)
+
+    def with_activations(self, bits: int | None, input_bits: int | None) -> Method:
+        """The same method with other activation formats; None keeps what it has."""
+        kept = self.activations
+        return replace(self, activations=Activations(bits or kept.bits, input_bits or kept.input_bits))
+
+
+#: The paper's training-free variants (Appendix F), by name.
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            Method("ptq", rows="factual", score="factual", allocator="uniform"),
+            Method("mixed-ptq", rows="factual", score="factual"),
+            Method("cf-ptq-calibration", rows="augmented", score="factual"),
+            Method("cf-ptq-allocation", rows="factual", score="counterfactual"),
+            Method("cf-ptq", rows="augmented", score="counterfactual"),
+        )
+    }
+)
+
+
+def as_method(method: str | Method) -> Method:
+    """The preset of that name, or the method itself.
+
+    Raises:
+        RecipeError: no preset has that name.
+    """
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise RecipeError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}, or pass a cfptq.Method")
+    return METHODS[method]
+
+
+def _chosen(choice: str | T, known: Mapping[str, T]) -> T:
+    if isinstance(choice, str):
+        return known[choice]
+    if not callable(choice):
+        raise CfptqError(f"{choice!r} is neither a name nor a callable")
+    return choice

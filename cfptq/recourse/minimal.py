@@ -1,0 +1,156 @@
+"""Minimal-cost recourse (eqs. 3 and 4): a portfolio of ways to the boundary, refined, repaired, the best kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite, log
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cfptq.actions.space import ActionSpace
+from cfptq.errors import DataError
+from cfptq.network.predictor import Predictor
+from cfptq.recourse.descent import Descent, descend
+from cfptq.recourse.exploration import anywhere, climb, promising_moves
+from cfptq.recourse.refinement import refine, rescan
+from cfptq.recourse.terrain import Terrain, survey
+
+#: Tried for everyone.
+PORTFOLIO = (
+    Descent(sharpness=inf),
+    Descent(sharpness=inf, first=1),
+    Descent(sharpness=inf, first=2),
+    Descent(sharpness=inf, first=3),
+    Descent(sharpness=inf, pace=0.25),
+    Descent(sharpness=2.0, pace=0.25),
+)
+#: Tried as well where cost is no sum over features: spreading the effort is then cheaper than the best single feature.
+SPREADING = (Descent(sharpness=1.0), Descent(sharpness=1.0, pace=0.25))
+#: Tried for those whom the portfolio leaves without recourse.
+LAST_RESORT = (
+    Descent(sharpness=1.0, pace=0.1),
+    Descent(sharpness=0.5, pace=0.25, priced=False),
+    Descent(sharpness=1.0, pace=0.05, priced=False),
+)
+#: Passes over all features for those whom no walk brought to the target.
+_SWEEPS = 4
+
+
+@dataclass(frozen=True)
+class MinimalCost:
+    """Settings of minimal-cost recourse.
+
+    Attributes:
+        confidence: probability of the target that the point must have against the strongest other class; 0.5 is the decision.
+        effort: ``"thorough"`` also tries single moves out in the model instead of trusting gradients, and repairs more often; it
+            costs several times as much and is seldom more than a few per cent from the optimum.
+        portfolio: the walks tried for every row.
+        steps: most gradient evaluations of one walk.
+        slack: logits by which a point must lie beyond the boundary, so that the last bits of another batch size cannot undo it.
+    """
+
+    confidence: float = 0.5
+    effort: Literal["fast", "thorough"] = "fast"
+    portfolio: tuple[Descent, ...] = PORTFOLIO
+    steps: int = 16
+    slack: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.confidence) and 0 < self.confidence < 1):
+            raise DataError(f"MinimalCost.confidence is {self.confidence}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        if self.effort not in ("fast", "thorough"):
+            raise DataError(f'MinimalCost.effort is {self.effort!r}; use "fast" or "thorough"')
+        if self.steps < 1 or not self.portfolio:
+            raise DataError("MinimalCost needs at least one walk in the portfolio and at least one step")
+        if not (isfinite(self.slack) and self.slack >= 0):
+            raise DataError(f"MinimalCost.slack is {self.slack}; it must be zero or a small positive number of logits")
+
+    @property
+    def level(self) -> float:
+        """Target margin asked for: logit of the confidence, in logits."""
+        return log(self.confidence / (1 - self.confidence))
+
+
+def minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost) -> Tensor:
+    """The cheapest action found for each row that is not at its target, (N, d); zero where none was found."""
+    terrain = survey(predictor, rows, space, target, settings.level + settings.slack)
+    best = space.zero(rows)
+    cost = torch.full((len(rows),), inf)
+    thorough = settings.effort == "thorough"
+    portfolio = settings.portfolio if terrain.additive else settings.portfolio + SPREADING
+    _search(terrain, torch.arange(len(rows)), best, cost, portfolio, settings.steps)
+    lost = cost.isinf().nonzero()[:, 0]
+    if len(lost):
+        _search(terrain, lost, best, cost, LAST_RESORT, 3 * settings.steps)
+        lost = cost.isinf().nonzero()[:, 0]
+    for attempt in range(6 if thorough else 3):
+        if len(lost) == 0:
+            break
+        start = anywhere(terrain, lost, attempt) if attempt else best[lost]
+        arrived, delta = climb(terrain, lost, start, _SWEEPS)
+        _keep_cheaper(best, cost, *refine(terrain, lost[arrived], delta))
+        lost = cost.isinf().nonzero()[:, 0]
+    if thorough:
+        _explore(terrain, best, cost, settings.steps)
+    found = cost.isfinite().nonzero()[:, 0]
+    delta, price = best[found], cost[found]
+    rescan(terrain, found, delta, price, 15 if thorough else 7)
+    best[found], cost[found] = delta, price
+    open_rows = torch.ones(len(rows), dtype=torch.bool)
+    for _ in range(4 if thorough else 1):
+        open_rows = _repair(terrain, best, cost, open_rows, settings.steps)
+        if not bool(open_rows.any()):
+            break
+    # Refinement takes feasible actions apart without asking; a space whose features hang together has the last word here.
+    return space.project(rows, best)
+
+
+def _search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, rules: tuple[Descent, ...], steps: int) -> None:
+    """Walk by every rule, then refine all that arrived."""
+    start = torch.zeros_like(best[index])
+    ceiling = torch.full((len(index),), inf)
+    walks: list[tuple[Tensor, Tensor]] = []
+    seen = terrain.slope(index, start)  # every walk starts here
+    for rule in rules:
+        arrived, delta = descend(terrain, index, start, rule, steps, ceiling, seen=seen)
+        walks.append((index[arrived], delta))
+        # What is far dearer than another walk will not be refined to something cheaper.
+        ceiling[arrived] = torch.minimum(ceiling[arrived], 1.5 * terrain.cost(index[arrived], delta))
+    _keep_cheaper(best, cost, *refine(terrain, torch.cat([row for row, _ in walks]), torch.cat([delta for _, delta in walks])))
+
+
+def _explore(terrain: Terrain, best: Tensor, cost: Tensor, steps: int) -> None:
+    """Walk on from the single moves that did most in the model itself."""
+    index, start = promising_moves(terrain, cost, 4)
+    if len(index):
+        arrived, delta = descend(terrain, index, start, Descent(sharpness=inf), steps, 1.2 * cost[index])
+        _keep_cheaper(best, cost, *refine(terrain, index[arrived], delta))
+
+
+def _repair(terrain: Terrain, best: Tensor, cost: Tensor, open_rows: Tensor, steps: int) -> Tensor:
+    """Take each changed feature out in turn and mend the action, without it (of a category: without its level) and, where something
+    is left, with all features free again. Returns the rows that gained."""
+    changed = terrain.changed(best) & open_rows[:, None]
+    owner, feature = changed.nonzero(as_tuple=True)
+    if len(owner) == 0:
+        return open_rows
+    taken = terrain.member[feature] > 0
+    start = torch.where(taken, 0, best[owner])
+    banned = taken & (terrain.single | (best[owner] > 0))
+    several = changed.sum(1)[owner] > 1
+    owner, start = torch.cat((owner, owner[several])), torch.cat((start, start[several]))
+    banned = torch.cat((banned, torch.zeros_like(banned[several])))
+    rule = Descent(sharpness=inf) if terrain.additive else Descent(sharpness=1.0, pace=0.5)
+    arrived, delta = descend(terrain, owner, start, rule, steps, 1.1 * cost[owner], banned)
+    before = cost.clone()
+    _keep_cheaper(best, cost, *refine(terrain, owner[arrived], delta))
+    return cost < before
+
+
+def _keep_cheaper(best: Tensor, cost: Tensor, index: Tensor, delta: Tensor, price: Tensor) -> None:
+    least = torch.full_like(cost, inf).scatter_reduce(0, index, price, "amin")
+    winner = ((price == least[index]) & (price < cost[index])).nonzero()[:, 0].flip(0)
+    best[index[winner]] = delta[winner]
+    cost[index[winner]] = price[winner]

@@ -1,0 +1,154 @@
+"""One recourse problem as the minimal-cost search sees it: what the model says, what can be moved, how far and at what price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cfptq.actions.space import ActionSpace
+from cfptq.errors import DataError
+from cfptq.network.head import target_margin
+from cfptq.network.predictor import Predictor
+
+#: A push that leaves every finite bound behind; what the projection leaves of it is how far a feature can go.
+_FAR = 1e6
+#: Rows on which the reachable one-hot levels are looked for. Mutability belongs to the feature, not to the row.
+_PROBED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """N rows that want a class, with everything the search asks about them more than once.
+
+    ``index`` arguments are int64 row numbers; a row may occur many times, each time with another action.
+
+    Attributes:
+        level: the target margin to be reached, in logits.
+        lowest, highest: range of each single-column feature's action in each row, (N, d); zero in one-hot columns.
+        reachable: one-hot columns that some row can move to, (d,) bool.
+        standing: the one-hot column each row stands on in every group that can move, (N, d) bool.
+        price: cost of one unit of each column, (d,).
+        owner: feature of each column, (d,) int64; columns of no feature cannot be moved.
+        single: columns that are a feature of their own, (d,) bool.
+        smooth: single columns along which every shorter action is feasible as it is (not integers, not ordinals), (d,) bool.
+        additive: the cost of an action is the sum of its features' costs (l1).
+        member: feature by column incidence, (F, d).
+    """
+
+    predictor: Predictor
+    space: ActionSpace
+    rows: Tensor
+    target: Tensor
+    level: float
+    lowest: Tensor
+    highest: Tensor
+    reachable: Tensor
+    standing: Tensor
+    price: Tensor
+    owner: Tensor
+    single: Tensor
+    smooth: Tensor
+    additive: bool
+    member: Tensor
+
+    def margin(self, index: Tensor, delta: Tensor) -> Tensor:
+        """Target margin of the artefact after feasible actions, (M,)."""
+        return target_margin(self.predictor.logits(self.space.apply(self.rows[index], delta)), self.target[index])
+
+    def slope(self, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Target margin of the surrogate (M,) and its gradient by the action (M, d)."""
+        with torch.enable_grad():
+            action = delta.detach().requires_grad_(True)
+            margin = target_margin(self.predictor.surrogate(self.space.apply(self.rows[index], action)), self.target[index])
+            (gradient,) = torch.autograd.grad(margin.sum(), action)
+        return margin.detach(), gradient
+
+    def project(self, index: Tensor, delta: Tensor) -> Tensor:
+        return self.space.project(self.rows[index], delta)
+
+    def cost(self, index: Tensor, delta: Tensor) -> Tensor:
+        return self.space.cost(self.rows[index], delta)
+
+    def changed(self, delta: Tensor) -> Tensor:
+        """Which features an action changes, (M, F) bool."""
+        return (delta != 0).to(delta.dtype) @ self.member.T > 0
+
+
+def survey(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, level: float) -> Terrain:
+    """Probe the space through its projection: bounds, reachable levels and prices.
+
+    Pushing no more features at once than may change (k) means that sparsity cuts none of them off.
+    """
+    start = space.zero(rows)
+    if start.dim() != 2:
+        raise DataError(f"minimal-cost recourse needs actions (N, d), these have shape {tuple(start.shape)}; use ProjectedGradient(...)")
+    width = start.shape[1]
+    features = space.feature_columns
+    member = torch.zeros(len(features), width)
+    owner = torch.full((width,), -1, dtype=torch.int64)
+    for feature, own in enumerate(features):
+        member[feature, list(own)] = 1
+        owner[list(own)] = feature
+    single = (member.T @ member.sum(1)) == 1
+    at_once = max(1, min(space.max_changes or len(features), len(features)))
+    lowest, highest = torch.zeros_like(start), torch.zeros_like(start)
+    alone = [own[0] for own in features if len(own) == 1]
+    for first in range(0, len(alone), at_once):
+        columns = alone[first : first + at_once]
+        for bound, push in ((lowest, -_FAR), (highest, _FAR)):
+            pushed = start.clone()
+            pushed[:, columns] = push
+            bound[:, columns] = space.project(rows, pushed)[:, columns]
+    price = space.cost(rows[:1].expand(width, *rows.shape[1:]), torch.eye(width)).clamp_min(1e-9)
+    additive = bool(torch.isclose(space.cost(rows[:1], torch.ones(1, width)), price.sum(), rtol=1e-4))
+    few = slice(0, _PROBED_ROWS)
+    smooth = single & _smooth_columns(rows[few], space, alone, at_once, lowest[few], highest[few])
+    reachable = _reachable_levels(rows[:_PROBED_ROWS], space, at_once)
+    standing = _standing_levels(rows, space, reachable, at_once)
+    return Terrain(
+        predictor, space, rows, target, level, lowest, highest, reachable, standing, price, owner, single, smooth, additive, member
+    )
+
+
+def _reachable_levels(rows: Tensor, space: ActionSpace, at_once: int) -> Tensor:
+    start = space.zero(rows)
+    reachable = torch.zeros(start.shape[1], dtype=torch.bool)
+    groups = [columns for columns in space.feature_columns if len(columns) > 1]
+    for first in range(0, len(groups), at_once):
+        together = groups[first : first + at_once]
+        for position in range(max(len(columns) for columns in together)):
+            columns = [group[position] for group in together if position < len(group)]
+            pushed = start.clone()
+            pushed[:, columns] = _FAR
+            reachable[columns] |= (space.project(rows, pushed)[:, columns] > 0).any(0)
+    return reachable
+
+
+def _standing_levels(rows: Tensor, space: ActionSpace, reachable: Tensor, at_once: int) -> Tensor:
+    """The column that empties when a group is pushed to another level; the second push is for rows that stand on the first."""
+    start = space.zero(rows)
+    standing = torch.zeros_like(start, dtype=torch.bool)
+    levels = [[column for column in columns if bool(reachable[column])] for columns in space.feature_columns if len(columns) > 1]
+    for position in (0, 1):
+        pushes = [columns[position] for columns in levels if len(columns) > position]
+        for first in range(0, len(pushes), at_once):
+            pushed = start.clone()
+            pushed[:, pushes[first : first + at_once]] = _FAR
+            standing |= space.project(rows, pushed) < 0
+    return standing
+
+
+def _smooth_columns(rows: Tensor, space: ActionSpace, alone: list[int], at_once: int, lowest: Tensor, highest: Tensor) -> Tensor:
+    """Columns whose part-way moves the projection leaves alone."""
+    start = space.zero(rows)
+    smooth = torch.zeros(start.shape[1], dtype=torch.bool)
+    for first in range(0, len(alone), at_once):
+        columns = alone[first : first + at_once]
+        pushed = start.clone()
+        # Two shares of the way that no grid has in common with its end points.
+        pushed[:, columns] = (0.3819 * highest + 0.2361 * lowest)[:, columns]
+        kept = space.project(rows, pushed)
+        smooth[columns] = torch.isclose(kept, pushed, rtol=1e-4, atol=1e-6).all(0)[columns]
+    return smooth

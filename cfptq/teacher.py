@@ -1,0 +1,209 @@
+"""The teacher: the full-precision model, captured once, with the rows and the recourse that every method calibrates on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from cfptq.actions import ActionSpace
+from cfptq.allocation import BitAllocation, Budget, LayerScores, Score
+from cfptq.calibration import CalibrationSet, augment, draw_rows, factual_only
+from cfptq.errors import BudgetError, DataError
+from cfptq.method import Method
+from cfptq.network import Head, Network, Predictor, as_predictor, capture, decisions, infer_head, undisturbed
+from cfptq.quantize import WIDTHS, quantize, twin
+from cfptq.recourse import ProjectedGradient, RecourseBatch
+from cfptq.result import Result
+
+#: Rows of the calibration draw that decide what the model's output is.
+PROBE_ROWS = 256
+
+#: Every n-th rejected row is set aside when the fewest bits are looked for.
+SET_ASIDE = 4
+
+Target = int | torch.Tensor | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A captured model and its calibration draw; what is expensive is computed once and shared by all methods.
+
+    Attributes:
+        network: the captured full-precision network f.
+        predictor: f as a predictor, thresholded.
+        head, threshold: what f puts out and where it decides.
+        space: the action set.
+        target: class (or rule) that recourse leads to.
+        rows: (N, d) the factual calibration rows.
+        labels: (N,) their labels, or None.
+        settings: how teacher points are found (eq. 20).
+        seed: seed of the draw.
+    """
+
+    network: Network
+    predictor: Predictor
+    head: Head
+    threshold: float | None
+    space: ActionSpace
+    target: Target
+    rows: torch.Tensor
+    labels: torch.Tensor | None
+    settings: ProjectedGradient
+    seed: int
+
+    @cached_property
+    def factual(self) -> CalibrationSet:
+        """X_cal."""
+        return factual_only(self.rows, self.labels, self.predictor, target=self.target)
+
+    @cached_property
+    def _augmented(self) -> tuple[CalibrationSet, RecourseBatch]:
+        return augment(self.rows, self.labels, self.predictor, self.space, target=self.target, settings=self.settings, seed=self.seed)
+
+    @property
+    def augmented(self) -> CalibrationSet:
+        """U_cal = X_cal ∪ {x + δ} (eq. 21)."""
+        return self._augmented[0]
+
+    @property
+    def recourse(self) -> RecourseBatch:
+        """The teacher's recourse for the rejected calibration rows (eq. 20)."""
+        return self._augmented[1]
+
+    @cached_property
+    def _scores(self) -> dict[Score, LayerScores]:
+        return {}
+
+    def scores(self, method: Method, progress: bool = True) -> LayerScores:
+        """Layer scores by the method's own rule. Every score sees U_cal and picks the rows it is about."""
+        score = method.score_function
+        if score not in self._scores:
+            rows = self.augmented if method.needs_recourse else self.factual
+            self._scores[score] = score(self.network, rows, head=self.head, threshold=self.threshold, progress=progress)
+        return self._scores[score]
+
+    def quantized(
+        self,
+        method: Method,
+        budget: Budget | float,
+        *,
+        pinned: Mapping[str, int] | None = None,
+        portable: bool = False,
+        progress: bool = True,
+    ) -> Result:
+        """The model quantized by ``method`` within ``budget``."""
+        scores = self.scores(method, progress)
+        allocation = method.allocate(scores, budget, WIDTHS, pinned)
+        return self._rounded(method, scores, allocation, portable, progress)
+
+    def fewest_bits(
+        self, method: Method, max_validity_drop: float, *, pinned: Mapping[str, int] | None = None, portable: bool = False, progress: bool = True
+    ) -> Result:
+        """The model with the fewest bits whose Validity Drop on rejected rows set aside is at most ``max_validity_drop``.
+
+        Every fourth rejected row (by the draw's order) is kept out of calibration and judged on the fake-quantized twin.
+
+        Raises:
+            BudgetError: not even 8 bits everywhere hold; the message says what they reach.
+        """
+        if not 0 <= max_validity_drop <= 1:
+            raise BudgetError(f"max_validity_drop is a share of people, between 0 and 1, not {max_validity_drop}")
+        reached = self.recourse.found.nonzero().flatten()
+        aside = self.recourse[reached[::SET_ASIDE]]
+        if len(aside) == 0:
+            raise DataError("no rejected calibration row has recourse, so there is nothing to judge max_validity_drop on; give a budget instead")
+        kept = self._without(aside)
+        scores = kept.scores(method, progress)
+        best = 1.0
+        for budget in _ladder(scores):
+            try:
+                allocation = method.allocate(scores, Budget.total(budget), WIDTHS, pinned)
+            except BudgetError:
+                continue  # the pins need more
+            result = kept._rounded(method, scores, allocation, portable, progress)
+            student = as_predictor(result.module(), example=aside.points, head=self.head, threshold=self.threshold)
+            dropped = float((decisions(student.logits(aside.points)) != aside.target).float().mean())
+            if dropped <= max_validity_drop:
+                return result
+            best = min(best, dropped)
+        raise BudgetError(
+            f"no allocation keeps the Validity Drop at {max_validity_drop} on the {len(aside)} people set aside; the least reached is {best:.3f}: "
+            "allow more, or leave activations wider (activation_bits=16)"
+        )
+
+    def _without(self, aside: RecourseBatch) -> Teacher:
+        """The same teacher, calibrating on the rows that were not set aside."""
+        keep = torch.ones(len(self.rows), dtype=torch.bool)
+        rejected = self.augmented.source[self.augmented.origin == 1]
+        positions = self.recourse.found.nonzero().flatten()[::SET_ASIDE]
+        keep[rejected[positions]] = False
+        labels = None if self.labels is None else self.labels[keep]
+        target = self.target[keep] if isinstance(self.target, torch.Tensor) else self.target
+        return Teacher(
+            self.network, self.predictor, self.head, self.threshold, self.space, target, self.rows[keep], labels, self.settings, self.seed
+        )
+
+    def _rounded(self, method: Method, scores: LayerScores, allocation: BitAllocation, portable: bool, progress: bool) -> Result:
+        calibration = self.augmented if method.rows == "augmented" else self.factual
+        plan = quantize(
+            self.network,
+            calibration,
+            allocation.by_layer(),
+            method=method.name,
+            seed=self.seed,
+            rounding=method.round,
+            activations=method.activations,
+            portable=portable,
+            progress=progress,
+        )
+        recourse = self.recourse if method.needs_recourse else None
+        return Result(self.network, plan, allocation, scores, self.head, self.threshold, calibration, recourse)
+
+
+def prepare(
+    model: nn.Module,
+    calib_loader: Iterable[Any],
+    space: ActionSpace,
+    *,
+    target: Target | None = None,
+    settings: ProjectedGradient | None = None,
+    seed: int = 0,
+    max_rows: int = 4096,
+    head: Head | str | None = None,
+    threshold: float | None = None,
+    progress: bool = True,
+) -> Teacher:
+    """Capture ``model`` and draw its calibration rows; the model is left as it was.
+
+    Raises:
+        DataError: the loader's rows cannot be used, or no target is known.
+        ActionSetError: rows break the action set's rules.
+        ModelError: the model cannot be captured or has nothing to quantize.
+    """
+    rows, labels = draw_rows(calib_loader, max_rows=max_rows, seed=seed, encode=getattr(space, "encode", None), progress=progress)
+    space.check(rows)
+    network = capture(model, rows[:2] if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1)))
+    with torch.no_grad():
+        output = network(rows[:PROBE_ROWS])
+    shown = Head(head) if head is not None else infer_head(output)
+    predictor = as_predictor(network.module(), example=rows[:PROBE_ROWS], head=shown, threshold=threshold, name="fp32")
+    wanted = target if target is not None else getattr(space, "favourable", None)
+    if wanted is None:
+        decided = decisions(predictor.logits(rows))
+        shares = ", ".join(f"class {c}: {float((decided == c).float().mean()):.1%}" for c in range(predictor.n_classes))
+        raise DataError(f"no target class is known; the model predicts {shares} of the calibration rows: pass target=, or set favourable= in the action set")
+    steps = settings or ProjectedGradient(steps=3, early_stop=False)
+    return Teacher(network, predictor, shown, threshold, space, wanted, rows, labels, steps, seed)
+
+
+def _ladder(scores: LayerScores) -> list[int]:
+    """Every total of bits that widening one layer at a time can reach, ascending, at most a few dozen."""
+    total = sum(scores.parameters)
+    averages = [2 + step / 4 for step in range(25)]
+    return [round(total * average) for average in averages]

@@ -1,0 +1,282 @@
+"""The command line, as its users meet it: files in, files and an exit code out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner, Result
+
+import cfptq
+from cfptq import api
+from cfptq.cli import app
+from cfptq.comparison import Comparison
+from cfptq.network import capture
+
+FACTORY = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))\n"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A folder as a user has it: a model, people, an action set."""
+
+    folder: Path
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+def cfptq_says(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def raw_people(count: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({"income": rng.normal(30, 8, count), "debt": rng.normal(10, 4, count), "age": rng.integers(20, 60, count)})
+    frame["granted"] = (frame["income"] - 2 * frame["debt"] + rng.normal(0, 2, count) > 10).astype(int)
+    return frame.assign(sex=rng.choice(["f", "m"], count))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.preprocessing import StandardScaler
+
+    folder = tmp_path_factory.mktemp("desk")
+    train, test = raw_people(300, 0), raw_people(60, 1)
+    train.to_csv(folder / "train.csv", index=False)
+    test.to_parquet(folder / "test.parquet")
+    features = ["income", "debt", "age"]
+    encoder = ColumnTransformer([("numbers", StandardScaler(), features)]).fit(train[features])
+    actions = cfptq.ActionSet.from_frame(train[features], immutable=["age"], favourable=1, max_changes=2).encoded_by(encoder)
+    actions.save(folder / "actions.yaml")
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.3, 0.3, generator=generator)
+        # Units 0 and 1 carry income - debt, so that the model decides by it.
+        model[0].weight[0] = torch.tensor([1.0, -1.0, 0.0])
+        model[0].weight[1] = torch.tensor([-1.0, 1.0, 0.0])
+        model[2].weight[:, :2] = torch.tensor([[-2.0, 2.0], [2.0, -2.0]])
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "scorer_of_tests.py").write_text(FACTORY)
+    rows = actions.encode(train)
+    onnx.save(capture(model.eval(), rows).to_onnx_model(), folder / "fp32.onnx")
+    with torch.no_grad():
+        model[2].bias += torch.tensor([1.5, -1.5])
+    onnx.save(capture(model.eval(), rows).to_onnx_model(), folder / "harsh.onnx")
+    return Desk(folder)
+
+
+@pytest.fixture
+def at_desk(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """The user stands in the folder."""
+    monkeypatch.chdir(desk.folder)
+    yield desk
+    sys.modules.pop("scorer_of_tests", None)
+
+
+def audited(desk: Desk, after: str, *more: str) -> Result:
+    files = ("--people", desk["test.parquet"], "--action-set", desk["actions.yaml"])
+    return cfptq_says("audit", desk["fp32.onnx"], desk[after], *files, *more)
+
+
+class TestAudit:
+    def test_ends_with_0_where_every_limit_held(self, desk: Desk, tmp_path: Path) -> None:
+        extras = ("--group", "sex", "--label", "granted", "--json", str(tmp_path / "r.json"))
+        result = audited(desk, "fp32.onnx", "--max-vd", "0", "--max-drift", "0", *extras)
+        assert result.exit_code == 0, result.stderr
+        assert "Gate held" in result.stdout
+        report = json.loads((tmp_path / "r.json").read_text())
+        assert report["quantized"]["validity_drop"] == 0
+        assert set(report["quantized"]["groups"]) == {"sex"}
+
+    def test_ends_with_1_where_a_limit_is_broken_and_says_which(self, desk: Desk) -> None:
+        result = audited(desk, "harsh.onnx", "--max-vd", "0.02")
+        assert result.exit_code == 1, result.stderr
+        assert "Gate broken" in result.stdout
+        assert "breaks the limit 0.02" in result.stdout
+
+    def test_checks_advice_already_issued(self, desk: Desk, tmp_path: Path) -> None:
+        pd.read_parquet(desk["test.parquet"]).assign(income=60.0, debt=0.0).to_csv(tmp_path / "issued.csv", index=False)
+        result = audited(desk, "harsh.onnx", "--issued", str(tmp_path / "issued.csv"), "--max-vd", "0")
+        assert result.exit_code == 0, result.stderr
+        assert "people with issued advice" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("after", "more", "message"),
+        [
+            ("absent.onnx", (), "absent.onnx"),
+            ("fp32.onnx", ("--max-vd", "7"), "max_vd must be a share"),
+            ("fp32.onnx", ("--group", "height"), "height"),
+            ("fp32.onnx", ("--issued", "absent.csv"), "there is no file absent.csv"),
+        ],
+    )
+    def test_ends_with_2_and_one_line_where_it_could_not_run(self, desk: Desk, after: str, more: tuple[str, ...], message: str) -> None:
+        result = audited(desk, after, *more)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert "Traceback" not in result.stderr
+
+    def test_an_unforeseen_error_is_not_taken_for_a_broken_limit(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        def crash(*_: object, **__: object) -> None:
+            raise RuntimeError("out of luck")
+
+        monkeypatch.setattr(api, "audit", crash)
+        assert audited(desk, "fp32.onnx").exit_code == 2
+
+    def test_an_interruption_is_not_taken_for_a_broken_limit(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(api, "audit", interrupt)
+        assert audited(desk, "fp32.onnx").exit_code == 130
+
+
+class TestCalibrate:
+    def test_writes_an_onnx_file_from_a_function_and_its_state(self, at_desk: Desk, tmp_path: Path) -> None:
+        model = ("--model", "scorer_of_tests:build", "--state", "model.safetensors")
+        files = ("--data", "train.csv", "--action-set", "actions.yaml", "--out", str(tmp_path / "q.onnx"), "--save", str(tmp_path / "plan"))
+        result = cfptq_says("calibrate", *model, *files, "--label", "granted", "--layer", "2=8", "--budget", "6")
+        assert result.exit_code == 0, result.stderr
+        onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))
+        assert cfptq.load(tmp_path / "plan").bits["2"] == 8
+        assert "KiB" in result.stdout
+
+    def test_takes_an_onnx_file_too_and_gives_the_same_model(self, at_desk: Desk, tmp_path: Path) -> None:
+        common = ("--data", "train.csv", "--action-set", "actions.yaml", "--method", "mixed-ptq", "--out")
+        assert cfptq_says("calibrate", "--model", "fp32.onnx", *common, str(tmp_path / "a.onnx")).exit_code == 0
+        built = ("--model", "scorer_of_tests:build", "--state", "model.safetensors")
+        assert cfptq_says("calibrate", *built, *common, str(tmp_path / "b.onnx")).exit_code == 0
+        kept = [
+            {tensor.name: onnx.numpy_helper.to_array(tensor).tobytes() for tensor in onnx.load(path).graph.initializer if tensor.dims}
+            for path in (tmp_path / "a.onnx", tmp_path / "b.onnx")
+        ]
+        assert kept[0] == kept[1]
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (("--layer", "nolayer=8"), "no quantizable layer of that name"),
+            (("--layer", "head"), "is not NAME=BITS"),
+            (("--budget", "1"), "at least"),
+            (("--method", "magic"), "no method 'magic'"),
+            (("--label", "absent"), "no column 'absent'"),
+            (("--budget", "4", "--max-validity-drop", "0.1"), "not both"),
+        ],
+    )
+    def test_refuses_in_one_line_and_writes_nothing(self, desk: Desk, tmp_path: Path, more: tuple[str, ...], message: str) -> None:
+        files = ("--data", desk["train.csv"], "--action-set", desk["actions.yaml"], "--out", str(tmp_path / "q.onnx"))
+        result = cfptq_says("calibrate", "--model", desk["fp32.onnx"], *files, *more)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestCompare:
+    def test_writes_results_timings_and_the_files_compared(self, desk: Desk, tmp_path: Path) -> None:
+        out = tmp_path / "made" / "here"
+        files = ("--data", desk["train.csv"], "--test", desk["test.parquet"], "--action-set", desk["actions.yaml"])
+        choice = ("--method", "ort-int8", "--method", "cf-ptq", "--budget", "5", "--group", "sex", "--label", "granted")
+        result = cfptq_says("compare", "--model", desk["fp32.onnx"], *files, *choice, "--out", str(out))
+        assert result.exit_code == 0, result.stderr
+        results = json.loads((out / "results.json").read_text())
+        assert set(results["methods"]) == {"ort-int8", "cf-ptq"}
+        assert set(results["budgets"]) == {"5.0"}
+        assert set(results["methods"]["cf-ptq"]["groups"]) == {"sex"}
+        assert results["fp32"]["accuracy"] > 0.5
+        assert (out / "timings.json").is_file()
+        assert {path.name for path in out.glob("*.onnx")} == {"ort-int8.onnx", "cf-ptq-5.onnx"}
+
+
+RECIPE = """\
+schema: 1
+dataset: synthetic
+actions: {immutable: [age, sex], max_changes: 3}
+model: {kind: mlp, hidden: [8]}
+training: {epochs: 2}
+calibration: {rows: 128}
+budgets: [4]
+methods: [mixed-ptq]
+seeds: [0, 1]
+"""
+
+
+class TestRun:
+    @pytest.mark.parametrize(("more", "folders"), [((), {0: "seed-0", 1: "seed-1"}), (("--seed", "1"), {1: "."})])
+    def test_a_recipe_is_run_for_each_seed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], folders: dict[int, str]
+    ) -> None:
+        def measured(*_: object, seed: int, methods: tuple[str, ...], max_rows: int, **__: object) -> Comparison:
+            return Comparison("synthetic", seed, {"accuracy": max_rows}, {"4.0": {name: {} for name in methods}}, "4.0")
+
+        monkeypatch.setattr(api, "compare", measured)
+        (tmp_path / "small.yaml").write_text(RECIPE)
+        result = cfptq_says("run", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out"), *more)
+        assert result.exit_code == 0, result.stderr
+        found = {
+            path.relative_to(tmp_path / "out").parent.as_posix(): json.loads(path.read_text()) for path in tmp_path.rglob("results.json")
+        }
+        assert {results["seed"]: folder for folder, results in found.items()} == folders
+        for results in found.values():
+            assert results["fp32"]["accuracy"] == 128
+            assert set(results["methods"]) == {"mixed-ptq"}
+
+    def test_a_recipe_that_makes_no_sense_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "odd.yaml").write_text(RECIPE.replace("budgets", "bugdets"))
+        result = cfptq_says("run", str(tmp_path / "odd.yaml"), "--out", str(tmp_path / "out"))
+        assert result.exit_code == 2
+        assert "bugdets" in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
+class TestDatasets:
+    def test_shows_where_each_file_lies(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CFPTQ_DATA_DIR", str(tmp_path))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        (tmp_path / "german").mkdir()
+        (tmp_path / "german" / "german.data").write_text("")
+        result = cfptq_says("datasets", "german", "adult", "synthetic")
+        assert result.exit_code == 0
+        assert result.stdout.splitlines()[0].split() == ["german", "german.data", str(tmp_path / "german" / "german.data")]
+        assert result.stdout.count("missing") == 2
+        assert "generated" in result.stdout
+
+    def test_an_unknown_name_is_refused(self) -> None:
+        result = cfptq_says("datasets", "iris")
+        assert result.exit_code == 2
+        assert "no data set 'iris'" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_quickstart_leaves_all_that_the_audit_it_proposes_needs(tmp_path: Path) -> None:
+    out = tmp_path / "first"
+    result = cfptq_says("quickstart", "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    assert "SYNTHETIC" in result.stdout
+    assert set(json.loads((out / "results.json").read_text())["methods"]) == set(api.COMPARED)
+    proposed = result.stdout.replace("\\\n", " ").split("  cfptq ")[-1].split()
+    assert cfptq_says(*proposed).exit_code == 0
+
+
+def test_the_version_is_printed() -> None:
+    assert cfptq_says("--version").stdout.strip() == cfptq.__version__
+
+
+def test_help_names_every_command() -> None:
+    shown = cfptq_says("--help").stdout
+    for command in ("quickstart", "run", "calibrate", "compare", "audit", "datasets"):
+        assert command in shown

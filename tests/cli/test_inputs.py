@@ -1,0 +1,86 @@
+"""What the commands read, and what they refuse to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfptq.cli.inputs import as_audited, as_loader, as_pins, column_of, made_folder, read_module, read_table
+from cfptq.errors import DataError, FileError, ModelError, RecipeError
+
+FRAME = pd.DataFrame({"a": [1.5, 2.5], "b": ["x", "y"]})
+
+
+class Columns:
+    """Stands for an encoded action set."""
+
+    def encode(self, frame: pd.DataFrame) -> str:
+        return f"{len(frame)} rows"
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.CSV", "rows.csv.gz", "rows.parquet"])
+def test_tables_are_read_by_their_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if "parquet" in name:
+        FRAME.to_parquet(path)
+    else:
+        FRAME.to_csv(path, index=False)
+    pd.testing.assert_frame_equal(read_table(path), FRAME)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.xlsx", b"", "neither CSV nor Parquet"),
+        ("rows.csv", b"", "cannot be read as csv"),
+        ("rows.csv", b"a,b\n", "holds no rows"),
+        ("rows.csv", b"\xff\xfe\x00\x01", "cannot be read as csv"),
+        ("rows.parquet", b"PAR1 cut off", "cannot be read as parquet"),
+    ],
+)
+def test_tables_that_are_none_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileError, match=message):
+        read_table(tmp_path / name)
+
+
+def test_a_missing_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="there is no file"):
+        read_table(tmp_path / "absent.csv")
+
+
+def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no column 'c'; its columns are a, b"):
+        column_of(FRAME, "c", tmp_path / "rows.csv")
+
+
+def test_labels_travel_with_the_rows_and_gaps_become_minus_one() -> None:
+    frame = FRAME.assign(y=[1.0, np.nan])
+    assert as_loader(frame, Columns(), None) == ["2 rows"]  # type: ignore[arg-type]
+    [(rows, labels)] = as_loader(frame, Columns(), "y")  # type: ignore[arg-type]
+    assert rows == "2 rows"
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [1, -1]
+
+
+def test_pins_are_name_and_bits() -> None:
+    assert as_pins(["head=8", "hidden.0=4", "a=b=2"]) == {"head": 8, "hidden.0": 4, "a=b": 2}
+    for entry in ("head", "head=", "=8", "head=four", "head=-8"):
+        with pytest.raises(RecipeError, match="NAME=BITS"):
+            as_pins([entry])
+
+
+def test_a_folder_is_made_or_refused(tmp_path: Path) -> None:
+    assert made_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot make the folder"):
+        made_folder(tmp_path / "file")
+
+
+def test_an_onnx_file_is_audited_as_it_is_and_takes_no_state(tmp_path: Path) -> None:
+    assert as_audited("some/model.onnx", None) == "some/model.onnx"
+    with pytest.raises(ModelError, match="--state goes with a function"):
+        read_module("some/model.onnx", tmp_path / "state.safetensors")

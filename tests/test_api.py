@@ -1,0 +1,336 @@
+"""calibrate, save, load and compare end to end on generated people: what works, and what is refused without a trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import cfptq
+from cfptq import datasets, models
+from cfptq.actions import ActionSet, Continuous
+from cfptq.auditing import Protocol
+from cfptq.backends.onnxruntime import stored_integers
+from cfptq.errors import ActionSetError, BudgetError, CfptqError, DataError, FileError, ModelError, RecipeError
+
+PRESETS = ("ptq", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq")
+
+
+@pytest.fixture(scope="module")
+def people() -> datasets.Dataset:
+    return datasets.load("synthetic")
+
+
+@pytest.fixture(scope="module")
+def columns(people: datasets.Dataset) -> datasets.Columns:
+    return datasets.encode(people)
+
+
+@pytest.fixture(scope="module")
+def action_set(people: datasets.Dataset, columns: datasets.Columns) -> ActionSet:
+    return ActionSet.from_frame(
+        people.train,
+        immutable=["age", "sex"],
+        increase_only=["education"],
+        ordinal=people.ordinal,
+        max_changes=3,
+        favourable=people.favourable,
+    ).encoded_by(columns.encoder)
+
+
+@pytest.fixture(scope="module")
+def model(columns: datasets.Columns) -> nn.Module:
+    model = models.MLP(columns.train.shape[1], 2, hidden=(32, 16), seed=0)
+    models.train(model, columns.train, columns.train_labels, seed=0, settings=models.TrainingSettings(epochs=6), progress=False)
+    return model
+
+
+def batches(columns: datasets.Columns, size: int = 200) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(zip(columns.train.split(size), columns.train_labels.split(size), strict=True))
+
+
+def onnx_logits(path: Path, rows: torch.Tensor) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, {"input": rows.numpy()})[0]
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_every_preset_gives_a_checked_file_within_the_budget(
+    method: str, model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    result = cfptq.calibrate(model, batches(columns), action_set, method=method, budget=4.0)
+    assert result.plan.average_bits <= 4.0
+    assert result.plan.method == method
+    result.to_onnx(tmp_path / "model.onnx", check=True)
+    exported = onnx.load(tmp_path / "model.onnx")
+    for layer in result.plan.layers:
+        assert np.array_equal(stored_integers(exported, layer.name), layer.integers.numpy())
+    with torch.no_grad():
+        expected = result.module()(columns.test).numpy()
+    close = np.abs(onnx_logits(tmp_path / "model.onnx", columns.test) - expected).max(axis=1) <= 1e-3
+    assert close.mean() >= 0.999
+
+
+def test_calibrate_leaves_the_model_and_the_process_as_they_were(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    subject = copy.deepcopy(model).train()
+    list(subject.parameters())[0].grad = torch.ones_like(list(subject.parameters())[0])
+    state = {name: value.clone() for name, value in subject.state_dict().items()}
+    torch.manual_seed(5)
+    expected, threads = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(5)
+    cfptq.calibrate(subject, batches(columns), action_set)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert all(module.training for module in subject.modules())
+    assert all(torch.equal(value, state[name]) for name, value in subject.state_dict().items())
+    assert torch.equal(list(subject.parameters())[0].grad, torch.ones_like(list(subject.parameters())[0]))
+    assert all(p.requires_grad for p in subject.parameters())
+
+
+def test_the_same_seed_gives_the_same_bytes_and_batching_does_not_matter(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    for name, size in (("a", 200), ("b", 37)):
+        cfptq.calibrate(model, batches(columns, size), action_set, max_rows=500, seed=3).to_onnx(tmp_path / f"{name}.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    cfptq.calibrate(model, batches(columns), action_set, max_rows=500, seed=4).to_onnx(tmp_path / "c.onnx")
+    assert (tmp_path / "c.onnx").read_bytes() != (tmp_path / "a.onnx").read_bytes()
+
+
+def test_a_saved_result_exports_the_same_file_without_the_original_model(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    result = cfptq.calibrate(model, batches(columns), action_set)
+    result.save(tmp_path / "plan")
+    again = cfptq.load(tmp_path / "plan")
+    result.to_onnx(tmp_path / "before.onnx")
+    again.to_onnx(tmp_path / "after.onnx", check=True)
+    assert (tmp_path / "before.onnx").read_bytes() == (tmp_path / "after.onnx").read_bytes()
+    assert again.bits == result.bits
+    assert again.sensitivity == result.sensitivity
+    assert again.allocation == result.allocation
+    assert again.teacher is not None and result.teacher is not None
+    assert torch.equal(again.teacher.points, result.teacher.points)
+    with torch.no_grad():
+        assert torch.equal(again.prepared_model()(columns.test), result.prepared_model()(columns.test))
+
+
+def test_people_can_be_left_out_of_what_is_saved(model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path) -> None:
+    cfptq.calibrate(model, batches(columns), action_set).save(tmp_path / "plan", rows=False)
+    assert not list((tmp_path / "plan").glob("calibration*")) and not list((tmp_path / "plan").glob("teacher*"))
+    again = cfptq.load(tmp_path / "plan")
+    assert again.calibration is None and again.teacher is None
+    again.to_onnx(tmp_path / "model.onnx", check=True)
+
+
+@pytest.mark.parametrize("file", ["result.json", "plan.json", "plan.safetensors", "calibration.safetensors", "network/network.json", "network/network.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "pickle"])
+def test_a_damaged_result_is_refused(
+    file: str, damage: str, model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    cfptq.calibrate(model, batches(columns), action_set, max_rows=200).save(tmp_path / "plan")
+    content = (tmp_path / "plan" / file).read_bytes()
+    hostile = b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR."
+    (tmp_path / "plan" / file).write_bytes(content[: len(content) // 2] if damage == "cut" else hostile)
+    with pytest.raises(FileError):
+        cfptq.load(tmp_path / "plan")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_network_and_a_plan_that_do_not_belong_together_are_refused(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    other = models.MLP(columns.train.shape[1], 2, hidden=(32, 16), seed=1)
+    for name, subject in (("a", model), ("b", other)):
+        cfptq.calibrate(subject, batches(columns), action_set, method="mixed-ptq").save(tmp_path / name)
+    for part in ("network.json", "network.safetensors"):
+        (tmp_path / "a" / "network" / part).write_bytes((tmp_path / "b" / "network" / part).read_bytes())
+    with pytest.raises(FileError, match="belong together"):
+        cfptq.load(tmp_path / "a")
+
+
+def test_a_pinned_layer_keeps_its_width(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    name = list(cfptq.calibrate(model, batches(columns), action_set).bits)[0]
+    assert cfptq.calibrate(model, batches(columns), action_set, layers={name: 3}).bits[name] == 3
+    with pytest.raises(CfptqError, match="nowhere"):
+        cfptq.calibrate(model, batches(columns), action_set, layers={"nowhere": 3})
+
+
+def test_the_fewest_bits_hold_on_people_set_aside(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    loose = cfptq.calibrate(model, batches(columns), action_set, max_validity_drop=0.5)
+    tight = cfptq.calibrate(model, batches(columns), action_set, max_validity_drop=0.05)
+    assert loose.plan.average_bits < tight.plan.average_bits
+    with pytest.raises(BudgetError, match="least reached"):
+        cfptq.calibrate(_untrained(columns), batches(columns), action_set, max_validity_drop=0.0)
+
+
+def _untrained(columns: datasets.Columns) -> nn.Module:
+    # Random weights put everyone close to the boundary, where no rounding keeps every decision.
+    return models.MLP(columns.train.shape[1], 2, hidden=(8,), seed=3)
+
+
+@pytest.mark.parametrize("head", ["logit", "probability", "probabilities"])
+def test_other_heads_give_the_same_plan_as_logits(head: str, model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = copy.deepcopy(model)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = self.body(x)
+            if head == "probabilities":
+                return torch.softmax(logits, dim=1)
+            logit = logits[:, 1] - logits[:, 0]
+            return logit if head == "logit" else torch.sigmoid(logit)[:, None]
+
+    plain = cfptq.calibrate(model, batches(columns), action_set)
+    headed = cfptq.calibrate(Headed(), batches(columns), action_set, head=head)
+    assert list(headed.bits.values()) == list(plain.bits.values())
+    assert headed.teacher is not None and plain.teacher is not None
+    assert torch.allclose(headed.teacher.points, plain.teacher.points, atol=1e-3)
+
+
+def test_a_stricter_threshold_rejects_more_people(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    plain = cfptq.calibrate(model, batches(columns), action_set)
+    strict = cfptq.calibrate(model, batches(columns), action_set, threshold=0.8)
+    assert plain.teacher is not None and strict.teacher is not None
+    assert len(strict.teacher) > len(plain.teacher)
+
+
+def test_a_frame_of_raw_features_calibrates_like_its_columns(
+    people: datasets.Dataset, model: nn.Module, columns: datasets.Columns, action_set: ActionSet
+) -> None:
+    frames = cfptq.calibrate(model, [people.train.iloc[:1000], people.train.iloc[1000:]], action_set, max_rows=300)
+    tensors = cfptq.calibrate(model, columns.train, action_set, max_rows=300)
+    assert frames.plan.digest == tensors.plan.digest
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------------
+
+
+class Nothing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :2]
+
+
+def _spoilt(columns: datasets.Columns, row: int, column: int, value: float) -> list[torch.Tensor]:
+    rows = columns.train.clone()
+    rows[row, column] = value
+    return [rows]
+
+
+def _one_hot_column(action_set: ActionSet) -> int:
+    return next(members[0] for members in action_set.feature_columns if len(members) > 1)
+
+
+REFUSED: dict[str, tuple[Any, type[CfptqError], str]] = {
+    "empty loader": (lambda c, a: {"calib_loader": []}, DataError, "no rows"),
+    "NaN": (lambda c, a: {"calib_loader": _spoilt(c, 17, 0, float("nan"))}, DataError, "17"),
+    "wrong width": (lambda c, a: {"calib_loader": [c.train[:, :-1]]}, CfptqError, "column"),
+    "integers for rows": (lambda c, a: {"calib_loader": [c.train.long()]}, DataError, "float"),
+    "one-hot rows that are not": (lambda c, a: {"calib_loader": _spoilt(c, 11, _one_hot_column(a), 0.5)}, CfptqError, "11"),
+    "budget below the lowest width": (lambda c, a: {"budget": 1.5}, BudgetError, "2"),
+    "budget and limit": (lambda c, a: {"budget": 4.0, "max_validity_drop": 0.1}, RecipeError, "not both"),
+    "limit out of range": (lambda c, a: {"max_validity_drop": 1.5}, BudgetError, "between 0 and 1"),
+    "unknown method": (lambda c, a: {"method": "magic"}, RecipeError, "magic"),
+    "nothing to quantize": (lambda c, a: {"model": Nothing()}, ModelError, "quantiz"),
+    "target outside the classes": (lambda c, a: {"target": 7}, CfptqError, "7"),
+    "raw action set": (lambda c, a: {"action_set": ActionSet.from_frame(pd.DataFrame({"x": [1.0, 2.0]}))}, ActionSetError, "encoded_by"),
+    "not an action set": (lambda c, a: {"action_set": object()}, ActionSetError, "ActionSet"),
+    "double precision model": (lambda c, a: {"model": models.MLP(c.train.shape[1], 2, hidden=(4,), seed=0).double()}, ModelError, "float"),
+    "impossible activations": (lambda c, a: {"activation_bits": 5}, ModelError, "5"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_clear_error_and_changes_nothing(
+    case: str, model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    change, error, words = REFUSED[case]
+    arguments = {"model": model, "calib_loader": batches(columns), "action_set": action_set, **change(columns, action_set)}
+    subject = arguments.pop("model")
+    before = {name: value.clone() for name, value in subject.state_dict().items()}
+    with pytest.raises(error, match=words):
+        cfptq.calibrate(subject, arguments.pop("calib_loader"), arguments.pop("action_set"), **arguments)
+    assert all(torch.equal(value, before[name]) for name, value in subject.state_dict().items())
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_target_the_error_shows_what_the_model_predicts(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    with pytest.raises(DataError, match=r"class 0: \d+.*class 1: \d+"):
+        cfptq.calibrate(model, batches(columns), action_set.replace(favourable=None))
+
+
+def test_a_person_outside_declared_bounds_is_named(model: nn.Module, columns: datasets.Columns, people: datasets.Dataset) -> None:
+    bounded = ActionSet.from_frame(people.train, immutable=["age"], bounds={"age": (18, 30)}, ordinal=people.ordinal, favourable=1)
+    with pytest.raises(ActionSetError, match="age"):
+        cfptq.calibrate(model, columns.train, bounded.encoded_by(columns.encoder))
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    result = cfptq.calibrate(model, batches(columns), action_set)
+    with pytest.raises(FileError, match="nowhere"):
+        result.to_onnx(tmp_path / "nowhere" / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+# -- compare ---------------------------------------------------------------------------------------------------------------
+
+QUICK = Protocol(max_people=60, resamples=50)
+
+
+@pytest.fixture(scope="module")
+def comparison(model: nn.Module, columns: datasets.Columns, action_set: ActionSet, people: datasets.Dataset) -> Iterator[cfptq.Comparison]:
+    yield cfptq.compare(
+        model,
+        batches(columns),
+        [(columns.test, columns.test_labels)],
+        action_set,
+        methods=("ort-int8", "ort-int4", "mixed-ptq", "cf-ptq"),
+        budgets=(4.0, 8.0),
+        groups={"sex": people.test["sex"]},
+        protocol=QUICK,
+        progress=False,
+    )
+
+
+def test_compare_measures_every_method_on_the_same_people(comparison: cfptq.Comparison) -> None:
+    assert list(comparison.methods) == ["ort-int8", "ort-int4", "mixed-ptq", "cf-ptq"]
+    assert list(comparison.budgets) == ["4.0", "8.0"]
+    assert len({entry["counts"]["people"] for entry in comparison.methods.values()}) == 1
+    for entry in comparison.methods.values():
+        assert set(entry["validity_drop_at"]) == {"0.50", "0.55", "0.60"}
+        assert entry["stored_bytes"] > 0 and 0 <= entry["validity_drop"] <= 1
+    assert comparison.methods["cf-ptq"]["average_bits"] <= 4.0
+    assert comparison.methods["ort-int8"]["stored_bytes"] > comparison.methods["cf-ptq"]["stored_bytes"]
+    assert comparison.budgets["8.0"]["ort-int8"] == comparison.budgets["4.0"]["ort-int8"]
+
+
+def test_results_are_the_same_bytes_again(
+    comparison: cfptq.Comparison, model: nn.Module, columns: datasets.Columns, action_set: ActionSet, people: datasets.Dataset, tmp_path: Path
+) -> None:
+    again = cfptq.compare(
+        model, batches(columns, 91), [(columns.test, columns.test_labels)], action_set,
+        methods=("ort-int8", "ort-int4", "mixed-ptq", "cf-ptq"), budgets=(4.0, 8.0), groups={"sex": people.test["sex"]},
+        protocol=QUICK, progress=False,
+    )  # fmt: skip
+    comparison.to_json(tmp_path / "a.json")
+    again.to_json(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_an_unknown_method_is_refused_before_anything_runs(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    with pytest.raises(RecipeError, match="ort-int3"):
+        cfptq.compare(model, [], [], action_set, methods=("ort-int3",))
