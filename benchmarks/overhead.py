@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import onnx
@@ -90,7 +91,7 @@ def wide_net() -> tuple[nn.Module, torch.Tensor, ActionSet]:
     widths = (512, 2048, 2048, 2048)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers = [part for i, o in zip(widths, widths[1:], strict=False) for part in (nn.Linear(i, o), nn.ReLU())]
+        layers = [part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.ReLU())]
         model = nn.Sequential(*layers, nn.Linear(2048, 2)).eval()
     rows = torch.randn(ROWS, 512, generator=generator)
     features = [Continuous(f"x{column}", columns=(column,)) for column in range(512)]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cfptq.actions import ActionSet
     from cfptq.allocation import Budget
     from cfptq.api import audit, calibrate, compare, load
+    from cfptq.auditing import AuditReport
+    from cfptq.comparison import Comparison
     from cfptq.method import Method
     from cfptq.result import Result
 
@@ -23,8 +25,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActionSet",
+    "AuditReport",
     "Budget",
     "CfptqError",
+    "Comparison",
     "Method",
     "Result",
     "__version__",
@@ -49,7 +53,9 @@ __all__ = [
 #: Public name -> the module that defines it.
 _HOMES = {
     "ActionSet": "cfptq.actions",
+    "AuditReport": "cfptq.auditing",
     "Budget": "cfptq.allocation",
+    "Comparison": "cfptq.comparison",
     "Method": "cfptq.method",
     "Result": "cfptq.result",
     "audit": "cfptq.api",

@@ -25,8 +25,9 @@ from cfptq.errors import ActionSetError, DataError, RecipeError
 from cfptq.method import METHODS, Method, as_method
 from cfptq.network import Head, Predictor, as_predictor, undisturbed
 from cfptq.progress import track
+from cfptq.recourse import Target
 from cfptq.result import Result, load
-from cfptq.teacher import PROBE_ROWS, Target, Teacher, prepare
+from cfptq.teacher import PROBE_ROWS, prepare
 
 __all__ = ["DEFAULT_METHOD", "PEERS", "audit", "calibrate", "compare", "load"]
 
@@ -150,7 +151,17 @@ def compare(
             Path(keep).mkdir(parents=True, exist_ok=True)
         folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = time.perf_counter()
-        teacher = prepare(model, calib_loader, space, target=target, seed=seed, max_rows=max_rows, head=head, threshold=threshold, progress=progress)
+        teacher = prepare(
+            model,
+            calib_loader,
+            space,
+            target=target,
+            seed=seed,
+            max_rows=max_rows,
+            head=head,
+            threshold=threshold,
+            progress=progress,
+        )
         rows, labels = draw_rows(test_loader, max_rows=sys.maxsize, seed=seed, encode=getattr(space, "encode", None), progress=progress)
         space.check(rows)
         people = teacher_recourse(teacher.predictor, rows, space, teacher.target, rules, seed, progress=progress)
@@ -239,9 +250,15 @@ def audit(
 
 def _space(action_set: ActionSpace) -> ActionSpace:
     if isinstance(action_set, ActionSet) and not action_set.is_encoded:
-        raise ActionSetError("this action set speaks of raw features; call action_set.encoded_by(your fitted ColumnTransformer) so that it knows the model's columns")
+        raise ActionSetError(
+            "this action set speaks of raw features; call action_set.encoded_by(your fitted ColumnTransformer), so that it knows the "
+            "model's columns"
+        )
     if not isinstance(action_set, ActionSpace):
-        raise ActionSetError(f"{type(action_set).__name__} is no action space; give a cfptq.ActionSet, or an object with zero, project, apply, cost and describe")
+        raise ActionSetError(
+            f"{type(action_set).__name__} is no action space; give a cfptq.ActionSet, or an object with the methods of "
+            "cfptq.actions.ActionSpace"
+        )
     return action_set
 
 
@@ -249,12 +266,13 @@ def _beside(
     people: pd.DataFrame | torch.Tensor, groups: Sequence[str] | Mapping[str, Sequence[Any]], label: str | Sequence[int] | None
 ) -> tuple[dict[str, Any], Any]:
     """Group values and labels: looked up in the frame where they are names of its columns."""
-    named = {} if isinstance(groups, Mapping) else {name: name for name in groups}
-    wanted = [*named, *([label] if isinstance(label, str) else [])]
-    if wanted and not isinstance(people, pd.DataFrame):
-        raise DataError(f"{wanted[0]!r} names a column, but people is no DataFrame; give the values themselves")
-    for name in wanted:
-        if isinstance(people, pd.DataFrame) and name not in people.columns:
+
+    def column(name: str) -> Any:
+        if not isinstance(people, pd.DataFrame):
+            raise DataError(f"{name!r} names a column, but people is no DataFrame; give the values themselves")
+        if name not in people.columns:
             raise DataError(f"people has no column {name!r}; its columns are {', '.join(map(str, people.columns))}")
-    found = dict(groups) if isinstance(groups, Mapping) else {name: people[name].to_numpy() for name in named}  # type: ignore[index]
-    return found, people[label].to_numpy() if isinstance(label, str) else label  # type: ignore[index]
+        return people[name].to_numpy()
+
+    found = dict(groups) if isinstance(groups, Mapping) else {name: column(name) for name in groups}
+    return found, column(label) if isinstance(label, str) else label

@@ -17,20 +17,24 @@ from cfptq.files import write_text
 #: Version of ``results.json``.
 SCHEMA = 1
 
-#: Columns of the table: heading, key in a method's entry, decimals.
+#: Columns of the table: heading, key in a method's entry, decimals. The last ones go first where the terminal is narrow.
 COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("bits", "average_bits", 2),
-    ("file KiB", "stored_bytes", 1),
-    ("accuracy", "accuracy", 4),
+    ("KiB", "stored_bytes", 1),
+    ("accuracy", "accuracy", 3),
     ("VD", "validity_drop", 3),
-    ("VD@.55", "validity_drop_at.0.55", 3),
-    ("CRG", "recourse_gap", 3),
-    ("CRG median", "recourse_gap_median", 3),
-    ("lost", "recourse_lost_rate", 3),
-    ("DirSim", "direction_similarity", 3),
+    ("CRG", "recourse_gap_of_sums", 3),
     ("drift", "favourable_rate_drift", 4),
+    ("DirSim", "direction_similarity", 3),
+    ("VD@.55", "validity_drop_at.0.55", 3),
     ("flips", "factual_flip_rate", 4),
+    ("mean CRG", "recourse_gap", 3),
+    ("median CRG", "recourse_gap_median", 3),
+    ("lost", "recourse_lost_rate", 3),
 )
+
+#: Characters that the method column and one further column take, borders included.
+METHOD_WIDTH, COLUMN_WIDTH = 22, 11
 
 
 @dataclass(frozen=True)
@@ -84,23 +88,26 @@ class Comparison:
         """Write ``timings.json``: seconds of each method, which no two runs share."""
         write_text(path, json.dumps({"schema": SCHEMA, "seconds": dict(self.seconds)}, indent=1, sort_keys=True) + "\n")
 
-    def table(self, budget: str | None = None) -> Table:
-        """A Rich table of the methods at ``budget`` (the headline one by default)."""
+    def table(self, budget: str | None = None, width: int | None = None) -> Table:
+        """A Rich table of the methods at ``budget`` (the headline one by default), with the columns that fit ``width`` characters."""
         chosen = budget or self.headline
-        title = f"{self.dataset}: recourse after quantization, {chosen} bits on average, seed {self.seed}"
-        table = Table(title=title, caption="VD, CRG, drift and flips: nearer 0 is better; DirSim: nearer 1")
-        table.add_column("method")
-        for heading, _, _ in COLUMNS:
-            table.add_column(heading, justify="right")
+        columns = COLUMNS if width is None else COLUMNS[: max(6, (width - METHOD_WIDTH) // COLUMN_WIDTH)]
+        table = Table(
+            title=f"{self.dataset}: recourse after quantization to {chosen} bits on average, seed {self.seed}",
+            caption="VD: share whose recourse fails. CRG: change of its cost (ratio of sums). VD, CRG, drift, flips: 0 is best. DirSim: 1.",
+        )
+        table.add_column("method", no_wrap=True)
+        for heading, _, _ in columns:
+            table.add_column(heading, justify="right", no_wrap=True)
         for name, entry in {"fp32": self.fp32, **self.budgets[chosen]}.items():
-            table.add_row(name, *(_cell(entry, key, decimals) for _, key, decimals in COLUMNS))
+            table.add_row(name, *(_cell(entry, key, decimals) for _, key, decimals in columns))
         for name, why in self.unavailable.items():
             table.add_row(name, why)
         return table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for budget in self.budgets:
-            yield self.table(budget)
+            yield self.table(budget, options.max_width)
         for warning in self.warnings:
             yield f"note: {warning}"
 

@@ -42,9 +42,11 @@ class Method:
     def __post_init__(self) -> None:
         if self.rows not in ("factual", "augmented"):
             raise RecipeError(f"method {self.name!r}: rows must be 'factual' or 'augmented', not {self.rows!r}")
-        for what, choice, known in (("score", self.score, SCORES), ("allocator", self.allocator, ALLOCATORS), ("rounding", self.rounding, ROUNDINGS)):
+        for part, known in (("score", SCORES), ("allocator", ALLOCATORS), ("rounding", ROUNDINGS)):
+            choice = getattr(self, part)
             if isinstance(choice, str) and choice not in known:
-                raise RecipeError(f"method {self.name!r}: {what} {choice!r} is unknown; choose one of {', '.join(known)}, or pass a callable")
+                names = ", ".join(sorted(known))
+                raise RecipeError(f"method {self.name!r}: {part} {choice!r} is unknown; choose one of {names}, or pass a callable")
 
     @property
     def needs_recourse(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ def track(items: Iterable[T], description: str, total: int | None = None, enable
     Nothing is drawn where standard error is not a terminal, so logs stay clean.
     """
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
     if not (enabled and sys.stderr.isatty()):
         yield from items
         return

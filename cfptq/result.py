@@ -7,7 +7,6 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import fx, nn
@@ -110,8 +109,8 @@ class Result:
         within = float((difference <= TOLERANCE).float().mean())
         if within < AGREEMENT:
             raise ModelError(
-                f"the written model agrees with the plan on {within:.2%} of {len(rows)} rows only (largest difference {float(difference.max()):.3g}); "
-                "on a processor without VNNI pass portable=True to calibrate"
+                f"the written model agrees with the plan on {within:.2%} of {len(rows)} rows only (largest difference "
+                f"{float(difference.max()):.3g}); on a processor without VNNI pass portable=True to calibrate"
             )
 
     def predictor(self, path: str | os.PathLike[str]) -> Predictor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +12,14 @@ from torch import nn
 
 from cfptq.actions import ActionSpace
 from cfptq.allocation import BitAllocation, Budget, LayerScores, Score
-from cfptq.calibration import CalibrationSet, augment, draw_rows, factual_only
+from cfptq.calibration import COUNTERFACTUAL, PAPER_TEACHER, CalibrationSet, augment, draw_rows, factual_only
 from cfptq.errors import BudgetError, DataError
 from cfptq.method import Method
-from cfptq.network import Head, Network, Predictor, as_predictor, capture, decisions, infer_head, undisturbed
-from cfptq.quantize import WIDTHS, quantize, twin
-from cfptq.recourse import ProjectedGradient, RecourseBatch
+from cfptq.metrics import validity_drop
+from cfptq.network import Head, Network, Predictor, as_predictor, capture, decisions, infer_head
+from cfptq.progress import track
+from cfptq.quantize import WIDTHS, quantize
+from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
 from cfptq.result import Result
 
 #: Rows of the calibration draw that decide what the model's output is.
@@ -26,8 +27,6 @@ PROBE_ROWS = 256
 
 #: Every n-th rejected row is set aside when the fewest bits are looked for.
 SET_ASIDE = 4
-
-Target = int | torch.Tensor | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,51 +102,52 @@ class Teacher:
         return self._rounded(method, scores, allocation, portable, progress)
 
     def fewest_bits(
-        self, method: Method, max_validity_drop: float, *, pinned: Mapping[str, int] | None = None, portable: bool = False, progress: bool = True
+        self,
+        method: Method,
+        max_validity_drop: float,
+        *,
+        pinned: Mapping[str, int] | None = None,
+        portable: bool = False,
+        progress: bool = True,
     ) -> Result:
         """The model with the fewest bits whose Validity Drop on rejected rows set aside is at most ``max_validity_drop``.
 
-        Every fourth rejected row (by the draw's order) is kept out of calibration and judged on the fake-quantized twin.
+        Every fourth rejected row with recourse is kept out of calibration and judged on the fake-quantized twin.
 
         Raises:
-            BudgetError: not even 8 bits everywhere hold; the message says what they reach.
+            BudgetError: not even 8 bits everywhere hold; the message says what the best allocation reaches.
+            DataError: nobody rejected has recourse, so there is nobody to judge by.
         """
         if not 0 <= max_validity_drop <= 1:
             raise BudgetError(f"max_validity_drop is a share of people, between 0 and 1, not {max_validity_drop}")
-        reached = self.recourse.found.nonzero().flatten()
-        aside = self.recourse[reached[::SET_ASIDE]]
-        if len(aside) == 0:
-            raise DataError("no rejected calibration row has recourse, so there is nothing to judge max_validity_drop on; give a budget instead")
-        kept = self._without(aside)
+        chosen = self.recourse.found.nonzero().flatten()[::SET_ASIDE]
+        if len(chosen) == 0:
+            raise DataError(
+                "no rejected calibration row has recourse, so there is nobody to judge max_validity_drop by; give a budget instead"
+            )
+        aside = self.recourse[chosen]
+        kept = self._without(self.augmented.source[self.augmented.origin == COUNTERFACTUAL][chosen])
         scores = kept.scores(method, progress)
-        best = 1.0
-        for budget in _ladder(scores):
-            try:
-                allocation = method.allocate(scores, Budget.total(budget), WIDTHS, pinned)
-            except BudgetError:
-                continue  # the pins need more
-            result = kept._rounded(method, scores, allocation, portable, progress)
+        least = 1.0
+        for allocation in track(_ladder(method, scores, pinned), "looking for the fewest bits", enabled=progress):
+            result = kept._rounded(method, scores, allocation, portable, progress=False)
             student = as_predictor(result.module(), example=aside.points, head=self.head, threshold=self.threshold)
-            dropped = float((decisions(student.logits(aside.points)) != aside.target).float().mean())
+            dropped = validity_drop(decisions(student.logits(aside.points)), aside.target)
             if dropped <= max_validity_drop:
                 return result
-            best = min(best, dropped)
+            least = min(least, dropped)
         raise BudgetError(
-            f"no allocation keeps the Validity Drop at {max_validity_drop} on the {len(aside)} people set aside; the least reached is {best:.3f}: "
-            "allow more, or leave activations wider (activation_bits=16)"
+            f"no allocation keeps the Validity Drop at {max_validity_drop} on the {len(aside)} people set aside; the least reached is "
+            f"{least:.3f}: allow more, or leave activations wider (activation_bits=16)"
         )
 
-    def _without(self, aside: RecourseBatch) -> Teacher:
-        """The same teacher, calibrating on the rows that were not set aside."""
+    def _without(self, people: torch.Tensor) -> Teacher:
+        """The same teacher, calibrating on all rows but those of ``people``."""
         keep = torch.ones(len(self.rows), dtype=torch.bool)
-        rejected = self.augmented.source[self.augmented.origin == 1]
-        positions = self.recourse.found.nonzero().flatten()[::SET_ASIDE]
-        keep[rejected[positions]] = False
-        labels = None if self.labels is None else self.labels[keep]
+        keep[people] = False
         target = self.target[keep] if isinstance(self.target, torch.Tensor) else self.target
-        return Teacher(
-            self.network, self.predictor, self.head, self.threshold, self.space, target, self.rows[keep], labels, self.settings, self.seed
-        )
+        labels = None if self.labels is None else self.labels[keep]
+        return replace(self, rows=self.rows[keep], labels=labels, target=target)
 
     def _rounded(self, method: Method, scores: LayerScores, allocation: BitAllocation, portable: bool, progress: bool) -> Result:
         calibration = self.augmented if method.rows == "augmented" else self.factual
@@ -197,13 +197,22 @@ def prepare(
     if wanted is None:
         decided = decisions(predictor.logits(rows))
         shares = ", ".join(f"class {c}: {float((decided == c).float().mean()):.1%}" for c in range(predictor.n_classes))
-        raise DataError(f"no target class is known; the model predicts {shares} of the calibration rows: pass target=, or set favourable= in the action set")
-    steps = settings or ProjectedGradient(steps=3, early_stop=False)
-    return Teacher(network, predictor, shown, threshold, space, wanted, rows, labels, steps, seed)
+        raise DataError(
+            f"no target class is known; the model predicts {shares} of the calibration rows: pass target=, or set favourable= in the "
+            "action set"
+        )
+    return Teacher(network, predictor, shown, threshold, space, wanted, rows, labels, settings or PAPER_TEACHER, seed)
 
 
-def _ladder(scores: LayerScores) -> list[int]:
-    """Every total of bits that widening one layer at a time can reach, ascending, at most a few dozen."""
-    total = sum(scores.parameters)
-    averages = [2 + step / 4 for step in range(25)]
-    return [round(total * average) for average in averages]
+def _ladder(method: Method, scores: LayerScores, pinned: Mapping[str, int] | None) -> list[BitAllocation]:
+    """The method's allocations from 2 to 8 average bits in steps of a quarter, each once, ascending."""
+    allocations: dict[tuple[int, ...], BitAllocation] = {}
+    for quarters in range(4 * WIDTHS[0], 4 * WIDTHS[-1] + 1):
+        try:
+            allocation = method.allocate(scores, Budget.average(quarters / 4), WIDTHS, pinned)
+        except BudgetError:
+            if quarters == 4 * WIDTHS[-1]:
+                raise
+            continue  # the pins need more
+        allocations[allocation.bits] = allocation
+    return sorted(allocations.values(), key=lambda allocation: allocation.total_bits)

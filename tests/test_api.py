@@ -17,7 +17,7 @@ from torch import nn
 
 import cfptq
 from cfptq import datasets, models
-from cfptq.actions import ActionSet, Continuous
+from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
 from cfptq.backends.onnxruntime import stored_integers
 from cfptq.errors import ActionSetError, BudgetError, CfptqError, DataError, FileError, ModelError, RecipeError
@@ -81,9 +81,12 @@ def test_every_preset_gives_a_checked_file_within_the_budget(
     assert close.mean() >= 0.999
 
 
-def test_calibrate_leaves_the_model_and_the_process_as_they_were(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+def test_calibrate_leaves_the_model_and_the_process_as_they_were(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet
+) -> None:
     subject = copy.deepcopy(model).train()
-    list(subject.parameters())[0].grad = torch.ones_like(list(subject.parameters())[0])
+    first = next(subject.parameters())
+    first.grad = torch.ones_like(first)
     state = {name: value.clone() for name, value in subject.state_dict().items()}
     torch.manual_seed(5)
     expected, threads = torch.rand(3), torch.get_num_threads()
@@ -93,7 +96,7 @@ def test_calibrate_leaves_the_model_and_the_process_as_they_were(model: nn.Modul
     assert torch.get_num_threads() == threads
     assert all(module.training for module in subject.modules())
     assert all(torch.equal(value, state[name]) for name, value in subject.state_dict().items())
-    assert torch.equal(list(subject.parameters())[0].grad, torch.ones_like(list(subject.parameters())[0]))
+    assert first.grad is not None and torch.equal(first.grad, torch.ones_like(first))
     assert all(p.requires_grad for p in subject.parameters())
 
 
@@ -125,7 +128,9 @@ def test_a_saved_result_exports_the_same_file_without_the_original_model(
         assert torch.equal(again.prepared_model()(columns.test), result.prepared_model()(columns.test))
 
 
-def test_people_can_be_left_out_of_what_is_saved(model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path) -> None:
+def test_people_can_be_left_out_of_what_is_saved(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
     cfptq.calibrate(model, batches(columns), action_set).save(tmp_path / "plan", rows=False)
     assert not list((tmp_path / "plan").glob("calibration*")) and not list((tmp_path / "plan").glob("teacher*"))
     again = cfptq.load(tmp_path / "plan")
@@ -133,7 +138,10 @@ def test_people_can_be_left_out_of_what_is_saved(model: nn.Module, columns: data
     again.to_onnx(tmp_path / "model.onnx", check=True)
 
 
-@pytest.mark.parametrize("file", ["result.json", "plan.json", "plan.safetensors", "calibration.safetensors", "network/network.json", "network/network.safetensors"])
+SAVED = ("result.json", "plan.json", "plan.safetensors", "calibration.safetensors", "network/network.json", "network/network.safetensors")
+
+
+@pytest.mark.parametrize("file", SAVED)
 @pytest.mark.parametrize("damage", ["cut", "pickle"])
 def test_a_damaged_result_is_refused(
     file: str, damage: str, model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
@@ -160,7 +168,7 @@ def test_a_network_and_a_plan_that_do_not_belong_together_are_refused(
 
 
 def test_a_pinned_layer_keeps_its_width(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
-    name = list(cfptq.calibrate(model, batches(columns), action_set).bits)[0]
+    name = next(iter(cfptq.calibrate(model, batches(columns), action_set).bits))
     assert cfptq.calibrate(model, batches(columns), action_set, layers={name: 3}).bits[name] == 3
     with pytest.raises(CfptqError, match="nowhere"):
         cfptq.calibrate(model, batches(columns), action_set, layers={"nowhere": 3})
@@ -266,7 +274,9 @@ def test_bad_input_is_one_clear_error_and_changes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_target_the_error_shows_what_the_model_predicts(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+def test_without_a_target_the_error_shows_what_the_model_predicts(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet
+) -> None:
     with pytest.raises(DataError, match=r"class 0: \d+.*class 1: \d+"):
         cfptq.calibrate(model, batches(columns), action_set.replace(favourable=None))
 
@@ -319,7 +329,12 @@ def test_compare_measures_every_method_on_the_same_people(comparison: cfptq.Comp
 
 
 def test_results_are_the_same_bytes_again(
-    comparison: cfptq.Comparison, model: nn.Module, columns: datasets.Columns, action_set: ActionSet, people: datasets.Dataset, tmp_path: Path
+    comparison: cfptq.Comparison,
+    model: nn.Module,
+    columns: datasets.Columns,
+    action_set: ActionSet,
+    people: datasets.Dataset,
+    tmp_path: Path,
 ) -> None:
     again = cfptq.compare(
         model, batches(columns, 91), [(columns.test, columns.test_labels)], action_set,

@@ -14,14 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cfptq.actions import compiled as _compiled
+from cfptq.actions.columns import as_columns, checked_column_names, require_shape
+from cfptq.actions.compiled import Compiled, compile_features
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
 from cfptq.actions.naming import did_you_mean
 from cfptq.actions.pricing import Norm, Weights, checked_norm, checked_weights, column_weights, row_costs
 from cfptq.actions.projection import active, arrived, projected
 from cfptq.actions.straight_through import straight_through
 from cfptq.actions.values import plain
-from cfptq.errors import ActionSetError, DataError
+from cfptq.errors import ActionSetError
 
 
 @dataclass(frozen=True)
@@ -77,27 +78,7 @@ class ActionSet:
         if self.width is None:
             object.__setattr__(self, "column_names", None)
         else:
-            self._check_columns(self.width)
-
-    def _check_columns(self, width: int) -> None:
-        owner: dict[int, str] = {}
-        for feature in self.features:
-            if not feature.placed:
-                raise ActionSetError(f"{feature.name}: no column is given for it, though the action set is encoded")
-            for column in feature.placed:
-                if column >= width:
-                    raise ActionSetError(f"{feature.name}: column {column} does not exist; the model has {width}, counted from 0")
-                if column in owner:
-                    raise ActionSetError(f"column {column} belongs to both {owner[column]} and {feature.name}; a column shows one feature")
-                owner[column] = feature.name
-        free = [column for column in range(width) if column not in owner]
-        if free:
-            raise ActionSetError(f"columns {free} belong to no feature; declare them (immutable if nobody can act on them)")
-        names = self.column_names
-        names = tuple(f"column_{column}" for column in range(width)) if names is None else tuple(str(name) for name in names)
-        if len(names) != width:
-            raise ActionSetError(f"{len(names)} column names for {width} columns; give one for each")
-        object.__setattr__(self, "column_names", names)
+            object.__setattr__(self, "column_names", checked_column_names(features, self.width, self.column_names))
 
     # Building -----------------------------------------------------------------------------------------------------------------------
 
@@ -342,7 +323,6 @@ class ActionSet:
         Raises:
             DataError: a feature is missing from the frame, a value is missing and the encoder has no rule for it, an unknown category.
         """
-        self._encoded_width()
         from cfptq.actions.frames import encoded
 
         return encoded(self.features, self._encoded_width(), frame)
@@ -366,8 +346,7 @@ class ActionSet:
 
         if isinstance(rows, pd.DataFrame):
             return found_in_frame(self.features, rows)
-        self._encoded_width()
-        return found_in_columns(self.features, self._as_columns(rows))
+        return found_in_columns(self.features, as_columns(self._encoded_width(), rows))
 
     def check(self, x: Tensor) -> None:
         """Raise unless every row can be acted upon.
@@ -378,7 +357,7 @@ class ActionSet:
         """
         from cfptq.actions.violations import refuse_columns
 
-        refuse_columns(self.features, self._as_columns(x), self.column_names or ())
+        refuse_columns(self.features, as_columns(self._encoded_width(), x), self.column_names or ())
 
     # Files --------------------------------------------------------------------------------------------------------------------------
 
@@ -409,9 +388,9 @@ class ActionSet:
     # Inside -------------------------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _tensors(self) -> _compiled.Compiled:
+    def _tensors(self) -> Compiled:
         width = self._encoded_width()
-        return _compiled.compile_features(self.features, width, column_weights(self.features, width, self.weights, self.epsilon))
+        return compile_features(self.features, width, column_weights(self.features, width, self.weights, self.epsilon))
 
     def _encoded_width(self) -> int:
         if self.width is None:
@@ -421,22 +400,4 @@ class ActionSet:
         return self.width
 
     def _check_shape(self, x: Tensor, delta: Tensor | None = None) -> None:
-        width = self._encoded_width()
-        if x.ndim != 2 or x.shape[1] != width:
-            raise DataError(
-                f"rows have shape {tuple(x.shape)}; this action set needs (N, {width}), one column for each of the model's inputs"
-            )
-        if delta is not None and delta.shape != x.shape:
-            raise DataError(f"actions have shape {tuple(delta.shape)}, rows {tuple(x.shape)}; they must be the same")
-
-    def _as_columns(self, rows: Any) -> Tensor:
-        if not isinstance(rows, Tensor):
-            try:
-                rows = torch.as_tensor(rows)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise DataError(f"rows are a float32 tensor or array of shape (N, {self.width}), not {type(rows).__name__}") from error
-        self._check_shape(rows)
-        if rows.dtype != torch.float32:
-            raise DataError(f"rows are {str(rows.dtype).removeprefix('torch.')}; convert them to float32 (rows.float())")
-        columns: Tensor = rows.detach()
-        return columns
+        require_shape(self._encoded_width(), x, delta)

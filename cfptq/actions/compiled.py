@@ -142,7 +142,8 @@ def compile_features(features: Sequence[AnyFeature], width: int, weights: Tensor
 def encoded_bounds(feature: Continuous) -> tuple[float, float]:
     """Where the feature may move on its column: the float32 values that encoding its raw bounds gives, so they decode to just these."""
     low, high = ((side - feature.offset) / feature.scale for side in feature.reach)
-    return float(np.float32(low)), float(np.float32(high))
+    with np.errstate(over="ignore"):  # a bound beyond float32 is no bound
+        return float(np.float32(low)), float(np.float32(high))
 
 
 def direction(feature: AnyFeature) -> float:

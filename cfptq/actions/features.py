@@ -153,9 +153,6 @@ class Continuous(Feature):
             raise ActionSetError(f"{self.name}: scale is above 0, not {self.scale:g}")
         if self.column is not None:
             object.__setattr__(self, "column", column_number(self.column, self.name))
-        low, high = self.reach
-        if low > high:
-            raise ActionSetError(f"{self.name}: no value lies between {low:g} and {high:g}; widen the bounds")
 
     @property
     def declared(self) -> tuple[float, float]:
@@ -188,7 +185,7 @@ class Integer(Continuous):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.reach
+        low, high = super().reach
         if math.isfinite(low) and math.isfinite(high) and math.ceil(low) > math.floor(high):
             raise ActionSetError(f"{self.name}: no whole number lies between {low:g} and {high:g}; widen the bounds")
 

@@ -251,7 +251,7 @@ def _levelled(
     bounds: tuple[Any, Any] | None,
     reachable: Sequence[Any] | None,
 ) -> Ordinal | Categorical:
-    levels = level_order(series) if domain is None else tuple(plain(level) for level in domain)
+    levels = level_order(series) if domain is None else Ordinal(name, domain=tuple(domain)).domain
     if not levels:
         raise DataError(f"{name}: every value is missing; drop the column")
     places = places_of(series, levels)

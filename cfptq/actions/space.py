@@ -16,7 +16,10 @@ class ActionSpace(Protocol):
     do not. Nothing outside an action space adds δ to x.
     """
 
-    max_changes: int | None
+    @property
+    def max_changes(self) -> int | None:
+        """k, the number of features that one action may change; None where any number may."""
+        ...
 
     @property
     def feature_columns(self) -> tuple[tuple[int, ...], ...]:

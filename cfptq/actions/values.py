@@ -29,10 +29,10 @@ def level_tuple(values: Any, what: str) -> tuple[Level, ...]:
 
 def number(value: Any, what: str) -> float:
     """``value`` as a float that is not NaN."""
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    plainly = plain(value)
+    if isinstance(plainly, bool) or not isinstance(plainly, int | float):
         raise ActionSetError(f"{what}: {value!r} is not a number")
-    return float(value)
+    return float(plainly)
 
 
 def finite_number(value: Any, what: str) -> float:

@@ -142,7 +142,7 @@ def _out_of_bounds(feature: Continuous, raw: npt.NDArray[np.float64], slack: npt
         bad = (raw < low - slack) | (raw > high + slack)
     if feature.fill is not None and isinstance(feature.fill, int | float):
         bad &= np.abs(raw - feature.fill) > 1e-6 * (1 + abs(feature.fill))
-    return _table(feature, f"lies between {low:g} and {high:g}", bad, np.round(raw, 6))
+    return _table(feature, f"lies between {low:g} and {high:g}", bad, [float(f"{value:.6g}") for value in raw])
 
 
 def _out_of_span(feature: Ordinal | Categorical, places: npt.NDArray[np.int64]) -> pd.DataFrame:

@@ -43,7 +43,7 @@ def described(features: Sequence[AnyFeature], x: Tensor, point: Tensor, delta: T
 def shown_pair(old: Level, new: Level) -> tuple[str, str]:
     """Two values as short as they can be told apart."""
     if isinstance(old, float) and isinstance(new, float):
-        for digits in range(4, 17):
+        for digits in range(6, 17):
             first, second = _number(old, digits), _number(new, digits)
             if first != second:
                 return first, second

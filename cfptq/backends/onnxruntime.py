@@ -31,7 +31,7 @@ STORED: Mapping[int, npt.DTypeLike] = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: 
 
 
 def to_onnx_model(
-    network: Network, plan: QuantizationPlan, metadata: Mapping[str, str] | None = None, *, packed: bool = True, float_model: onnx.ModelProto | None = None
+    network: Network, plan: QuantizationPlan, metadata: Mapping[str, str] | None = None, *, packed: bool = True
 ) -> onnx.ModelProto:
     """``plan`` as an ONNX model: QDQ around every planned layer, the plan's integers inside, dynamic batch.
 
@@ -40,15 +40,12 @@ def to_onnx_model(
         metadata: further entries for the file's metadata.
         packed: store 2-, 3- and 4-bit weights in INT2 and INT4; False stores every weight as INT8, for runtimes that
             cannot read those types. The outputs are the same bit for bit.
-        float_model: the network's own ONNX export, where the caller already has it.
 
     Raises:
         ModelError: the plan was made for another network.
     """
     check_matches(network, plan)
-    source = float_model if float_model is not None else network_to_onnx(network, opset=_opset(plan, packed))
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
+    model = network_to_onnx(network, opset=_opset(plan, packed))
     editor = _Editor(model, plan, packed)
     for name, found in find_layer_nodes(model, network).items():
         if name in plan.bits:
@@ -151,7 +148,10 @@ class _Editor:
             self._store(f"{layer.name}.weight_scale", scale)
             before.append(
                 helper.make_node(
-                    "Mul", [f"{layer.name}.weight_float", f"{layer.name}.weight_scale"], [f"{layer.name}.weight_grid"], f"{layer.name}_scale"
+                    "Mul",
+                    [f"{layer.name}.weight_float", f"{layer.name}.weight_scale"],
+                    [f"{layer.name}.weight_grid"],
+                    f"{layer.name}_scale",
                 )
             )
             return f"{layer.name}.weight_grid"

@@ -206,11 +206,16 @@ class QuantizationPlan:
                 )
                 for it in head["layers"]
             )
-            activations = tuple(
-                ActivationFormat(str(it["tensor"]), int(it["bits"]), float(it["scale"]), int(it["zero_point"])) for it in head["activations"]
+            activations = tuple(ActivationFormat(**it) for it in head["activations"])
+            return QuantizationPlan(
+                layers=layers,
+                activations=activations,
+                network=str(head["network"]),
+                method=str(head["method"]),
+                seed=int(head["seed"]),
+                portable=bool(head["portable"]),
             )
-            return QuantizationPlan(layers, activations, str(head["network"]), str(head["method"]), int(head["seed"]), bool(head["portable"]))
         except OSError as error:
-            raise FileError(f"cannot read the plan in {place}: {error.strerror}; give a folder that Result.save wrote") from error
+            raise FileError(f"cannot read the plan in {place}: {error.strerror}; give a folder that was saved whole") from error
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError) as error:
             raise FileError(f"{place} does not hold a whole quantization plan ({error}); save it again") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -101,7 +102,8 @@ def _format(network: Network, tensor: str, values: torch.Tensor, settings: Activ
 
 
 def _node(network: Network, layer: Layer) -> torch.fx.Node:
-    return next(node for node in network.graph.graph.nodes if node.name == layer.node)
+    found: torch.fx.Node = next(node for node in network.graph.graph.nodes if node.name == layer.node)
+    return found
 
 
 def _patches(network: Network, layer: Layer) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -126,12 +128,13 @@ def _patches(network: Network, layer: Layer) -> Callable[[torch.Tensor], torch.T
 
 def _convolution(network: Network, layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
     """Stride, padding, dilation and groups of a convolution's node, defaults filled in."""
-    given = list(_node(network, layer).args[3:])
+    given: list[Any] = list(_node(network, layer).args[3:])
     size = len(layer.weight_shape) - 2
-    stride, padding, dilation, groups = [*given, *[1, 0, 1, 1][len(given) :]]
+    defaults: list[Any] = [1, 0, 1, 1]
+    stride, padding, dilation, groups = given + defaults[len(given) :]
     return _each(stride, size), _each(padding, size), _each(dilation, size), int(groups)
 
 
-def _each(value: object, size: int) -> tuple[int, ...]:
-    values = tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)  # type: ignore[call-overload]
+def _each(value: int | Sequence[int], size: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
     return values * size if len(values) == 1 else values

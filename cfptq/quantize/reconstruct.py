@@ -96,11 +96,8 @@ class OutputError:
 
     def __call__(self, change: torch.Tensor) -> torch.Tensor:
         """The error of each output channel, (groups, out / groups), for e of shape (groups, out / groups, k)."""
-        if self.factored:
-            quadratic = (change @ self.hessian.mT).square_().sum(dim=2)
-        else:
-            quadratic = ((change @ self.hessian) * change).sum(dim=2)
-        return quadratic + 2 * (change * self.slope).sum(dim=2)
+        bent = change @ self.hessian.mT if self.factored else change @ self.hessian
+        return (bent * (bent if self.factored else change)).sum(dim=2) + 2 * (change * self.slope).sum(dim=2)
 
 
 def output_error(problem: LayerProblem) -> OutputError:
@@ -114,7 +111,8 @@ def output_error(problem: LayerProblem) -> OutputError:
     factored = len(inputs) * one < k
     hessian = torch.zeros(groups, k, k) if not factored else torch.zeros(groups, 0, k)
     cross = torch.zeros(groups, k, weight.shape[1])
-    for rows, part in zip(inputs.split(CHUNK_ROWS), share.split(CHUNK_ROWS), strict=True):
+    for start in range(0, len(inputs), CHUNK_ROWS):
+        rows, part = inputs[start : start + CHUNK_ROWS], share[start : start + CHUNK_ROWS]
         seen = problem.patches(fake_quantize(rows, problem.form))
         spread = part.repeat_interleave(one)[:, None] / one
         shifted = (seen - problem.patches(rows)) @ weight.mT

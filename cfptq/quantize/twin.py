@@ -28,7 +28,9 @@ class FakeQuantize(nn.Module):
 def check_matches(network: Network, plan: QuantizationPlan) -> None:
     """Raise ModelError unless ``plan`` was made for ``network``."""
     if plan.network != network.digest():
-        raise ModelError("this plan was made for another model (its digest differs); calibrate the model at hand, or give the one the plan is for")
+        raise ModelError(
+            "this plan was made for another model (its digest differs); calibrate the model at hand, or give the one it was made for"
+        )
 
 
 def prepared(network: Network, plan: QuantizationPlan) -> Network:
@@ -47,7 +49,9 @@ def twin(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
     to its format with a straight-through gradient. Other uses of such a tensor (a residual sum) see it unrounded.
     """
     check_matches(network, plan)
-    deployed = network.with_parameters({layer.name: (layer.weight(), layer.deployed_bias(plan.input_format(layer))) for layer in plan.layers})
+    deployed = network.with_parameters(
+        {layer.name: (layer.weight(), layer.deployed_bias(plan.input_format(layer))) for layer in plan.layers}
+    )
     nodes = {layer.name: layer.node for layer in network.layers}
     feeds = {nodes[layer.name]: layer.input for layer in plan.layers}
 

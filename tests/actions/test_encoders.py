@@ -85,8 +85,14 @@ def agree(action_set: ActionSet, encoder: Any, frame: pd.DataFrame) -> torch.Ten
         {"job": OneHotEncoder(drop=["Farm"]), "owner": "passthrough", "region": "passthrough"},
         {"job": OneHotEncoder(drop="first", handle_unknown="ignore"), "owner": OrdinalEncoder(), "region": OrdinalEncoder()},
         {"school": OneHotEncoder(), "region": make_pipeline(OrdinalEncoder(), StandardScaler())},
-        {"school": make_pipeline(OrdinalEncoder(), StandardScaler()), "job": make_pipeline(OneHotEncoder(), StandardScaler(with_mean=False))},
-        {"age": FunctionTransformer(), "job": make_pipeline(OneHotEncoder(sparse_output=False), StandardScaler())},
+        {
+            "school": make_pipeline(OrdinalEncoder(), StandardScaler()),
+            "job": make_pipeline(OneHotEncoder(), StandardScaler(with_mean=False)),
+        },
+        {
+            "age": FunctionTransformer(feature_names_out="one-to-one"),
+            "job": make_pipeline(OneHotEncoder(sparse_output=False), StandardScaler()),
+        },
         {"region": Pipeline([("impute", SimpleImputer(strategy="most_frequent")), ("code", OneHotEncoder())])},
     ],
 )
@@ -193,7 +199,11 @@ def test_a_category_for_missing_values_is_a_level_that_no_action_leads_to() -> N
     frame = people()
     frame["job"] = frame["job"].astype(object)
     frame.loc[5:14, "job"] = np.nan
-    for encoder in (OneHotEncoder(), OrdinalEncoder(encoded_missing_value=-1), make_pipeline(OrdinalEncoder(), SimpleImputer(fill_value=9, strategy="constant"))):
+    for encoder in (
+        OneHotEncoder(),
+        OrdinalEncoder(encoded_missing_value=-1),
+        make_pipeline(OrdinalEncoder(), SimpleImputer(fill_value=9, strategy="constant")),
+    ):
         transform = ColumnTransformer([("job", encoder, ["job"])], sparse_threshold=0).fit(frame)
         action_set = ActionSet.from_frame(frame[["job"]]).encoded_by(transform)
         x = agree(action_set, transform, frame[["job"]])
@@ -283,7 +293,10 @@ def one(step: Any, frame: pd.DataFrame, name: str) -> ColumnTransformer:
         (lambda f: one(MinMaxScaler(clip=True), f, "age"), "clip=False"),
         (lambda f: one(OrdinalEncoder(categories=[[*SCHOOL, "none"]]), f, "school"), r"encoder knows \['none'\]"),
         (lambda f: one(OneHotEncoder(handle_unknown="ignore", categories=[SCHOOL[:2]]), f, "school"), r"does not know \['college', 'univ"),
-        (lambda f: one(StandardScaler(), f.rename(columns={"age": "Age"}), "Age"), r"'Age', which the action set does not know \(did you mean"),
+        (
+            lambda f: one(StandardScaler(), f.rename(columns={"age": "Age"}), "Age"),
+            r"'Age', which the action set does not know \(did you mean",
+        ),
         (lambda f: ColumnTransformer([("a", StandardScaler(), ["age"]), ("b", MinMaxScaler(), ["age"])]).fit(f), "through several steps"),
         (lambda f: ColumnTransformer([("a", "drop", ["age"])]).fit(f), "no column on"),
         (lambda f: one(make_pipeline(StandardScaler(), OneHotEncoder()), f, "region"), "stands after another encoder or a scaler"),
@@ -305,7 +318,7 @@ def test_encoding_refuses_frames_that_do_not_fit() -> None:
     gap.loc[[3, 8], "age"] = np.nan
     with pytest.raises(DataError, match="age: no value in rows 3, 8"):
         action_set.encode(gap)
-    with pytest.raises(DataError, match="income: .*'much'"):
+    with pytest.raises(DataError, match=r"income: .*'much'"):
         action_set.encode(frame.astype({"income": object}).assign(income="much"))
     with pytest.raises(DataError, match=r"region: unknown value '10' in rows 0, .* \(there is 10, of another type\)"):
         action_set.encode(frame.assign(region="10"))

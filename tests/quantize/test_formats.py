@@ -46,7 +46,11 @@ def test_zero_is_exact_and_the_span_is_covered_to_one_step(low: float, width: fl
     assert torch.allclose(rounded[1:], ends[1:], atol=form.scale * 1.01)
 
 
-@given(values=st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=50), scale=st.floats(0.0078125, 3, width=32), zero=st.integers(0, 255))
+@given(
+    values=st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=50),
+    scale=st.floats(0.0078125, 3, width=32),
+    zero=st.integers(0, 255),
+)
 def test_rounding_is_that_of_onnx(values: list[float], scale: float, zero: int) -> None:
     form = ActivationFormat("t", 8, scale, zero)
     x = torch.tensor(values, dtype=torch.float32)
