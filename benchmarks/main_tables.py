@@ -87,7 +87,6 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         max_rows=recipe.calibration.rows,
         seed=seed,
         dataset=name,
-        groups=experiment.groups,
     )
     result = comparison.to_dict()
     del result["budgets"]
@@ -162,7 +161,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
             runs.append(measure(name, seed))
             print(f"{name} seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
         results["datasets"][name] = {"runs": runs, "summary": summary(runs, pooled=name == "german")}
-        write_text(chosen.out, json.dumps(results, indent=1, sort_keys=True) + "\n")
+        write_text(chosen.out, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
     print(markdown(results))
 
 

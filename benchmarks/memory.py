@@ -38,7 +38,7 @@ def peak(rows: int) -> float:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(COLUMNS, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
-    features = [Continuous(f"x{column}", columns=(column,)) for column in range(COLUMNS)]
+    features = [Continuous(f"x{column}", column=column) for column in range(COLUMNS)]
     action_set = ActionSet.from_columns(next(stream(BATCH)), features, max_changes=5, favourable=1)
     cfptq.calibrate(model, stream(rows), action_set, progress=False)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -94,7 +94,7 @@ def wide_net() -> tuple[nn.Module, torch.Tensor, ActionSet]:
         layers = [part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.ReLU())]
         model = nn.Sequential(*layers, nn.Linear(2048, 2)).eval()
     rows = torch.randn(ROWS, 512, generator=generator)
-    features = [Continuous(f"x{column}", columns=(column,)) for column in range(512)]
+    features = [Continuous(f"x{column}", column=column) for column in range(512)]
     return model, rows, ActionSet.from_columns(rows, features, max_changes=5, favourable=1)
 
 

@@ -259,8 +259,6 @@ class ActionSet:
         """w of eq. 4 (with efforts), ``(d,)``."""
         return self._tensors.weights.clone()
 
-    # The action space ---------------------------------------------------------------------------------------------------------------
-
     def zero(self, x: Tensor) -> Tensor:
         """The action that changes nothing, ``(N, d)``."""
         self._check_shape(x)
@@ -384,8 +382,6 @@ class ActionSet:
         from cfptq.actions.wording import as_table
 
         return as_table(self)
-
-    # Inside -------------------------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _tensors(self) -> Compiled:
