@@ -142,7 +142,7 @@ def _out_of_bounds(feature: Continuous, raw: npt.NDArray[np.float64], slack: npt
         bad = (raw < low - slack) | (raw > high + slack)
     if feature.fill is not None and isinstance(feature.fill, int | float):
         bad &= np.abs(raw - feature.fill) > 1e-6 * (1 + abs(feature.fill))
-    return _table(feature, f"lies between {low:g} and {high:g}", bad, [float(f"{value:.6g}") for value in raw])
+    return _table(feature, f"lies between {low:g} and {high:g}", bad, raw, digits=6)
 
 
 def _out_of_span(feature: Ordinal | Categorical, places: npt.NDArray[np.int64]) -> pd.DataFrame:
@@ -156,13 +156,19 @@ def _out_of_span(feature: Ordinal | Categorical, places: npt.NDArray[np.int64]) 
     return _table(feature, f"lies between {first} and {last}", np.array([*outside, False])[places], values)
 
 
-def _table(feature: AnyFeature, rule: str, bad: npt.NDArray[np.bool_], values: Any) -> pd.DataFrame:
+def _table(feature: AnyFeature, rule: str, bad: npt.NDArray[np.bool_], values: Any, digits: int | None = None) -> pd.DataFrame:
     rows = np.flatnonzero(bad)
-    return pd.DataFrame({"row": rows, "feature": feature.name, "rule": rule, "value": [values[row] for row in rows]})
+    if len(rows) == 0:  # as a rule; hundreds of features make a frame each too slow
+        return _NOTHING
+    shown = [values[row] if digits is None else float(f"{values[row]:.{digits}g}") for row in rows]
+    return pd.DataFrame({"row": rows, "feature": feature.name, "rule": rule, "value": shown})
 
 
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     filled = [table for table in tables if len(table)]
     if not filled:
-        return pd.DataFrame({"row": pd.Series(dtype=int), "feature": pd.Series(dtype=str), "rule": pd.Series(dtype=str), "value": []})
+        return _NOTHING.copy()
     return pd.concat([table.astype({"value": object}) for table in filled], ignore_index=True)
+
+
+_NOTHING = pd.DataFrame({"row": pd.Series(dtype=int), "feature": pd.Series(dtype=str), "rule": pd.Series(dtype=str), "value": []})
