@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 from cfptq.actions import ActionSet
 from cfptq.files import write_text
 from cfptq.models import MLP, TrainingSettings, train
-from cfptq.recourse import GradientFree, MinimalCost, Method, RecourseBatch, solve
+from cfptq.recourse import GradientFree, Method, MinimalCost, RecourseBatch, solve
 
 NUMBERS = tuple(f"number-{place}" for place in range(8))
 CATEGORIES = tuple(f"category-{place:02d}" for place in range(12))
@@ -83,9 +82,10 @@ def problem(refused: int) -> Problem:
     formula = MLP(columns.shape[1], hidden=(32,), seed=5)
     with torch.no_grad():
         for parameter in formula.parameters():
-            parameter.mul_(4.0)
+            parameter.mul_(3.0)
+        formula.hidden[0].weight[:, : len(NUMBERS)] *= 5.0  # numbers range over [0, 1]: let them count
         score = formula(columns) @ torch.tensor([-1.0, 1.0])
-    labels = (score > score.quantile(0.6)).to(torch.int64)
+    labels = (score > score.quantile(0.4)).to(torch.int64)
     network = MLP(columns.shape[1], hidden=(64, 64), seed=0)
     train(network, columns, labels, seed=0, settings=TrainingSettings(epochs=15), progress=False)
     pool = people(3 * refused + 100, seed=1)
@@ -138,7 +138,8 @@ def ours(case: Problem, rows: int, method: Method) -> tuple[dict[str, float], Re
         seconds.append(time.perf_counter() - started)
     result = judged(case, x, batch.points, batch.found)
     took = statistics.median(seconds)
-    result |= {"seconds a row": round(took / len(x), 7), "rows a second": round(len(x) / took), "rows a second, best run": round(len(x) / min(seconds))}
+    result |= {"seconds a row": round(took / len(x), 7), "rows a second": round(len(x) / took)}
+    result |= {"rows a second, best run": round(len(x) / min(seconds))}
     return result, batch
 
 
@@ -150,7 +151,7 @@ class _Probability(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.network(x), dim=1)[:, 1:]
+        return torch.softmax(self.network(x), dim=-1)[..., 1:]  # DiCE also asks about single rows (d,)
 
 
 def dice(case: Problem, rows: int, method: str) -> dict[str, float]:
@@ -187,18 +188,19 @@ def dice(case: Problem, rows: int, method: str) -> dict[str, float]:
         answers.append(answer)
     given = pd.concat(answers, ignore_index=True)
     given[list(NUMBERS)] = given[list(NUMBERS)].astype(float)
-    result = judged(case, case.action_set.encode(asked), case.action_set.encode(given.astype({name: str for name in CATEGORIES})), torch.tensor(answered))
+    points = case.action_set.encode(given.astype(dict.fromkeys(CATEGORIES, str)))
+    result = judged(case, case.action_set.encode(asked), points, torch.tensor(answered))
     return result | {"seconds a row": round(statistics.fmean(seconds), 4)}
 
 
 def growth(rows: int) -> dict[str, float]:
-    """Solve ``rows`` refused people in this process: seconds, and peak memory beyond what the rows and the answers take."""
+    """Solve ``rows`` people, refused or not, in this process: seconds, and peak memory beyond what the rows and the answers take."""
     case = problem(1000)
-    x = case.action_set.encode(case.refused)
+    x = case.action_set.encode(people(4000, seed=2))
     x = x[torch.arange(rows) % len(x)]
     numbers = case.action_set.mutable_columns & (torch.arange(x.shape[1]) < len(NUMBERS))
     noise = torch.rand(rows, x.shape[1], generator=torch.Generator().manual_seed(0))
-    x[:, numbers] = noise[:, numbers]  # no two people are the same; those who are accepted after all stay so
+    x[:, numbers] = noise[:, numbers]  # no two people are the same
     del noise
     solve(case.network, x[:1000], case.action_set, target=1, progress=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -209,7 +211,7 @@ def growth(rows: int) -> dict[str, float]:
     answers = sum(getattr(batch, name).nbytes for name in ("factual", "points", "delta", "cost", "found", "margin", "target")) / 2**20
     return {
         "rows": rows, "refused": int((batch.cost > 0).sum() + (~batch.found).sum()), "found": round(float(batch.found.float().mean()), 4),
-        "seconds": round(seconds, 2), "processor seconds a row": round(busy / rows, 7),
+        "seconds": round(seconds, 2), "processor seconds a row": round(busy / rows, 7), "threads": torch.get_num_threads(),
         "answers MB": round(answers, 1), "peak beyond the rows MB": round(peak, 1),
     }  # fmt: skip
 
@@ -249,14 +251,15 @@ def main() -> None:
         results["times faster a row (fast, at 1000 rows)"] = {
             name: round(row["seconds a row"] / quick) for name, row in peers.items() if name.startswith("DiCE")
         }
+    write_text(arguments.out, json.dumps(results, indent=1) + "\n")
     lengths = [rows for rows in (1_000, 10_000, 100_000, 1_000_000) if rows <= arguments.longest]
     grown: list[object] = []
     for rows in lengths:
         command = [sys.executable, __file__, "--growth", str(rows)]
         grown.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
         print(grown[-1], flush=True)
-    results["growth (fast)"] = grown
-    write_text(arguments.out, json.dumps(results, indent=1) + "\n")
+        results["growth (fast)"] = grown
+        write_text(arguments.out, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

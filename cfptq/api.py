@@ -31,13 +31,13 @@ from cfptq.teacher import PROBE_ROWS, prepare
 
 __all__ = ["DEFAULT_METHOD", "PEERS", "audit", "calibrate", "compare", "load"]
 
-DEFAULT_METHOD = "cf-ptq"
+DEFAULT_METHOD = "faithful"
 
 #: What toolchains do by themselves, by name: weight bits of ONNX Runtime's ``quantize_static``.
 PEERS: Mapping[str, int] = {"ort-int8": 8, "ort-int4": 4}
 
 #: What ``compare`` compares unless told otherwise.
-COMPARED = ("ort-int8", "ort-int4", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq")
+COMPARED = ("ort-int8", "ort-int4", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq", "faithful")
 
 
 def calibrate(

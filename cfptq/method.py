@@ -7,16 +7,20 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
-from cfptq.allocation import Allocator, Score, counterfactual_gradient, factual_gradient, greedy, uniform
+from cfptq.allocation import Allocator, Score, counterfactual_gradient, exact, factual_gradient, greedy, margin_change, uniform
 from cfptq.errors import CfptqError, RecipeError
-from cfptq.quantize import Activations, Rounding, nearest, nearest_on_full_range
+from cfptq.quantize import Activations, Rounding, compensated, nearest, nearest_on_full_range
 
 T = TypeVar("T", bound=Callable[..., object])
 
 #: Scores, allocators and rounding rules that a method may name instead of passing one.
-SCORES: Mapping[str, Score] = MappingProxyType({"factual": factual_gradient, "counterfactual": counterfactual_gradient})
-ALLOCATORS: Mapping[str, Allocator] = MappingProxyType({"greedy": greedy, "uniform": uniform})
-ROUNDINGS: Mapping[str, Rounding] = MappingProxyType({"nearest": nearest, "nearest-full-range": nearest_on_full_range})
+SCORES: Mapping[str, Score] = MappingProxyType(
+    {"factual": factual_gradient, "counterfactual": counterfactual_gradient, "margin": margin_change}
+)
+ALLOCATORS: Mapping[str, Allocator] = MappingProxyType({"greedy": greedy, "exact": exact, "uniform": uniform})
+ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
+    {"nearest": nearest, "nearest-full-range": nearest_on_full_range, "compensated": compensated}
+)
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,30 @@ class Method:
 
     Attributes:
         name: stands in results, plans and files.
-        rows: "factual" calibrates on X_cal, "augmented" on U_cal = X_cal ∪ {x + δ} (eq. 21).
-        score: "factual" or "counterfactual" (eq. 23), or a callable of the type ``cfptq.allocation.Score``.
-        allocator: "greedy" (eq. 24), "uniform", or a callable of the type ``cfptq.allocation.Allocator``.
-        rounding: "nearest" (scales by eq. 22), "nearest-full-range", or a callable of the type ``cfptq.quantize.Rounding``.
+        rows: "factual" calibrates on X_cal, "augmented" on U_cal = X_cal ∪ {x + δ} (eq. 21), "boundary" on X_cal and on points where
+            recourse ends, every row weighted by how near its decision is.
+        score: "factual" or "counterfactual" (eq. 23), "margin" (measured for each width), or a callable of the type
+            ``cfptq.allocation.Score``.
+        allocator: "greedy" (eq. 24), "exact", "uniform", or a callable of the type ``cfptq.allocation.Allocator``.
+        rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated", or a callable of the type
+            ``cfptq.quantize.Rounding``.
         activations: bits of the tensors that feed quantized layers.
+        equalize: move hidden channels' scales between the layers around them first.
+        sequential: let each layer make up for what the quantized layers before it spoil.
     """
 
     name: str
-    rows: Literal["factual", "augmented"] = "augmented"
+    rows: Literal["factual", "augmented", "boundary"] = "augmented"
     score: str | Score = "counterfactual"
     allocator: str | Allocator = "greedy"
     rounding: str | Rounding = "nearest"
     activations: Activations = field(default_factory=Activations)
+    equalize: bool = False
+    sequential: bool = False
 
     def __post_init__(self) -> None:
-        if self.rows not in ("factual", "augmented"):
-            raise RecipeError(f"method {self.name!r}: rows must be 'factual' or 'augmented', not {self.rows!r}")
+        if self.rows not in ("factual", "augmented", "boundary"):
+            raise RecipeError(f"method {self.name!r}: rows must be 'factual', 'augmented' or 'boundary', not {self.rows!r}")
         for part, known in (("score", SCORES), ("allocator", ALLOCATORS), ("rounding", ROUNDINGS)):
             choice = getattr(self, part)
             if isinstance(choice, str) and choice not in known:
@@ -51,7 +62,7 @@ class Method:
     @property
     def needs_recourse(self) -> bool:
         """Whether the method looks at counterfactual points at all."""
-        return self.rows == "augmented" or self.score_function is counterfactual_gradient
+        return self.rows != "factual" or self.score_function is counterfactual_gradient
 
     @property
     def score_function(self) -> Score:
@@ -68,14 +79,24 @@ class Method:
     def with_activations(self, bits: int | None, input_bits: int | None) -> Method:
         """The same method with other activation formats; None keeps what it has."""
         kept = self.activations
-        return replace(self, activations=Activations(bits or kept.bits, input_bits or kept.input_bits))
+        return replace(self, activations=replace(kept, bits=bits or kept.bits, input_bits=input_bits or kept.input_bits))
 
 
-#: The paper's training-free variants (Appendix F), by name.
+#: The default, and the paper's training-free variants (Appendix F), by name.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         method.name: method
         for method in (
+            Method(
+                "faithful",
+                rows="boundary",
+                score="margin",
+                allocator="exact",
+                rounding="compensated",
+                activations=Activations(input_bits=None, clip=False),
+                equalize=True,
+                sequential=True,
+            ),
             Method("ptq", rows="factual", score="factual", allocator="uniform"),
             Method("mixed-ptq", rows="factual", score="factual"),
             Method("cf-ptq-calibration", rows="augmented", score="factual"),

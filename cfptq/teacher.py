@@ -12,7 +12,7 @@ from torch import nn
 
 from cfptq.actions import ActionSpace
 from cfptq.allocation import BitAllocation, Budget, LayerScores, Score
-from cfptq.calibration import COUNTERFACTUAL, PAPER_TEACHER, CalibrationSet, augment, draw_rows, factual_only
+from cfptq.calibration import COUNTERFACTUAL, PAPER_TEACHER, CalibrationSet, augment, draw_rows, factual_only, near_boundary
 from cfptq.errors import BudgetError, DataError
 from cfptq.method import Method
 from cfptq.metrics import validity_drop
@@ -76,6 +76,18 @@ class Teacher:
         return self._augmented[1]
 
     @cached_property
+    def _boundary(self) -> tuple[CalibrationSet, RecourseBatch]:
+        return near_boundary(self.rows, self.labels, self.predictor, self.space, target=self.target, seed=self.seed)
+
+    def calibration(self, method: Method) -> tuple[CalibrationSet, RecourseBatch | None]:
+        """The rows that ``method`` calibrates on, and the recourse among them."""
+        if method.rows == "boundary":
+            return self._boundary
+        if method.rows == "augmented":
+            return self._augmented
+        return self.factual, self.recourse if method.needs_recourse else None
+
+    @cached_property
     def _scores(self) -> dict[Score, LayerScores]:
         return {}
 
@@ -83,7 +95,7 @@ class Teacher:
         """Layer scores by the method's own rule. Every score sees U_cal and picks the rows it is about."""
         score = method.score_function
         if score not in self._scores:
-            rows = self.augmented if method.needs_recourse else self.factual
+            rows = self._boundary[0] if method.rows == "boundary" else self.augmented if method.needs_recourse else self.factual
             self._scores[score] = score(self.network, rows, head=self.head, threshold=self.threshold, progress=progress)
         return self._scores[score]
 
@@ -150,7 +162,7 @@ class Teacher:
         return replace(self, rows=self.rows[keep], labels=labels, target=target)
 
     def _rounded(self, method: Method, scores: LayerScores, allocation: BitAllocation, portable: bool, progress: bool) -> Result:
-        calibration = self.augmented if method.rows == "augmented" else self.factual
+        calibration, recourse = self.calibration(method)
         plan = quantize(
             self.network,
             calibration,
@@ -159,10 +171,11 @@ class Teacher:
             seed=self.seed,
             rounding=method.round,
             activations=method.activations,
+            equalize=method.equalize,
+            sequential=method.sequential,
             portable=portable,
             progress=progress,
         )
-        recourse = self.recourse if method.needs_recourse else None
         return Result(self.network, plan, allocation, scores, self.head, self.threshold, calibration, recourse)
 
 

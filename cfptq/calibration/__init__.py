@@ -2,6 +2,6 @@
 
 from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
 from cfptq.calibration.draw import draw_rows
-from cfptq.calibration.teacher import PAPER_TEACHER, augment, factual_only
+from cfptq.calibration.teacher import PAPER_TEACHER, augment, factual_only, near_boundary
 
-__all__ = ["COUNTERFACTUAL", "FACTUAL", "PAPER_TEACHER", "CalibrationSet", "augment", "draw_rows", "factual_only"]
+__all__ = ["COUNTERFACTUAL", "FACTUAL", "PAPER_TEACHER", "CalibrationSet", "augment", "draw_rows", "factual_only", "near_boundary"]

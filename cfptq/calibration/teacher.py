@@ -8,6 +8,7 @@ from torch import Tensor
 from cfptq.actions.space import ActionSpace
 from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
 from cfptq.errors import DataError, name_rows
+from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
 from cfptq.recourse import Method, ProjectedGradient, RecourseBatch, Target, solve, target_of_rows
 
@@ -65,6 +66,40 @@ def augment(
         labels_are_teacher=factual.labels_are_teacher,
     )
     return points, teacher
+
+
+def near_boundary(
+    rows: Tensor,
+    labels: Tensor | None,
+    predictor: Predictor,
+    space: ActionSpace,
+    *,
+    target: Target,
+    seed: int = 0,
+    threads: int | None = 1,
+    progress: bool = True,
+) -> tuple[CalibrationSet, RecourseBatch]:
+    """X_cal, the points where the rejected rows' recourse ends, and a weight on every row that falls with its margin.
+
+    Recourse is projected-gradient, to the first step that reaches the target. A row of target margin m weighs exp(-|m| / T), with T
+    half the median |m| of the factual rows: what is far from the boundary, on either side, counts little, for rounding cannot flip it.
+
+    Args, Raises: as :func:`augment`.
+
+    Returns:
+        The calibration set, and the recourse of the rejected rows that have some, in the order of the counterfactual rows.
+    """
+    points, recourse = augment(
+        rows, labels, predictor, space, target=target, settings=ProjectedGradient(), seed=seed, threads=threads, progress=progress
+    )
+    kept = torch.ones(len(points), dtype=torch.bool)
+    kept[len(rows) :] = recourse.found
+    chosen = {name: getattr(points, name)[kept] for name in ("rows", "origin", "source", "target", "labels")}
+    margin = target_margin(predictor.logits(chosen["rows"]), chosen["target"]).abs()
+    tiny = torch.finfo(torch.float32).tiny
+    temperature = max(float(margin[: len(rows)].median()) / 2, tiny)
+    weights = torch.exp(-margin / temperature).clamp_min(tiny)
+    return CalibrationSet(**chosen, weights=weights, labels_are_teacher=points.labels_are_teacher), recourse[recourse.found]
 
 
 def factual_only(rows: Tensor, labels: Tensor | None, predictor: Predictor, *, target: Target) -> CalibrationSet:

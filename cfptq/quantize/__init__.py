@@ -1,10 +1,13 @@
 """Integer formats, ranges, rounding, the plan, and its fake-quantized torch twin."""
 
+from cfptq.quantize.compensate import compensated, prepare
+from cfptq.quantize.equalize import equalized
 from cfptq.quantize.formats import PORTABLE_LIMIT, WIDTHS, ActivationFormat, container_bits, fake_quantize, integer_limit
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.quantizer import Activations, quantize
+from cfptq.quantize.quantizer import Activations, layer_problem, quantize
 from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, nearest, nearest_on_full_range
 from cfptq.quantize.twin import check_matches, prepared, twin
+from cfptq.quantize.variants import Variability, sample_variants
 
 __all__ = [
     "PORTABLE_LIMIT",
@@ -16,13 +19,19 @@ __all__ = [
     "QuantizationPlan",
     "RoundedWeight",
     "Rounding",
+    "Variability",
     "check_matches",
+    "compensated",
     "container_bits",
+    "equalized",
     "fake_quantize",
     "integer_limit",
+    "layer_problem",
     "nearest",
     "nearest_on_full_range",
+    "prepare",
     "prepared",
     "quantize",
+    "sample_variants",
     "twin",
 ]

@@ -13,9 +13,14 @@ from cfptq.calibration import CalibrationSet
 from cfptq.errors import BudgetError, ModelError
 from cfptq.network import Layer, Network
 from cfptq.progress import track
+from cfptq.quantize.equalize import equalized
 from cfptq.quantize.formats import ActivationFormat
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.reconstruct import LayerProblem, Rounding, activation_format, nearest, thinned
+from cfptq.quantize.twin import prefix_output
+
+#: Weights fed by the input up to which leaving it in float costs next to nothing at any batch size.
+NARROW_INPUT = 2**16
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,17 @@ class Activations:
 
     Attributes:
         bits: hidden tensors, 8 or 16; 32 leaves them in float.
-        input_bits: the model's input, likewise.
+        input_bits: the model's input, likewise; None leaves it in float where the layers that it feeds have at most
+            :data:`NARROW_INPUT` weights, and makes it 8 bits where they have more and integer kernels pay.
+        clip: clip where that reconstructs the layer's output better (eq. 22); False spans all that calibration saw.
     """
 
     bits: int = 8
-    input_bits: int = 8
+    input_bits: int | None = 8
+    clip: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in (8, 16, 32) or self.input_bits not in (8, 16, 32):
+        if self.bits not in (8, 16, 32) or self.input_bits not in (None, 8, 16, 32):
             raise ModelError(f"activations can have 8, 16 or 32 (float) bits, not {self.bits} and {self.input_bits}")
 
 
@@ -44,6 +52,8 @@ def quantize(
     seed: int,
     rounding: Rounding = nearest,
     activations: Activations | None = None,
+    equalize: bool = False,
+    sequential: bool = False,
     portable: bool = False,
     progress: bool = True,
 ) -> QuantizationPlan:
@@ -51,11 +61,13 @@ def quantize(
 
     Args:
         network: the captured full-precision network.
-        calibration: rows that scales and clipping are fitted on.
+        calibration: rows that scales and clipping are fitted on, and how much each counts.
         bits: width of each quantizable layer, all of them.
         method, seed, portable: recorded in the plan; ``portable`` keeps 8-bit weights within ±63.
         rounding: the rule that turns one layer's weight into integers.
         activations: bits of the hidden tensors and of the input; 8 each by default.
+        equalize: first move each hidden channel's scale between the two layers around it.
+        sequential: each layer sees what the quantized layers before it put out, and its target stays the full-precision output.
 
     Raises:
         BudgetError: ``bits`` leaves a layer out or names one that is not there.
@@ -64,31 +76,59 @@ def quantize(
     names = [layer.name for layer in network.layers]
     if set(names) != set(bits):
         raise BudgetError(f"widths are needed for exactly {', '.join(names)}, not {', '.join(bits)}")
-    tensors = list(dict.fromkeys(layer.input for layer in network.layers))
-    values = network.observe(calibration.rows, tensors)
-    formats = {tensor: _format(network, tensor, values[tensor], settings) for tensor in tensors}
-    layers = []
+    source = equalized(network, calibration.rows) if equalize else network
+    wanted = source.observe(calibration.rows, {layer.input for layer in network.layers})
+    seen: dict[str, torch.Tensor] = {}
+    formats: dict[str, ActivationFormat] = {}
+    layers: list[LayerPlan] = []
     for layer in track(network.layers, "rounding layers", enabled=progress):
-        rounded = rounding(
-            LayerProblem(
-                name=layer.name,
-                weight=network.weight(layer.name),
-                bias=network.bias(layer.name),
-                inputs=values[layer.input],
-                form=formats[layer.input],
-                bits=bits[layer.name],
-                portable=portable,
-                patches=_patches(network, layer),
-                row_weights=calibration.weights,
-            )
-        )
-        layers.append(LayerPlan(layer.name, layer.kind, bits[layer.name], rounded.integers, rounded.scale, rounded.bias, layer.input))
+        tensor = layer.input
+        if tensor not in formats:
+            moved = sequential and bool(layers)
+            seen[tensor] = prefix_output(source, layers, formats, tensor, calibration.rows) if moved else wanted[tensor]
+            formats[tensor] = _format(source, tensor, seen[tensor], settings)
+        width, weights = bits[layer.name], calibration.weights
+        problem = layer_problem(source, layer, width, wanted[tensor], seen[tensor], formats[tensor], weights, portable=portable)
+        rounded = rounding(problem)
+        layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
     return QuantizationPlan(tuple(layers), tuple(formats.values()), network.digest(), method, seed, portable)
+
+
+def layer_problem(
+    network: Network,
+    layer: Layer,
+    bits: int,
+    inputs: torch.Tensor,
+    seen: torch.Tensor,
+    form: ActivationFormat,
+    row_weights: torch.Tensor,
+    *,
+    portable: bool = False,
+) -> LayerProblem:
+    """What a rounding rule is given about ``layer``; the arguments are LayerProblem's."""
+    return LayerProblem(
+        name=layer.name,
+        weight=network.weight(layer.name),
+        bias=network.bias(layer.name),
+        inputs=inputs,
+        seen=seen,
+        form=form,
+        bits=bits,
+        portable=portable,
+        patches=_patches(network, layer),
+        row_weights=row_weights,
+    )
 
 
 def _format(network: Network, tensor: str, values: torch.Tensor, settings: Activations) -> ActivationFormat:
     """The format of one tensor, fitted on the outputs of all layers that it feeds."""
     fed = [layer for layer in network.layers if layer.input == tensor]
+    bits = settings.bits
+    if tensor == network.input_name:
+        narrow = sum(layer.parameters for layer in fed) <= NARROW_INPUT
+        bits = settings.input_bits or (32 if narrow else 8)
+    if not settings.clip and bits != 32:
+        return ActivationFormat.spanning(tensor, float(values.min()), float(values.max()), bits)
     weights = [network.weight(layer.name) for layer in fed]
     a_row = sum(weight.numel() * max(1, values[0].numel() // weight[0].numel()) for weight in weights)
     nodes = [_node(network, layer) for layer in fed]
@@ -97,7 +137,6 @@ def _format(network: Network, tensor: str, values: torch.Tensor, settings: Activ
         parts = [node.target(x, weight, None, *node.args[3:]).flatten() for node, weight in zip(nodes, weights, strict=True)]  # type: ignore[operator]
         return torch.cat(parts)
 
-    bits = settings.input_bits if tensor == network.input_name else settings.bits
     return activation_format(tensor, values[thinned(len(values), a_row)], bits, outputs)
 
 

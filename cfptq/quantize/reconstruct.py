@@ -37,6 +37,8 @@ class LayerProblem:
         weight: full-precision weight, (out, ...).
         bias: full-precision bias, (out,), or None.
         inputs: full-precision inputs of the layer over the calibration rows, (N, ...).
+        seen: what feeds the layer once the layers before it are quantized, (N, ...), not yet rounded to ``form``; the same as
+            ``inputs`` where layers are rounded independently of each other.
         form: format of that input tensor.
         bits: width to round to.
         portable: 8-bit weights stay within ±63.
@@ -49,6 +51,7 @@ class LayerProblem:
     weight: torch.Tensor
     bias: torch.Tensor | None
     inputs: torch.Tensor
+    seen: torch.Tensor
     form: ActivationFormat
     bits: int
     portable: bool
@@ -110,15 +113,15 @@ def output_error(problem: LayerProblem) -> OutputError:
     share = problem.row_weights / problem.row_weights.sum()
     one = problem.patches(problem.inputs[:1]).shape[1]
     kept = thinned(len(problem.inputs), k * k * groups * one)
-    inputs, share = problem.inputs[kept], share[kept]
+    inputs, given, share = problem.inputs[kept], problem.seen[kept], share[kept]
     factored = len(inputs) * one < k
     hessian = torch.zeros(groups, k, k) if not factored else torch.zeros(groups, 0, k)
     cross = torch.zeros(groups, k, weight.shape[1])
     for start in range(0, len(inputs), CHUNK_ROWS):
-        rows, part = inputs[start : start + CHUNK_ROWS], share[start : start + CHUNK_ROWS]
-        seen = problem.patches(fake_quantize(rows, problem.form))
-        spread = part.repeat_interleave(one)[:, None] / one
-        shifted = (seen - problem.patches(rows)) @ weight.mT
+        chunk = slice(start, start + CHUNK_ROWS)
+        seen = problem.patches(fake_quantize(given[chunk], problem.form))
+        spread = share[chunk].repeat_interleave(one)[:, None] / one
+        shifted = (seen - problem.patches(inputs[chunk])) @ weight.mT
         cross += seen.mT @ (spread * shifted)
         if factored:
             hessian = torch.cat([hessian, spread.sqrt() * seen], dim=1)

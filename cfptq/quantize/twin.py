@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import fx, nn
 
 from cfptq.errors import ModelError
 from cfptq.network import Network
 from cfptq.quantize.formats import ActivationFormat, fake_quantize
-from cfptq.quantize.plan import QuantizationPlan
+from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 
 
 class FakeQuantize(nn.Module):
@@ -49,22 +51,37 @@ def twin(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
     to its format with a straight-through gradient. Other uses of such a tensor (a residual sum) see it unrounded.
     """
     check_matches(network, plan)
-    deployed = network.with_parameters(
-        {layer.name: (layer.weight(), layer.deployed_bias(plan.input_format(layer))) for layer in plan.layers}
-    )
+    return _fake_quantized(network, plan.layers, {form.tensor: form for form in plan.activations})
+
+
+def prefix_output(
+    network: Network, layers: Sequence[LayerPlan], formats: Mapping[str, ActivationFormat], tensor: str, rows: torch.Tensor
+) -> torch.Tensor:
+    """What node ``tensor`` puts out when ``layers`` are quantized and the rest is not; nothing behind it is computed."""
+    with torch.no_grad():
+        values: torch.Tensor = _fake_quantized(network, layers, formats, until=tensor)(rows)
+    return values
+
+
+def _fake_quantized(
+    network: Network, layers: Sequence[LayerPlan], formats: Mapping[str, ActivationFormat], until: str | None = None
+) -> fx.GraphModule:
+    deployed = network.with_parameters({layer.name: (layer.weight(), layer.deployed_bias(formats[layer.input])) for layer in layers})
     nodes = {layer.name: layer.node for layer in network.layers}
-    feeds = {nodes[layer.name]: layer.input for layer in plan.layers}
+    feeds = {nodes[layer.name]: layer.input for layer in layers}
 
     def insert(graph: fx.GraphModule) -> None:
         by_name = {node.name: node for node in graph.graph.nodes}
-        for number, form in enumerate(form for form in plan.activations if not form.is_float):
+        if until is not None:
+            graph.graph.output_node().args = (by_name[until],)
+        for number, form in enumerate(form for form in formats.values() if not form.is_float):
             source = by_name[form.tensor]
-            users = [by_name[node] for node, tensor in feeds.items() if tensor == form.tensor]
             target = f"activation_{number}"
             graph.add_submodule(target, FakeQuantize(form))
             with graph.graph.inserting_after(source):
                 rounded = graph.graph.call_module(target, (source,))
-            for user in users:
-                user.replace_input_with(source, rounded)
+            for node, tensor in feeds.items():
+                if tensor == form.tensor:
+                    by_name[node].replace_input_with(source, rounded)
 
     return deployed.transformed(insert)

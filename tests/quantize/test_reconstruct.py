@@ -21,7 +21,7 @@ def problem(bits: int, *, weight: torch.Tensor | None = None, portable: bool = F
     weight = torch.randn(5, 7, generator=generator) if weight is None else weight
     inputs = torch.randn(40, 7, generator=generator)
     form = ActivationFormat.spanning("x", float(inputs.min()), float(inputs.max()))
-    return LayerProblem("l", weight, torch.zeros(5), inputs, form, bits, portable, as_vectors, torch.ones(40))
+    return LayerProblem("l", weight, torch.zeros(5), inputs, inputs, form, bits, portable, as_vectors, torch.ones(40))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -60,7 +60,7 @@ def test_row_weights_steer_the_scale() -> None:
     form = ActivationFormat("x", 32)
 
     def scale(row_weights: list[float]) -> torch.Tensor:
-        task = LayerProblem("l", weight, None, inputs, form, 2, False, as_vectors, torch.tensor(row_weights))
+        task = LayerProblem("l", weight, None, inputs, inputs, form, 2, False, as_vectors, torch.tensor(row_weights))
         answer = nearest(task)
         return answer.integers.float() * answer.scale[:, None]
 
@@ -120,7 +120,7 @@ def test_the_output_error_is_the_squared_difference_of_outputs_up_to_a_constant(
 def test_wide_layers_use_a_factor_and_mean_the_same() -> None:
     task = problem(4)
     change = 0.1 * torch.randn(1, 5, 7)
-    few = LayerProblem("l", task.weight, None, task.inputs[:5], task.form, 4, False, as_vectors, torch.ones(5))
+    few = LayerProblem("l", task.weight, None, task.inputs[:5], task.inputs[:5], task.form, 4, False, as_vectors, torch.ones(5))
     assert output_error(few).factored
     seen = fake_quantize(few.inputs, few.form)
     direct = (seen @ (few.weight + change[0]).T - few.inputs @ few.weight.T).square().mean(dim=0)
