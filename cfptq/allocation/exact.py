@@ -13,17 +13,14 @@ from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
 from cfptq.quantize.formats import WIDTHS
 
-#: What using up the whole budget is worth beside the largest benefit: enough to spend what is left over, too little to trade for.
-SPEND = 1e-7
-
 
 def exact(
     scores: LayerScores, budget: Budget | float, widths: Sequence[int] = WIDTHS, pinned: Mapping[str, int] | None = None
 ) -> BitAllocation:
     """The allocation with the largest total benefit within the budget (eq. 24, or any benefits measured per width).
 
-    One binary variable for each layer and width, one width a layer, one budget row. Among allocations of equal benefit the one
-    with more bits is taken, so left-over budget is spent.
+    One binary variable for each layer and width, one width a layer, one budget row. What the optimum leaves over is spent on the
+    layers with the largest score per weight that it still pays for.
 
     Args:
         scores: their :meth:`~cfptq.allocation.LayerScores.benefits` are what is maximized.
@@ -45,7 +42,7 @@ def exact(
     allowed = np.array([[pins.get(name, bits) == bits for bits in ladder] for name in scores.names], dtype=float)
     one_width_each = np.kron(np.eye(layers), np.ones(choices))
     solved = milp(
-        -(((worth - worth[:, :1]) / scale) + SPEND * cost / cost.max()).ravel(),
+        -((worth - worth[:, :1]) / scale).ravel(),
         integrality=np.ones(layers * choices),
         bounds=Bounds(np.zeros(layers * choices), allowed.ravel()),
         constraints=[
@@ -56,5 +53,14 @@ def exact(
     )
     if solved.x is None:
         raise BudgetError(f"no allocation within {budget} was found ({solved.message}); ask for a larger budget")
-    chosen = solved.x.reshape(layers, choices).argmax(axis=1)
-    return BitAllocation(scores.names, scores.parameters, tuple(ladder[choice] for choice in chosen))
+    bits = [ladder[choice] for choice in solved.x.reshape(layers, choices).argmax(axis=1)]
+    spare = budget.ceiling(scores.parameters) - sum(budget.cost(n, b) for n, b in zip(scores.parameters, bits, strict=True))
+    ratio = [score / n for score, n in zip(scores.scores, scores.parameters, strict=True)]
+    for layer in sorted(range(layers), key=lambda index: (-ratio[index], index)):
+        size = scores.parameters[layer]
+        for wider in ladder[ladder.index(bits[layer]) + 1 :] if scores.names[layer] not in pins else ():
+            step = budget.cost(size, wider) - budget.cost(size, bits[layer])
+            if step > spare:
+                break
+            bits[layer], spare = wider, spare - step
+    return BitAllocation(scores.names, scores.parameters, tuple(bits))

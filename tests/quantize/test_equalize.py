@@ -1,0 +1,59 @@
+"""Equalization changes scales, never the function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cfptq.network import capture
+from cfptq.quantize import equalized
+
+
+class Skip(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.a(x))
+        return self.c(h + torch.relu(self.b(h)))
+
+
+MODELS = {
+    "mlp": (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.LeakyReLU(), nn.Linear(5, 2)), (6,), 2),
+    "tanh is not homogeneous": (nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)), (6,), 0),
+    "a residual is fed twice": (Skip(), (6,), 0),
+    "cnn": (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 2), nn.Flatten(), nn.Linear(12, 2)),
+        (1, 8, 8),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_function_is_the_same_and_only_what_may_be_scaled_is(kind: str) -> None:
+    model, shape, pairs = MODELS[kind]
+    x = torch.randn(200, *shape, generator=torch.Generator().manual_seed(0))
+    network = capture(model.eval(), x[:2])
+    after = equalized(network, x)
+    assert torch.allclose(after(x), network(x), atol=1e-4)
+    moved = sum(not torch.equal(after.weight(layer.name), network.weight(layer.name)) for layer in network.layers)
+    assert moved == (pairs + 1 if pairs else 0)
+
+
+def test_activation_and_weight_meet_in_the_middle() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        model[0].weight[3] *= 50  # one channel with a heavy tail
+        model[0].weight[5], model[0].bias[5] = 0, -1  # one that never fires
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    network = capture(model, x[:2])
+    after = equalized(network, x)
+    last = network.layers[1]
+    activations = after.observe(x, [last.input])[last.input].amax(dim=0)
+    weights = after.weight(last.name).abs().amax(dim=0)
+    fires = activations > 0
+    assert torch.allclose(activations[fires], weights[fires], rtol=1e-3)
+    assert torch.allclose(after(x), network(x), atol=1e-4)
