@@ -171,6 +171,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         return
     warnings.filterwarnings("ignore")
     results: dict[str, Any] = {"schema": 1, "budgets": list(BUDGETS), "datasets": {}}
+    if chosen.out.exists() and chosen.datasets != list(SEEDS):
+        results = json.loads(chosen.out.read_text())  # the other data sets stay as they are
     for name in chosen.datasets:
         runs = []
         for seed in SEEDS[name]:

@@ -125,7 +125,7 @@ class Recipe(_Part):
     backbone: Backbone = Field(default=Backbone(), alias="model")
     training: Training = Training()
     calibration: Calibration = Calibration()
-    budgets: Annotated[tuple[Positive, ...], Field(min_length=1)] = (4.0, 3.0, 5.0, 8.0)
+    budgets: Annotated[tuple[Positive, ...], Field(min_length=1)] = (4.0,)
     methods: Annotated[Names, Field(min_length=1)] | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
 

@@ -6,12 +6,13 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import fx, nn
 
-from cfptq.allocation import BitAllocation, LayerScores
+from cfptq.allocation import BitAllocation, LayerScores, MeasuredScores
 from cfptq.backends import onnxruntime as ort_backend
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import CfptqError, FileError, ModelError
@@ -159,7 +160,7 @@ def load(folder: str | os.PathLike[str]) -> Result:
             network=Network.load(place / "network"),
             plan=QuantizationPlan.load(place),
             allocation=BitAllocation(**head["allocation"]),
-            sensitivity=LayerScores(**head["sensitivity"]),
+            sensitivity=_scores(head["sensitivity"]),
             head=Head(head["head"]),
             threshold=head["threshold"],
             calibration=CalibrationSet.load(calibration) if calibration.exists() else None,
@@ -176,6 +177,10 @@ def load(folder: str | os.PathLike[str]) -> Result:
     if result.plan.network != result.network.digest():
         raise FileError(f"{place} holds a plan and a network that do not belong together; save the result again")
     return result
+
+
+def _scores(content: dict[str, Any]) -> LayerScores:
+    return MeasuredScores(**content) if "damage" in content else LayerScores(**content)
 
 
 def _write(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:

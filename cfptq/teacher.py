@@ -132,13 +132,14 @@ class Teacher:
         """
         if not 0 <= max_validity_drop <= 1:
             raise BudgetError(f"max_validity_drop is a share of people, between 0 and 1, not {max_validity_drop}")
-        chosen = self.recourse.found.nonzero().flatten()[::SET_ASIDE]
+        points, recourse = self._boundary
+        chosen = torch.arange(0, len(recourse), SET_ASIDE)
         if len(chosen) == 0:
             raise DataError(
                 "no rejected calibration row has recourse, so there is nobody to judge max_validity_drop by; give a budget instead"
             )
-        aside = self.recourse[chosen]
-        kept = self._without(self.augmented.source[self.augmented.origin == COUNTERFACTUAL][chosen])
+        aside = recourse[chosen]
+        kept = self._without(points.source[points.origin == COUNTERFACTUAL][chosen])
         scores = kept.scores(method, progress)
         least = 1.0
         for allocation in track(_ladder(method, scores, pinned), "looking for the fewest bits", enabled=progress):

@@ -105,7 +105,7 @@ def quickstart(out: OutOption = Path("cfptq-quickstart")) -> None:
     say(*one_promise(experiment, out))
     say(
         "Next, judge a file as an auditor would:",
-        f"  cfptq audit {out}/fp32.onnx {file_of(out, 'cf-ptq')} --people {out}/people.csv --action-set {out}/actions.yaml \\",
+        f"  cfptq audit {out}/fp32.onnx {file_of(out, 'faithful')} --people {out}/people.csv --action-set {out}/actions.yaml \\",
         "    --label label --group sex --max-vd 0.2",
     )
 
@@ -142,7 +142,9 @@ def calibrate(
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
     state: StateOption = None,
     label: LabelOption = None,
-    method: Annotated[str, typer.Option("--method", help="ptq, mixed-ptq, cf-ptq-calibration, cf-ptq-allocation or cf-ptq.")] = "cf-ptq",
+    method: Annotated[
+        str, typer.Option("--method", help="faithful, cf-ptq, cf-ptq-calibration, cf-ptq-allocation, mixed-ptq, ptq.")
+    ] = "faithful",
     budget: Annotated[float | None, typer.Option("--budget", help="Average bits per weight. 4 where no limit is given.")] = None,
     max_validity_drop: Annotated[
         float | None,

@@ -53,17 +53,17 @@ def one_promise(experiment: Experiment, out: Path) -> list[str]:
     advice = solve(teacher, rejected, experiment.action_set, target=favourable, method="projected-gradient", seed=experiment.seed)
     advice = advice[advice.found]
     usual, ours = (
-        decisions(as_predictor(file_of(out, name), example=rows).logits(advice.points)) == favourable for name in ("ort-int4", "cf-ptq")
+        decisions(as_predictor(file_of(out, name), example=rows).logits(advice.points)) == favourable for name in ("ort-int4", "faithful")
     )
     lines = [
         f"{len(advice)} generated applicants were refused and told what to change. That advice fails {int((~usual).sum())} of them "
-        f"on the usual 4-bit file (ort-int4) and {int((~ours).sum())} on cf-ptq's."
+        f"on the usual 4-bit file (ort-int4) and {int((~ours).sum())} on faithful's."
     ]
     between = (~usual & ours).nonzero().flatten()
     if len(between):
         one = between[:1]
         words = experiment.action_set.describe(advice.factual[one], advice.delta[one])[0]
-        lines.append(f"One of them was told: {words}. The full-precision model would now say yes, so does cf-ptq's file; ort-int4 says no.")
+        lines.append(f"One of them was told: {words}. Full precision would now say yes, so does faithful's file; ort-int4 says no.")
     return lines
 
 
