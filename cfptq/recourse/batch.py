@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +16,42 @@ from torch import Tensor
 from cfptq.errors import DataError, FileError
 from cfptq.files import written_aside
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cfptq.actions import ActionSet
+
 _FORMAT = "cfptq.recourse/1"
+
+
+class Status(IntEnum):
+    """What is known about one row's action; the codes of :attr:`RecourseBatch.status`."""
+
+    UNPROVEN = 0
+    """An action that holds; nothing is proven about its cost."""
+    OPTIMAL = 1
+    """No action that holds is cheaper (by more than the gap asked for)."""
+    BOUNDED = 2
+    """An action that holds; none can cost less than the row's bound."""
+    INFEASIBLE = 3
+    """Proven: no admissible action reaches the target."""
+    IMMUTABLE = 4
+    """Proven: not even all mutable features together, each wherever it may go, reach it; what cannot be changed decides."""
+    NOT_FOUND = 5
+    """No action was found within the effort; nothing is proven."""
+    FAVOURABLE = 6
+    """The row had its target from the start."""
+
+
+_REASONS = {
+    Status.UNPROVEN: "",
+    Status.OPTIMAL: "",
+    Status.BOUNDED: "",
+    Status.INFEASIBLE: "no admissible action reaches the target (proven)",
+    Status.IMMUTABLE: "immutable features alone decide: no change of the mutable ones reaches the target (proven)",
+    Status.NOT_FOUND: "no action was found within the effort of {method} (not proven)",
+    Status.FAVOURABLE: "already favourable",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +69,8 @@ class RecourseBatch:
         target: the class wanted for each row, (N,) int64.
         method: the solver's name.
         confidence: the probability of the target that ``found`` asks for; 0.5 is a plain decision (margin above 0).
+        status: codes of :class:`Status`, (N,) int8; ``None`` where the solver proves nothing.
+        bound: no action of the row costs less, (N,); infinite where there is none; ``None`` where the solver proves nothing.
     """
 
     factual: Tensor
@@ -43,10 +82,12 @@ class RecourseBatch:
     target: Tensor
     method: str
     confidence: float
+    status: Tensor | None = None
+    bound: Tensor | None = None
 
     def __post_init__(self) -> None:
         count = len(self.factual)
-        lengths = {name: len(getattr(self, name)) for name in _TENSORS}
+        lengths = {name: len(value) for name, value in self._tensors().items()}
         wrong = {name: length for name, length in lengths.items() if length != count}
         if wrong:
             raise DataError(f"a recourse batch of {count} rows has fields of another length: {wrong}")
@@ -54,6 +95,8 @@ class RecourseBatch:
             raise DataError(f"points {tuple(self.points.shape)} and factual rows {tuple(self.factual.shape)} must have one shape")
         if self.found.dtype != torch.bool or self.target.dtype != torch.int64:
             raise DataError(f"found must be bool and target int64, got {self.found.dtype} and {self.target.dtype}")
+        if self.status is not None and self.status.dtype != torch.int8:
+            raise DataError(f"status holds codes of cfptq.recourse.Status as int8, got {self.status.dtype}")
 
     def __len__(self) -> int:
         return len(self.factual)
@@ -64,8 +107,43 @@ class RecourseBatch:
             raise DataError(f"a recourse batch is indexed by a mask, an index tensor or a slice, not by {type(rows).__name__}")
         if isinstance(rows, Tensor) and rows.dtype == torch.bool and len(rows) != len(self):
             raise DataError(f"a mask of {len(rows)} entries does not fit a batch of {len(self)} rows")
-        parts = {name: getattr(self, name)[rows] for name in _TENSORS}
-        return RecourseBatch(**parts, method=self.method, confidence=self.confidence)
+        parts: dict[str, Any] = {name: value[rows] for name, value in self._tensors().items()}
+        return replace(self, **parts)
+
+    def statuses(self) -> list[Status]:
+        """What is known about each row; where the solver proves nothing, whether it found an action."""
+        if self.status is not None:
+            return [Status(code) for code in self.status.tolist()]
+        moved = (self.delta.flatten(1) != 0).any(1).tolist()
+        at_once = {True: Status.UNPROVEN, False: Status.FAVOURABLE}
+        return [at_once[acts] if found else Status.NOT_FOUND for found, acts in zip(self.found.tolist(), moved, strict=True)]
+
+    def reasons(self) -> list[str]:
+        """For each row why it has no action, in words; empty for those who have one."""
+        return [_REASONS[status].format(method=self.method) for status in self.statuses()]
+
+    @property
+    def gap(self) -> Tensor:
+        """How much cheaper than its cost a row's action might be, as a share of the cost, (N,); NaN where that is not known."""
+        nothing = torch.full_like(self.cost, torch.nan)
+        if self.bound is None:
+            return nothing
+        share = torch.where(self.cost > 0, (self.cost - self.bound).clamp_min(0) / self.cost.clamp_min(1e-12), 0.0)
+        return torch.where(self.found, share, nothing)
+
+    def counterfactuals(self, action_set: ActionSet) -> pd.DataFrame:
+        """The points as raw rows. Encoded again they are the same points, so that they hold in the model as they stand there."""
+        return action_set.decode(self.points)
+
+    def to_frame(self, action_set: ActionSet) -> pd.DataFrame:
+        """One row a person, in raw units: see :func:`cfptq.recourse.table.as_frame`."""
+        from cfptq.recourse.table import as_frame
+
+        return as_frame(self, action_set)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        every = {name: getattr(self, name) for name in (*_TENSORS, *_PROOFS)}
+        return {name: value for name, value in every.items() if value is not None}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the batch as one safetensors file, whole or not at all.
@@ -75,7 +153,7 @@ class RecourseBatch:
         """
         metadata = {"format": _FORMAT, "method": self.method, "confidence": repr(self.confidence)}
         with written_aside(path) as aside:
-            save_file({name: getattr(self, name).contiguous() for name in _TENSORS}, aside, metadata=metadata)
+            save_file({name: value.contiguous() for name, value in self._tensors().items()}, aside, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RecourseBatch:
@@ -92,9 +170,10 @@ class RecourseBatch:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise FileError(f"{path} cannot be read as a recourse batch ({error}); write it again with RecourseBatch.save") from error
-        if metadata.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
+        if metadata.get("format") != _FORMAT or set(tensors) - set(_PROOFS) != set(_TENSORS):
             raise FileError(f"{path} is no recourse batch ({_FORMAT}); give a file written by RecourseBatch.save")
         return cls(**tensors, method=metadata["method"], confidence=float(metadata["confidence"]))
 
 
-_TENSORS = tuple(field.name for field in fields(RecourseBatch) if field.name not in ("method", "confidence"))
+_PROOFS = ("status", "bound")
+_TENSORS = tuple(field.name for field in fields(RecourseBatch) if field.name not in ("method", "confidence", *_PROOFS))

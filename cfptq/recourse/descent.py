@@ -126,29 +126,14 @@ def _one_feature(
     """Move the one feature that promises the target at the least cost: a single column as far as needed, or a whole level."""
     need = aim[:, None]
     changed = terrain.changed(delta)
-    room = torch.where(gradient > 0, terrain.highest[index] - total, total - terrain.lowest[index]).clamp_min(0)
-    steepness = gradient.abs()
-    reach = torch.minimum(need / steepness.clamp_min(1e-12), room)
-    # What the whole way would cost at this feature's rate; a level is paid in full even where less of it is needed.
-    whole = torch.where(terrain.single & (room > 0), need * terrain.price / steepness.clamp_min(1e-12), inf)
-    if bool(terrain.reachable.any()):
-        group = terrain.member * (terrain.member.sum(1, keepdim=True) > 1)
-        standing = terrain.standing[index]
-        moved = (changed.to(delta.dtype) @ group) > 0
-        now = torch.where(moved, delta > 0, standing)
-        gain = gradient - (gradient * now) @ group.T @ group
-        paid = (delta.abs() * terrain.price) @ group.T @ group
-        left = (standing * terrain.price) @ group.T @ group
-        extra = (terrain.price + left - paid).clamp_min(1e-9)
-        possible = terrain.reachable & ~now & ~standing & (gain > 0)
-        lump = torch.where(possible, extra * (need / gain.clamp_min(1e-12)).clamp_min(1.0), inf)
-        whole = torch.minimum(whole, lump)
+    whole, reach = _costs_by_column(terrain, index, total, delta, gradient, need, changed)
     if banned is not None:
-        whole = torch.where(banned, inf, whole)
+        whole.masked_fill_(banned, inf)
     if terrain.space.max_changes is not None:
-        full = changed.sum(1) >= terrain.space.max_changes
-        fresh = ~(changed.to(delta.dtype) @ terrain.member > 0)
-        whole = torch.where(full[:, None] & fresh, inf, whole)
+        full = (changed.sum(1) >= terrain.space.max_changes).nonzero()[:, 0]
+        if len(full):
+            fresh = ~(changed[full].to(delta.dtype) @ terrain.member > 0)
+            whole[full] = torch.where(fresh, inf, whole[full])
     if passed_over:
         # Features, not columns: two levels of one group are one feature.
         feature = torch.full((len(index), len(terrain.member)), inf)
@@ -158,11 +143,46 @@ def _one_feature(
         whole = torch.where(whole < least, inf, whole)
     best = whole.argmin(1, keepdim=True)
     stuck = whole.gather(1, best).isinf()
-    sign = gradient.gather(1, best).sign()
-    slide = total.scatter_add(1, best, torch.where(stuck, 0.0, sign * reach.gather(1, best)))
     alone = terrain.single[best]
-    if bool(alone.all()):
-        return slide
-    columns = terrain.member[terrain.owner[best[:, 0]].clamp_min(0)] > 0
-    jump = torch.where(columns, -1.0 * terrain.standing[index], total).scatter(1, best, 1.0)
-    return torch.where(alone | stuck, slide, jump)
+    slide = torch.where(alone & ~stuck, gradient.gather(1, best).sign() * reach.gather(1, terrain.place[best].clamp_min(0)), 0.0)
+    result = total.scatter_add(1, best, slide)
+    jumping = (~(alone | stuck))[:, 0].nonzero()[:, 0]
+    if len(jumping):
+        column = best[jumping]
+        own = terrain.member[terrain.owner[column[:, 0]]] > 0
+        standing = terrain.standing[index[jumping]]
+        # To leave the level one stands on for no other is to go to the level that an encoder dropped.
+        there = torch.where(standing.gather(1, column), -1.0, 1.0)
+        result[jumping] = torch.where(own, -1.0 * standing, result[jumping]).scatter(1, column, there)
+    return result
+
+
+def _costs_by_column(
+    terrain: Terrain, index: Tensor, total: Tensor, delta: Tensor, gradient: Tensor, need: Tensor, changed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the whole way would cost at each column's rate, (M, d), infinite where it cannot move; and how far each single column would
+    go, (M, S) in the order of ``terrain.alone``. A level is paid in full even where less of it is needed."""
+    alone = terrain.alone
+    rising, moved = gradient[:, alone], total[:, alone]
+    room = torch.where(rising > 0, terrain.highest[index][:, alone] - moved, moved - terrain.lowest[index][:, alone]).clamp_min(0)
+    steepness = rising.abs().clamp_min(1e-12)
+    reach = torch.minimum(need / steepness, room)
+    slid = torch.where(room > 0, need * terrain.price[alone] / steepness, inf)
+    if len(terrain.groups) == 0:
+        return torch.full_like(gradient, inf).index_copy(1, alone, slid), reach
+    group = terrain.groups
+    now, whole = terrain.standing[index], terrain.change[index]
+    elsewhere = (changed & terrain.grouped).any(1).nonzero()[:, 0]
+    if len(elsewhere):
+        action = delta[elsewhere]
+        gone = (changed[elsewhere].to(action.dtype) * terrain.grouped) @ terrain.member > 0
+        paid = (action.abs() * terrain.price) @ group.T @ group
+        now[elsewhere] = torch.where(gone, action > 0, now[elsewhere])
+        taken = now[elsewhere] | (gone & terrain.standing[index[elsewhere]])
+        whole[elsewhere] = torch.where(taken, inf, (whole[elsewhere] - paid).clamp_min(1e-9))
+    gain = gradient - (gradient * now) @ group.T @ group
+    if bool(terrain.droppable.any()):
+        gain = torch.where(now & terrain.droppable, -gradient, gain)
+    whole *= (need / gain.clamp_min(1e-12)).clamp_min_(1.0)
+    whole.masked_fill_(gain <= 0, inf)
+    return whole.index_copy_(1, alone, slid), reach

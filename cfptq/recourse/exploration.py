@@ -1,4 +1,4 @@
-"""Single moves tried out in the model itself: what a gradient at the factual row cannot see."""
+"""Help for those whom no walk and no combination brought to the target: raise the margin itself, whatever it costs."""
 
 from __future__ import annotations
 
@@ -7,76 +7,73 @@ from math import inf
 import torch
 from torch import Tensor
 
+from cfptq.recourse.moves import evaluate, tabulate
 from cfptq.recourse.terrain import Terrain
 
-#: Single columns are moved this far, as shares of what the best known action costs.
-_SHARES = (0.3, 0.6, 0.95)
+#: Numbers in the largest tensor of tried moves.
+_AT_A_TIME = 2**21
+#: Of the lengths of a column every so many-th is one to climb from.
+_COARSE = 3
 
 
-def promising_moves(terrain: Terrain, cost: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """For each row the single moves that promise the target at the least total cost, judged by their true change in margin.
+def climb(terrain: Terrain, index: Tensor, start: Tensor, width: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Move feature after feature to where the margin is highest, keeping the ``width`` best of each row, until the target is reached.
 
-    Args:
-        cost: of the best known action of each row, (N,); moves that cost more are not tried. Infinite where there is none.
-        most: moves kept a row.
-
-    Returns:
-        Rows (M,) and their moves (M, d), feasible, cheaper than the best known; some may be valid already.
-    """
-    everyone = torch.arange(len(cost))
-    zero = terrain.space.zero(terrain.rows)
-    need = terrain.level - terrain.margin(everyone, zero)
-    promise = torch.full((len(cost), most), inf)
-    moves = zero[:, None].repeat(1, most, 1)
-    for column in range(zero.shape[1]):
-        for candidate in _moves_along(terrain, column, cost, zero):
-            index = (candidate[:, column] != 0).nonzero()[:, 0]
-            if len(index) == 0:
-                continue
-            tried = terrain.project(index, candidate[index])
-            price = terrain.cost(index, tried)
-            affordable = (price > 0) & (price < cost[index])
-            index, tried, price = index[affordable], tried[affordable], price[affordable]
-            if len(index) == 0:
-                continue
-            gain = terrain.margin(index, tried) - terrain.level + need[index]
-            total = torch.where(gain > 0, price * (need[index] / gain.clamp_min(1e-9)).clamp_min(1.0), inf)
-            worst, place = promise[index].max(1)
-            better = total < worst
-            promise[index[better], place[better]] = total[better]
-            moves[index[better], place[better]] = tried[better]
-    row, place = promise.isfinite().nonzero(as_tuple=True)
-    return row, moves[row, place]
-
-
-def climb(terrain: Terrain, index: Tensor, start: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
-    """Raise the margin feature by feature, trying every level and several lengths of each in the model, whatever it costs.
+    Every move is tried on every kept action. A move may replace an earlier one of its feature; one change too many and the projection
+    reverts the smallest.
 
     Args:
-        index: rows (M,). start: feasible actions to start from, (M, d).
+        index: rows (M,). start: feasible actions to start from, (M, S, d). steps: most moves of one row.
 
     Returns:
         Positions in 0..M-1 that reach the target, and their actions.
     """
-    delta = start.clone()
-    margin = terrain.margin(index, delta)
-    zero = torch.zeros_like(terrain.lowest)
-    unlimited = torch.full((len(zero),), inf)
+    best = start[:, 0].clone()
+    if len(index) == 0:
+        return index, best
+    margin = evaluate(terrain, index, best)
+    moves = tabulate(terrain, index, torch.full((len(index),), inf))
+    count, size = moves.price.shape[1], start.shape[2]
     live = (margin < terrain.level).nonzero()[:, 0]
-    for _ in range(sweeps):
-        if len(live) == 0:
-            break
-        before = margin[live]
-        for column in range(delta.shape[1]):
-            feature = terrain.member[terrain.owner[column]] > 0
-            for move in _moves_along(terrain, column, unlimited, zero):
-                tried = terrain.project(index[live], torch.where(feature, move[index[live]], delta[live]))
-                reached = terrain.margin(index[live], tried)
-                better = reached > margin[live]
-                delta[live[better]], margin[live[better]] = tried[better], reached[better]
-        live = live[(margin[live] < terrain.level) & (margin[live] > before)]
+    some = max(1, _AT_A_TIME // max(1, max(width, start.shape[1]) * count * size))
+    for part in torch.split(live, some) if count else ():
+        states = start[part]
+        if start.shape[1] > 1:
+            margin[part] = -inf  # whatever the start, what two moves reach is what counts
+        for _ in range(steps):
+            several = states.shape[1]
+            row = part.repeat_interleave(several * count)
+            onto = states.repeat_interleave(count, dim=1).reshape(-1, size)
+            tried = moves.onto(terrain, row, onto, torch.arange(count).repeat(len(part) * several))
+            reached = evaluate(terrain, index[row], tried).reshape(len(part), -1)
+            # Equal margins are nearly always one action reached in two ways.
+            ordered, order = reached.sort(dim=1, descending=True)
+            again = torch.zeros_like(ordered, dtype=torch.bool)
+            again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+            top, rank = torch.where(again, -inf, ordered).topk(min(width, ordered.shape[1]), dim=1)
+            chosen = order.gather(1, rank)
+            states = tried.reshape(len(part), -1, size)[torch.arange(len(part))[:, None], chosen]
+            rose = top[:, 0] > margin[part] + 1e-6
+            best[part[rose]], margin[part[rose]] = states[rose, 0], top[rose, 0]
+            on = rose & (margin[part] < terrain.level)
+            part, states = part[on], states[on]
+            if len(part) == 0:
+                break
     arrived = (margin >= terrain.level).nonzero()[:, 0]
-    return arrived, delta[arrived]
+    return arrived, best[arrived]
+
+
+def one_move_each(terrain: Terrain, index: Tensor) -> Tensor:
+    """Feasible actions of one move each, the lengths far apart, to climb from: (M, S, d), the first of them zero."""
+    moves = tabulate(terrain, index, torch.full((len(index),), inf))
+    length = torch.zeros(len(moves.column), dtype=torch.int64)
+    for place, previous in enumerate(moves.shorter.tolist()):
+        length[place] = length[previous] + 1 if previous >= 0 else 0
+    chosen = (moves.level | (length % _COARSE == _COARSE - 1)).nonzero()[:, 0]
+    zero = torch.zeros(len(index), 1, terrain.lowest.shape[1])
+    row = torch.arange(len(index)).repeat_interleave(len(chosen))
+    single = moves.onto(terrain, row, zero[row, 0], chosen.repeat(len(index)))
+    return torch.cat((zero, single.reshape(len(index), len(chosen), -1)), 1)
 
 
 def anywhere(terrain: Terrain, index: Tensor, seed: int) -> Tensor:
@@ -86,22 +83,3 @@ def anywhere(terrain: Terrain, index: Tensor, seed: int) -> Tensor:
     span = torch.where(draw < 0.5, terrain.lowest[index], terrain.highest[index]) * (2 * draw - 1).abs()
     # Of each group the reachable level with the largest draw.
     return terrain.project(index, torch.where(terrain.single, span, terrain.reachable * (1 + draw) - 1.0 * terrain.standing[index]))
-
-
-def _moves_along(terrain: Terrain, column: int, cost: Tensor, zero: Tensor) -> list[Tensor]:
-    """Actions (N, d) that move one column; rows that cannot are left at zero."""
-    if bool(terrain.single[column]):
-        moves = []
-        for bound in (terrain.lowest[:, column], terrain.highest[:, column]):
-            for share in _SHARES:
-                move = zero.clone()
-                affordable = share * torch.nan_to_num(cost / terrain.price[column], posinf=1e6)
-                move[:, column] = bound.sign() * torch.minimum(bound.abs() * (1.0 if share == max(_SHARES) else share), affordable)
-                moves.append(move)
-        return moves
-    if bool(terrain.reachable[column]):
-        move = torch.where(terrain.member[terrain.owner[column]] > 0, -1.0 * terrain.standing, zero)
-        move[:, column] = torch.where(terrain.standing[:, column], 0.0, 1.0)
-        move[terrain.standing[:, column]] = 0
-        return [move]
-    return []

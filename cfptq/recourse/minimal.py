@@ -8,12 +8,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from cfptq.actions.space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.predictor import Predictor
 from cfptq.recourse.descent import Descent, descend
-from cfptq.recourse.exploration import anywhere, climb, promising_moves
+from cfptq.recourse.gradient_free import COMBINED_ROWS, GradientFree, combination_search, search_without_gradient
+from cfptq.recourse.moves import single_steps
 from cfptq.recourse.refinement import refine, rescan
 from cfptq.recourse.terrain import Terrain, survey
 
@@ -29,13 +31,9 @@ PORTFOLIO = (
 #: Tried as well where cost is no sum over features: spreading the effort is then cheaper than the best single feature.
 SPREADING = (Descent(sharpness=1.0), Descent(sharpness=1.0, pace=0.25))
 #: Tried for those whom the portfolio leaves without recourse.
-LAST_RESORT = (
-    Descent(sharpness=1.0, pace=0.1),
-    Descent(sharpness=0.5, pace=0.25, priced=False),
-    Descent(sharpness=1.0, pace=0.05, priced=False),
-)
-#: Passes over all features for those whom no walk brought to the target.
-_SWEEPS = 4
+LAST_RESORT = (Descent(sharpness=1.0, pace=0.1),)
+#: A thorough search ends with combinations of moves tried in the model, which no gradient has led to.
+COMBINATIONS = GradientFree(trades=False)
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,18 @@ class MinimalCost:
         """Target margin asked for: logit of the confidence, in logits."""
         return log(self.confidence / (1 - self.confidence))
 
+    def without_gradient(self) -> GradientFree:
+        """What takes this search's place where a predictor has no gradient."""
+        return GradientFree(confidence=self.confidence, width=64 if self.effort == "fast" else 128, slack=self.slack)
+
 
 def minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost) -> Tensor:
-    """The cheapest action found for each row that is not at its target, (N, d); zero where none was found."""
+    """The cheapest action found for each row that is not at its target, (N, d); zero where none was found.
+
+    A predictor that has no gradient is searched without one.
+    """
+    if not predictor.differentiable:
+        return search_without_gradient(predictor, rows, space, target, settings.without_gradient())
     terrain = survey(predictor, rows, space, target, settings.level + settings.slack)
     best = space.zero(rows)
     cost = torch.full((len(rows),), inf)
@@ -83,17 +90,10 @@ def minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target:
     _search(terrain, torch.arange(len(rows)), best, cost, portfolio, settings.steps)
     lost = cost.isinf().nonzero()[:, 0]
     if len(lost):
-        _search(terrain, lost, best, cost, LAST_RESORT, 3 * settings.steps)
-        lost = cost.isinf().nonzero()[:, 0]
-    for attempt in range(6 if thorough else 3):
-        if len(lost) == 0:
-            break
-        start = anywhere(terrain, lost, attempt) if attempt else best[lost]
-        arrived, delta = climb(terrain, lost, start, _SWEEPS)
-        _keep_cheaper(best, cost, *refine(terrain, lost[arrived], delta))
-        lost = cost.isinf().nonzero()[:, 0]
-    if thorough:
-        _explore(terrain, best, cost, settings.steps)
+        _search(terrain, lost, best, cost, LAST_RESORT, 2 * settings.steps)
+    lost = cost.isinf().nonzero()[:, 0]
+    for index in torch.split(lost, COMBINED_ROWS):
+        combination_search(terrain, index, best, cost, COMBINATIONS)
     found = cost.isfinite().nonzero()[:, 0]
     delta, price = best[found], cost[found]
     rescan(terrain, found, delta, price, 15 if thorough else 7)
@@ -103,6 +103,9 @@ def minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target:
         open_rows = _repair(terrain, best, cost, open_rows, settings.steps)
         if not bool(open_rows.any()):
             break
+    if thorough:
+        for index in torch.split(found, COMBINED_ROWS):
+            combination_search(terrain, index, best, cost, COMBINATIONS)
     # Refinement takes feasible actions apart without asking; a space whose features hang together has the last word here.
     return space.project(rows, best)
 
@@ -111,7 +114,7 @@ def _search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, rules: 
     """Walk by every rule, then refine all that arrived."""
     start = torch.zeros_like(best[index])
     ceiling = torch.full((len(index),), inf)
-    walks: list[tuple[Tensor, Tensor]] = []
+    walks = [single_steps(terrain, index)]
     seen = terrain.slope(index, start)  # every walk starts here
     for rule in rules:
         arrived, delta = descend(terrain, index, start, rule, steps, ceiling, seen=seen)
@@ -119,14 +122,6 @@ def _search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, rules: 
         # What is far dearer than another walk will not be refined to something cheaper.
         ceiling[arrived] = torch.minimum(ceiling[arrived], 1.5 * terrain.cost(index[arrived], delta))
     _keep_cheaper(best, cost, *refine(terrain, torch.cat([row for row, _ in walks]), torch.cat([delta for _, delta in walks])))
-
-
-def _explore(terrain: Terrain, best: Tensor, cost: Tensor, steps: int) -> None:
-    """Walk on from the single moves that did most in the model itself."""
-    index, start = promising_moves(terrain, cost, 4)
-    if len(index):
-        arrived, delta = descend(terrain, index, start, Descent(sharpness=inf), steps, 1.2 * cost[index])
-        _keep_cheaper(best, cost, *refine(terrain, index[arrived], delta))
 
 
 def _repair(terrain: Terrain, best: Tensor, cost: Tensor, open_rows: Tensor, steps: int) -> Tensor:
@@ -142,6 +137,11 @@ def _repair(terrain: Terrain, best: Tensor, cost: Tensor, open_rows: Tensor, ste
     several = changed.sum(1)[owner] > 1
     owner, start = torch.cat((owner, owner[several])), torch.cat((start, start[several]))
     banned = torch.cat((banned, torch.zeros_like(banned[several])))
+    # A grid leaves a surplus: one step less, and another feature fills the rest.
+    rounded, column = ((best != 0) & (terrain.step > 0) & (best.abs() > 1.5 * terrain.step) & open_rows[:, None]).nonzero(as_tuple=True)
+    this = one_hot(column, best.shape[1]).to(torch.bool)
+    owner, banned = torch.cat((owner, rounded)), torch.cat((banned, this))
+    start = torch.cat((start, best[rounded] - torch.where(this, best[rounded].sign() * terrain.step, 0.0)))
     rule = Descent(sharpness=inf) if terrain.additive else Descent(sharpness=1.0, pace=0.5)
     arrived, delta = descend(terrain, owner, start, rule, steps, 1.1 * cost[owner], banned)
     before = cost.clone()

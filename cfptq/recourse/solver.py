@@ -15,15 +15,19 @@ from cfptq.network.head import target_margin
 from cfptq.network.predictor import Model, Predictor, as_predictor
 from cfptq.network.state import undisturbed
 from cfptq.progress import track
-from cfptq.recourse.batch import RecourseBatch
+from cfptq.recourse.batch import RecourseBatch, Status
+from cfptq.recourse.exact import Exact, exact
 from cfptq.recourse.gradient import ProjectedGradient, projected_gradient
+from cfptq.recourse.gradient_free import GradientFree, search_without_gradient
 from cfptq.recourse.minimal import MinimalCost, minimal_cost
 from cfptq.recourse.target import Target, target_of_rows
 
-Method: TypeAlias = ProjectedGradient | MinimalCost
+Method: TypeAlias = ProjectedGradient | MinimalCost | GradientFree | Exact
 
 #: Methods by name, with their standard settings.
-METHODS: dict[str, Method] = {"minimal-cost": MinimalCost(), "projected-gradient": ProjectedGradient()}
+METHODS: dict[str, Method] = {
+    "minimal-cost": MinimalCost(), "projected-gradient": ProjectedGradient(), "gradient-free": GradientFree(), "exact": Exact(),
+}  # fmt: skip
 
 #: Rows that show an unknown model's output format.
 _EXAMPLE_ROWS = 256
@@ -54,7 +58,9 @@ def solve(
         rows: columns, (N, d) or (N, ...), floats.
         action_set: what each person may change, and at what price.
         target: the wanted class: one for all, one a row (N,), or a rule ``(rows, logits) -> (N,)``.
-        method: ``"minimal-cost"``, ``"projected-gradient"``, or settings of either.
+        method: ``"minimal-cost"`` (without a gradient where the model has none), ``"gradient-free"``, ``"projected-gradient"``,
+            ``"exact"`` (linear models and ReLU networks, quantized or not, with an :class:`~cfptq.actions.ActionSet`; a proof for each
+            row; any model where the actions are few enough to be listed), or settings of one.
         seed: of the random restarts.
         chunk_rows: rows solved at a time; bounds memory, changes no answer.
         threads: PyTorch threads to use; on small models one is fastest. ``None`` leaves the number as it is.
@@ -72,51 +78,80 @@ def solve(
     modules = (model,) if isinstance(model, nn.Module) else ()
     with undisturbed(*modules, threads=threads):
         predictor = as_predictor(model, example=x[:_EXAMPLE_ROWS]) if not isinstance(model, Predictor) or modules else model
-        if not predictor.differentiable:
+        if isinstance(settings, MinimalCost) and not predictor.differentiable:
+            settings = settings.without_gradient()
+        if not predictor.differentiable and not isinstance(settings, GradientFree | Exact):
             why = getattr(predictor, "reason", "") or "it offers no surrogate"
-            raise ModelError(f"recourse needs a gradient and {predictor.name} has none ({why}); give as_predictor a differentiable twin=")
+            raise ModelError(
+                f"recourse needs a gradient and {predictor.name} has none ({why}); give as_predictor a differentiable twin=, "
+                'or use method="gradient-free"'
+            )
         action_set.check(x)
         logits = predictor.logits(x)
         wanted = target_of_rows(target, x, logits)
         margins = target_margin(logits, wanted)
         parts = [slice(start, start + chunk_rows) for start in range(0, len(x), chunk_rows)]
         chunks = [
-            _solve_chunk(predictor, x[part], action_set, wanted[part], margins[part], settings, seed)
+            _solve_chunk(predictor, x[part], action_set, wanted[part], margins[part], settings, seed, progress)
             for part in track(parts, "recourse", enabled=progress)
         ]
-        delta, points, cost, margin = (torch.cat(pieces) for pieces in zip(*chunks, strict=True))
-    name = "minimal-cost" if isinstance(settings, MinimalCost) else "projected-gradient"
-    return RecourseBatch(x.clone(), points, delta, cost, _reached(margin, settings), margin, wanted, name, _confidence(settings))
+        delta, points, cost, margin, status, bound = (torch.cat(pieces) for pieces in zip(*chunks, strict=True))
+    proofs = {"status": status, "bound": bound} if isinstance(settings, Exact) else {}
+    found = _reached(margin, settings)
+    return RecourseBatch(x.clone(), points, delta, cost, found, margin, wanted, _name(settings), _confidence(settings), **proofs)
 
 
 def _solve_chunk(
-    predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, margin: Tensor, settings: Method, seed: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Actions, points, costs and margins of one chunk; ``margin`` is that of the factual rows."""
+    predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, margin: Tensor, settings: Method, seed: int, progress: bool
+) -> tuple[Tensor, ...]:
+    """Actions, points, costs, margins, codes and bounds of one chunk; ``margin`` is that of the factual rows."""
     delta = space.zero(x)
     points, margin = x.clone(), margin.clone()
     left = (~_reached(margin, settings)).nonzero()[:, 0]
+    status = torch.full((len(x),), int(Status.FAVOURABLE), dtype=torch.int8)
+    bound = torch.zeros(len(x))
     if len(left):
-        if isinstance(settings, MinimalCost):
+        if isinstance(settings, Exact):
+            search = settings.search if predictor.differentiable else settings.search.without_gradient()
+            action, status[left], bound[left] = exact(
+                predictor,
+                x[left],
+                space,
+                target[left],
+                settings,
+                lambda: _checked_minimal_cost(predictor, x[left], space, target[left], search),
+                progress=progress,
+            )
+        elif isinstance(settings, MinimalCost | GradientFree):
             action = _checked_minimal_cost(predictor, x[left], space, target[left], settings)
         else:
             action = projected_gradient(predictor, x[left], space, target[left], settings, seed)
         delta[left] = action
         points[left], margin[left] = _outcome(predictor, x[left], space, action, target[left])
-    return delta, points, space.cost(x, delta), margin
+    claimed = (status == int(Status.OPTIMAL)) | (status == int(Status.BOUNDED))
+    status[claimed & ~_reached(margin, settings)] = int(Status.NOT_FOUND)
+    return delta, points, space.cost(x, delta), margin, status, bound
 
 
-def _checked_minimal_cost(predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost) -> Tensor:
+def _checked_minimal_cost(
+    predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost | GradientFree
+) -> Tensor:
     """Minimal-cost actions that hold when the artefact is asked about them once more, all together; else zero."""
-    delta = minimal_cost(predictor, x, space, target, settings)
+    delta = _searched(predictor, x, space, target, settings)
     for slack in (*_WIDER_SLACKS, None):
         _, margin = _outcome(predictor, x, space, delta, target)
         lost = (~_reached(margin, settings) & (delta != 0).any(1)).nonzero()[:, 0]
         if len(lost) == 0:
             break
         wider = settings if slack is None else replace(settings, slack=settings.slack + slack)
-        delta[lost] = space.zero(x[lost]) if slack is None else minimal_cost(predictor, x[lost], space, target[lost], wider)
+        delta[lost] = space.zero(x[lost]) if slack is None else _searched(predictor, x[lost], space, target[lost], wider)
     return delta
+
+
+def _searched(predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost | GradientFree) -> Tensor:
+    if isinstance(settings, GradientFree):
+        return search_without_gradient(predictor, x, space, target, settings)
+    return minimal_cost(predictor, x, space, target, settings)
 
 
 def _outcome(predictor: Predictor, x: Tensor, space: ActionSpace, delta: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,17 +163,25 @@ def _outcome(predictor: Predictor, x: Tensor, space: ActionSpace, delta: Tensor,
 
 def _reached(margin: Tensor, settings: Method) -> Tensor:
     """A plain decision needs a margin above zero (a tie decides nothing); a confidence is reached at its logit."""
-    if isinstance(settings, MinimalCost) and settings.level != 0:
+    if isinstance(settings, MinimalCost | GradientFree | Exact) and settings.level != 0:
         return margin >= settings.level
     return margin > 0
 
 
 def _confidence(settings: Method) -> float:
-    return settings.confidence if isinstance(settings, MinimalCost) else 0.5
+    return settings.confidence if isinstance(settings, MinimalCost | GradientFree | Exact) else 0.5
+
+
+def _name(settings: Method) -> str:
+    if isinstance(settings, Exact):
+        return "exact" if settings.activations == "rounded" else "exact with relaxed activations"
+    if isinstance(settings, GradientFree):
+        return "gradient-free"
+    return "minimal-cost" if isinstance(settings, MinimalCost) else "projected-gradient"
 
 
 def _settings(method: str | Method) -> Method:
-    if isinstance(method, ProjectedGradient | MinimalCost):
+    if isinstance(method, Method):
         return method
     if method in METHODS:
         return METHODS[method]

@@ -14,6 +14,8 @@ from cfptq.network.predictor import Predictor
 
 #: A push that leaves every finite bound behind; what the projection leaves of it is how far a feature can go.
 _FAR = 1e6
+#: How often a push is halved in looking for the least change of a column with a grid.
+_HALVINGS = 24
 #: Rows on which the reachable one-hot levels are looked for. Mutability belongs to the feature, not to the row.
 _PROBED_ROWS = 64
 
@@ -29,12 +31,17 @@ class Terrain:
         lowest, highest: range of each single-column feature's action in each row, (N, d); zero in one-hot columns.
         reachable: one-hot columns that some row can move to, (d,) bool.
         standing: the one-hot column each row stands on in every group that can move, (N, d) bool.
+        droppable: one-hot columns whose group may be all off: the level that an encoder dropped, (d,) bool.
+        change: cost of moving to each one-hot column (from the column a row stands on: to all off), (N, d), infinite where one cannot.
         price: cost of one unit of each column, (d,).
         owner: feature of each column, (d,) int64; columns of no feature cannot be moved.
         single: columns that are a feature of their own, (d,) bool.
         smooth: single columns along which every shorter action is feasible as it is (not integers, not ordinals), (d,) bool.
+        step: the least change of each single column that has a grid (integers, ordinals), (d,); zero in other columns.
         additive: the cost of an action is the sum of its features' costs (l1).
         member: feature by column incidence, (F, d).
+        grouped: features of several columns, (F,) bool; ``groups`` their rows of ``member``.
+        alone: the single columns, (S,) int64; ``place``: where each column stands in it, -1 for others, (d,).
     """
 
     predictor: Predictor
@@ -46,12 +53,19 @@ class Terrain:
     highest: Tensor
     reachable: Tensor
     standing: Tensor
+    droppable: Tensor
+    change: Tensor
     price: Tensor
     owner: Tensor
     single: Tensor
     smooth: Tensor
+    step: Tensor
     additive: bool
     member: Tensor
+    grouped: Tensor
+    groups: Tensor
+    alone: Tensor
+    place: Tensor
 
     def margin(self, index: Tensor, delta: Tensor) -> Tensor:
         """Target margin of the artefact after feasible actions, (M,)."""
@@ -107,8 +121,37 @@ def survey(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tenso
     smooth = single & _smooth_columns(rows[few], space, alone, at_once, lowest[few], highest[few])
     reachable = _reachable_levels(rows[:_PROBED_ROWS], space, at_once)
     standing = _standing_levels(rows, space, reachable, at_once)
+    droppable = _droppable(rows[few], space, standing[few], at_once)
+    grouped = member.sum(1) > 1
+    groups = member[grouped]
+    left = (standing * price) @ groups.T @ groups
+    change = torch.where(standing, torch.where(droppable, price, torch.inf), torch.where(reachable, price + left, torch.inf))
+    places = single.nonzero()[:, 0]
+    place = torch.full((width,), -1, dtype=torch.int64)
+    place[places] = torch.arange(len(places))
     return Terrain(
-        predictor, space, rows, target, level, lowest, highest, reachable, standing, price, owner, single, smooth, additive, member
+        predictor=predictor,
+        space=space,
+        rows=rows,
+        target=target,
+        level=level,
+        lowest=lowest,
+        highest=highest,
+        reachable=reachable,
+        standing=standing,
+        droppable=droppable,
+        change=change,
+        price=price,
+        owner=owner,
+        single=single,
+        smooth=smooth,
+        step=_steps(rows[few], space, smooth, alone, at_once, lowest[few], highest[few]),
+        additive=additive,
+        member=member,
+        grouped=grouped,
+        groups=groups,
+        alone=places,
+        place=place,
     )
 
 
@@ -140,6 +183,21 @@ def _standing_levels(rows: Tensor, space: ActionSpace, reachable: Tensor, at_onc
     return standing
 
 
+def _droppable(rows: Tensor, space: ActionSpace, standing: Tensor, at_once: int) -> Tensor:
+    """Columns of the groups that some row can empty."""
+    start = space.zero(rows)
+    droppable = torch.zeros(start.shape[1], dtype=torch.bool)
+    groups = [list(columns) for columns in space.feature_columns if len(columns) > 1]
+    for first in range(0, len(groups), at_once):
+        together = groups[first : first + at_once]
+        pushed = start.clone()
+        pushed[:, [column for columns in together for column in columns]] = -_FAR
+        left = space.project(rows, pushed)
+        for columns in together:
+            droppable[columns] = bool(((left[:, columns] < 0).any(1) & ~(left[:, columns] > 0).any(1)).any())
+    return droppable
+
+
 def _smooth_columns(rows: Tensor, space: ActionSpace, alone: list[int], at_once: int, lowest: Tensor, highest: Tensor) -> Tensor:
     """Columns whose part-way moves the projection leaves alone."""
     start = space.zero(rows)
@@ -152,3 +210,23 @@ def _smooth_columns(rows: Tensor, space: ActionSpace, alone: list[int], at_once:
         kept = space.project(rows, pushed)
         smooth[columns] = torch.isclose(kept, pushed, rtol=1e-4, atol=1e-6).all(0)[columns]
     return smooth
+
+
+def _steps(rows: Tensor, space: ActionSpace, smooth: Tensor, alone: list[int], at_once: int, lowest: Tensor, highest: Tensor) -> Tensor:
+    """The least change that the projection leaves of pushes of all sizes, in the columns where it leaves not every change alone."""
+    start = space.zero(rows)
+    step = torch.full((start.shape[1],), torch.inf)
+    stepped = [column for column in alone if not bool(smooth[column])]
+    for first in range(0, len(stepped), at_once):
+        columns = stepped[first : first + at_once]
+        for bound in (lowest[:, columns], highest[:, columns]):
+            push = bound.clone()
+            for _ in range(_HALVINGS):
+                pushed = start.clone()
+                pushed[:, columns] = push
+                left = space.project(rows, pushed)[:, columns].abs()
+                if not bool((left > 0).any()):
+                    break
+                step[columns] = torch.minimum(step[columns], torch.where(left > 0, left, torch.inf).amin(0))
+                push = push / 2
+    return torch.where(step.isfinite(), step, 0.0)

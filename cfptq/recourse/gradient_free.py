@@ -1,0 +1,167 @@
+"""Minimal-cost recourse for predictors that have no gradient: files without a twin, functions, pipelines, boosted trees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite, log
+
+import torch
+from torch import Tensor
+
+from cfptq.actions.space import ActionSpace
+from cfptq.errors import DataError
+from cfptq.network.predictor import Predictor
+from cfptq.recourse.beam import combine
+from cfptq.recourse.exploration import anywhere, climb, one_move_each
+from cfptq.recourse.moves import evaluate, tabulate
+from cfptq.recourse.refinement import refine, rescan
+from cfptq.recourse.terrain import Terrain, survey
+
+#: Rows worked on together: bounds memory.
+COMBINED_ROWS = 256
+#: For those whom the beam leaves without recourse: from how many places they climb, how many actions they keep, the most moves,
+#: and how many rows climb together.
+_PLACES, _KEEP, _CLIMB, _ROWS_RESCUED = 3, 8, 16, 32
+#: What a trade leaves of a number's change.
+_LEFT = (0.9, 0.6, 0.3)
+#: Numbers in the largest tensor of tried trades.
+_AT_A_TIME = 2**21
+
+
+@dataclass(frozen=True)
+class GradientFree:
+    """Settings of the gradient-free search.
+
+    Attributes:
+        confidence: probability of the target that the point must have against the strongest other class; 0.5 is the decision.
+        width: combinations of moves tried in the model for each row and step.
+        depth: most features that one action may combine; an action set's ``max_changes`` may set fewer.
+        kept: valid combinations of each step that are refined by bisection.
+        rounds: how often the best action is taken apart and put together anew.
+        trades: also try every move on the best action with each number moved less far, which is how effort is shifted between features;
+            a solver that has gradients does it faster.
+        slack: logits by which a point must lie beyond the boundary.
+    """
+
+    confidence: float = 0.5
+    width: int = 64
+    depth: int = 5
+    kept: int = 4
+    rounds: int = 3
+    trades: bool = True
+    slack: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.confidence) and 0 < self.confidence < 1):
+            raise DataError(f"GradientFree.confidence is {self.confidence}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        for name, least in (("width", 1), ("depth", 1), ("kept", 1), ("rounds", 0)):
+            if getattr(self, name) < least:
+                raise DataError(f"GradientFree.{name} is {getattr(self, name)}; it must be at least {least}")
+        if not (isfinite(self.slack) and self.slack >= 0):
+            raise DataError(f"GradientFree.slack is {self.slack}; it must be zero or a small positive number of logits")
+
+    @property
+    def level(self) -> float:
+        """Target margin asked for: logit of the confidence, in logits."""
+        return log(self.confidence / (1 - self.confidence))
+
+
+def search_without_gradient(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: GradientFree) -> Tensor:
+    """The cheapest action found for each row that is not at its target, (N, d); zero where none was found. Asks ``logits`` only."""
+    terrain = survey(predictor, rows, space, target, settings.level + settings.slack)
+    best, cost = space.zero(rows), torch.full((len(rows),), inf)
+    for index in torch.split(torch.arange(len(rows)), COMBINED_ROWS):
+        combination_search(terrain, index, best, cost, settings)
+    return space.project(rows, best)
+
+
+def combination_search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+    """Improve the actions ``best`` (N, d) of cost ``cost`` (N,), infinite where there is none, for the rows ``index``. Writes there."""
+    lost = index[cost[index].isinf()]
+    if len(lost):
+        _combine_all(terrain, lost, best, cost, settings)
+        _rescue(terrain, lost[cost[lost].isinf()], best, cost)
+    # With a cost to beat, the lengths tried are finer.
+    _combine_all(terrain, index[cost[index].isfinite()], best, cost, settings)
+    live = index[cost[index].isfinite()]
+    for _ in range(settings.rounds):
+        if len(live) == 0:
+            break
+        before = cost[live]
+        swap(terrain, live, best, cost, settings)
+        if settings.trades:
+            trade(terrain, live, best, cost, settings)
+        live = live[cost[live] < before * (1 - 1e-6)]
+
+
+def _combine_all(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+    """Combine moves from the factual row on. Writes into ``best``, ``cost``."""
+    if len(index) == 0:
+        return
+    moves = tabulate(terrain, index, cost[index])
+    start = torch.zeros_like(best[index])[:, None]
+    _adopt(terrain, best, cost, *combine(terrain, moves, start, cost[index], settings.width, settings.depth, settings.kept))
+
+
+def swap(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+    """Take each changed feature out of the best action and put up to two other moves in its place. Writes into ``best``, ``cost``."""
+    delta, price = best[index], cost[index]
+    rescan(terrain, index, delta, price, 15)
+    best[index], cost[index] = delta, price
+    changed = terrain.changed(delta)
+    most = int(changed.sum(1).max())
+    apart = torch.full((len(index), most + 1, delta.shape[1]), torch.nan)
+    row, feature = changed.nonzero(as_tuple=True)
+    place = changed.to(torch.int64).cumsum(1)[row, feature] - 1
+    apart[row, place] = torch.where(terrain.member[feature] > 0, 0, delta[row])
+    moves = tabulate(terrain, index, cost[index])
+    _adopt(terrain, best, cost, *combine(terrain, moves, apart, cost[index], settings.width, 2, settings.kept))
+
+
+def trade(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+    """Take part of each moved number back and try every move, also of features already changed, on what is left."""
+    moves = tabulate(terrain, index, cost[index])
+    count, delta = moves.price.shape[1], best[index]
+    row, column = ((delta != 0) & terrain.single).nonzero(as_tuple=True)
+    for share in _LEFT:
+        for part in torch.split(torch.arange(len(row)), max(1, _AT_A_TIME // max(1, count * delta.shape[1]))):
+            owner = row[part].repeat_interleave(count)
+            less = delta[row[part]].scatter(1, column[part][:, None], share * delta[row[part], column[part]][:, None])
+            move = torch.arange(count).repeat(len(part))
+            elsewhere = moves.column[move] != column[part].repeat_interleave(count)
+            owner, move, less = owner[elsewhere], move[elsewhere], less.repeat_interleave(count, dim=0)[elsewhere]
+            tried = moves.onto(terrain, owner, less, move)
+            paid = terrain.cost(index[owner], tried)
+            cheap = (paid < cost[index[owner]]).nonzero()[:, 0]
+            reached = evaluate(terrain, index[owner[cheap]], tried[cheap]) >= terrain.level
+            good = cheap[reached]
+            # The cheapest few of each row are worth refining.
+            good = good[paid[good].argsort()]
+            good = good[owner[good].argsort(stable=True)]
+            rank = torch.arange(len(good)) - torch.searchsorted(owner[good], owner[good])
+            good = good[rank < settings.kept]
+            _adopt(terrain, best, cost, index[owner[good]], tried[good])
+
+
+def _rescue(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor) -> None:
+    """For rows without recourse: raise the margin feature by feature from several places, whatever it costs."""
+    for place in range(_PLACES):
+        if len(index) == 0:
+            return
+        for part in torch.split(index, _ROWS_RESCUED):
+            if place == 0:
+                start = best[part][:, None]
+            else:
+                start = one_move_each(terrain, part) if place == 1 else anywhere(terrain, part, place)[:, None]
+            arrived, delta = climb(terrain, part, start, _KEEP, _CLIMB)
+            _adopt(terrain, best, cost, part[arrived], delta)
+        index = index[cost[index].isinf()]
+
+
+def _adopt(terrain: Terrain, best: Tensor, cost: Tensor, index: Tensor, delta: Tensor) -> None:
+    """Refine valid actions and keep those that are cheaper than what is known."""
+    index, delta, price = refine(terrain, index, delta)
+    least = torch.full_like(cost, inf).scatter_reduce(0, index, price, "amin")
+    winner = ((price == least[index]) & (price < cost[index])).nonzero()[:, 0].flip(0)
+    best[index[winner]] = delta[winner]
+    cost[index[winner]] = price[winner]

@@ -1,0 +1,90 @@
+"""Sampled deployments: on the plan's grid, near its function, other for each draw, the same for one seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cfptq.calibration import CalibrationSet, factual_only
+from cfptq.errors import ModelError
+from cfptq.models import MLP
+from cfptq.network import Network, as_predictor, capture
+from cfptq.quantize import QuantizationPlan, Variability, quantize, sample_variants, twin
+from cfptq.quantize.variants import varied
+
+
+def _calibration(network: Network, rows: torch.Tensor) -> CalibrationSet:
+    return factual_only(rows, None, as_predictor(network.module(), example=rows), target=1)
+
+
+def _deployed(seed: int = 0) -> tuple[Network, QuantizationPlan, torch.Tensor]:
+    rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(seed))
+    network = capture(MLP(6, hidden=(8, 8), seed=0), rows)
+    calibration = _calibration(network, rows)
+    bits = {layer.name: 4 for layer in network.layers}
+    return network, quantize(network, calibration, bits, method="ptq", seed=0, progress=False), rows
+
+
+def test_without_variability_every_variant_is_the_plan_itself() -> None:
+    network, plan, rows = _deployed()
+    nothing = Variability(rounding=0, steps=0, clipping=0)
+    for variant in sample_variants(network, plan, 2, 0, nothing):
+        assert torch.allclose(variant(rows), twin(network, plan)(rows), atol=1e-6)
+
+
+def test_variants_differ_from_each_other_and_stay_near_the_plan() -> None:
+    network, plan, rows = _deployed()
+    nominal = twin(network, plan)(rows)
+    answers = [variant(rows) for variant in sample_variants(network, plan, 4, 0)]
+    assert all(not torch.equal(answers[0], answer) for answer in answers[1:])
+    spread = float((nominal - nominal.mean(0)).std())
+    assert all(0 < float((answer - nominal).abs().mean()) < 0.5 * spread for answer in answers)
+
+
+def test_one_seed_gives_one_list_and_a_shorter_list_is_its_beginning() -> None:
+    network, plan, rows = _deployed()
+    long, short = sample_variants(network, plan, 3, 5), sample_variants(network, plan, 2, 5)
+    for one, other in zip(long, short, strict=False):
+        assert torch.equal(one(rows), other(rows))
+    assert not torch.equal(sample_variants(network, plan, 1, 6)[0](rows), long[0](rows))
+
+
+def test_stochastic_rounding_is_right_on_average_and_moves_by_one_step_at_most() -> None:
+    network, plan, _ = _deployed()
+    generator = torch.Generator().manual_seed(0)
+    rules = Variability(rounding=1, steps=0, clipping=0)
+    layer = plan.layers[0]
+    draws = [varied(network, plan, rules, generator).layers[0].integers.to(torch.float32) for _ in range(400)]
+    assert max(float((draw - layer.integers).abs().max()) for draw in draws) <= 1
+    exact = network.weight(layer.name) / layer.scale[:, None]
+    inside = exact.abs() <= 7
+    assert torch.allclose(torch.stack(draws).mean(0)[inside], exact[inside], atol=0.12)
+
+
+def test_only_weights_near_a_tie_go_the_other_way_when_rounding_varies_little() -> None:
+    network, plan, _ = _deployed()
+    other = varied(network, plan, Variability(rounding=0.2, steps=0, clipping=0), torch.Generator().manual_seed(0))
+    for before, after in zip(plan.layers, other.layers, strict=True):
+        apart = (network.weight(before.name) / before.scale[:, None] - before.integers).abs()
+        moved = before.integers != after.integers
+        assert bool((apart[moved] >= 0.4).all())
+
+
+def test_several_plans_are_varied_in_turn() -> None:
+    network, plan, rows = _deployed()
+    other = quantize(network, _calibration(network, rows[:60] * 0.5), plan.bits, method="ptq", seed=1, progress=False)
+    nothing = Variability(rounding=0, steps=0, clipping=0)
+    first, second = sample_variants(network, [plan, other], 2, 0, nothing)
+    assert torch.allclose(first(rows), twin(network, plan)(rows), atol=1e-6)
+    assert torch.allclose(second(rows), twin(network, other)(rows), atol=1e-6)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    network, plan, rows = _deployed()
+    with pytest.raises(ModelError, match="clipping"):
+        Variability(clipping=2)
+    with pytest.raises(ModelError, match="at least one plan"):
+        sample_variants(network, [], 2, 0)
+    stranger = capture(MLP(6, hidden=(8, 8), seed=1), rows)
+    with pytest.raises(ModelError):
+        sample_variants(stranger, plan, 1, 0)
