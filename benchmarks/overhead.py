@@ -30,6 +30,7 @@ from cfptq.files import write_text
 from cfptq.recipe import Recipe
 
 RUNS = 7
+METHODS = ("cf-ptq", "faithful")
 ROWS = 1024
 
 
@@ -102,7 +103,6 @@ def main() -> None:
     """Measure both nets and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
-    parser.add_argument("--method", default="cf-ptq")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
@@ -110,8 +110,13 @@ def main() -> None:
     recipe = Recipe.load("recipes/adult.yaml")
     experiment = recipe.prepare(0)
     rows = experiment.columns.train[:ROWS]
-    results = {"method": arguments.method, "adult 64-64": measure(experiment.model, rows, experiment.action_set, arguments.method)}
-    results["512-2048-2048-2048-2"] = measure(*wide_net(), arguments.method)
+    results = {
+        method: {
+            "adult 64-64": measure(experiment.model, rows, experiment.action_set, method),
+            "512-2048-2048-2048-2": measure(*wide_net(), method),
+        }
+        for method in METHODS
+    }
     write_text(arguments.out, json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

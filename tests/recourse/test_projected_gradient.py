@@ -159,7 +159,7 @@ def test_the_model_and_the_global_state_are_left_as_they_were() -> None:
         ({"target": "favourable"}, DataError, "rule"),
         ({"method": "magic"}, DataError, "magic"),
         ({"chunk_rows": 0}, DataError, "chunk_rows"),
-        ({"model": lambda x: x}, ModelError, "gradient"),
+        ({"model": lambda x: x, "method": "projected-gradient"}, ModelError, "gradient"),
     ],
 )
 def test_what_cannot_be_solved_is_refused_by_name(change: dict[str, object], error: type[CfptqError], says: str) -> None:
