@@ -167,9 +167,9 @@ def compare(
         people = teacher_recourse(teacher.predictor, rows, space, teacher.target, rules, seed, progress=progress)
         seconds["teacher"] = time.perf_counter() - started
 
-        def judged(student: Predictor, path: Path, average_bits: float, activation_bits: int) -> dict[str, Any]:
+        def judged(student: Predictor, path: Path, **deployed: Any) -> dict[str, Any]:
             metrics = evaluate(teacher.predictor, student, people, rows, labels, space, groups, progress=False)
-            return metrics.to_dict(average_bits=average_bits, activation_bits=activation_bits, stored_bytes=path.stat().st_size)
+            return metrics.to_dict(**deployed, stored_bytes=path.stat().st_size)
 
         peers: dict[str, dict[str, Any]] = {}
         table: dict[str, dict[str, dict[str, Any]]] = {}
@@ -182,13 +182,19 @@ def compare(
                     path = folder / f"{name}.onnx"
                     vanilla_onnx(teacher.network.to_onnx_model(), teacher.rows, PEERS[name], path)
                     student = as_predictor(path, example=teacher.rows[:PROBE_ROWS], head=teacher.head, threshold=threshold, name=name)
-                    peers[name] = judged(student, path, float(PEERS[name]), 8)
+                    peers[name] = judged(student, path, average_bits=float(PEERS[name]), activation_bits=8, input_bits=8)
                 measured = peers[name]
             else:
                 result = teacher.quantized(as_method(entry), budget, progress=False)
                 path = folder / f"{name}-{budget:g}.onnx"
                 result.to_onnx(path)
-                measured = judged(result.predictor(path), path, result.plan.average_bits, result.plan.activation_bits)
+                measured = judged(
+                    result.predictor(path),
+                    path,
+                    average_bits=result.plan.average_bits,
+                    activation_bits=result.activation_bits,
+                    input_bits=result.input_bits,
+                )
                 measured["bits"] = result.bits
             table.setdefault(str(budget), {})[name] = measured
             seconds[f"{name}@{budget:g}"] = time.perf_counter() - started

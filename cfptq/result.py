@@ -63,10 +63,25 @@ class Result:
         """Layers that were left in float, and why."""
         return dict(self.network.skipped)
 
+    @property
+    def activation_bits(self) -> int:
+        """The widest format among the hidden tensors that feed quantized layers; 32 where one stays in float."""
+        hidden = [form.bits for form in self.plan.activations if form.tensor != self.network.input_name]
+        return max(hidden, default=self.input_bits)
+
+    @property
+    def input_bits(self) -> int:
+        """The format of the model's input; 32 where it stays in float, or feeds no quantized layer directly."""
+        return next((form.bits for form in self.plan.activations if form.tensor == self.network.input_name), 32)
+
     def __str__(self) -> str:
         layers = ", ".join(f"{name} {bits}" for name, bits in self.bits.items())
         left = "".join(f"; {name} left in float: {why}" for name, why in self.skipped.items())
-        return f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average ({layers}){left}"
+        formats = ["float" if bits == 32 else f"{bits}-bit" for bits in (self.input_bits, self.activation_bits)]
+        return (
+            f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average ({layers}), {formats[0]} input, "
+            f"{formats[1]} hidden activations{left}"
+        )
 
     def module(self) -> fx.GraphModule:
         """The fake-quantized twin: computes with the plan's integers, differentiable in its input."""

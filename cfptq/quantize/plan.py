@@ -128,11 +128,6 @@ class QuantizationPlan:
         return {layer.name: layer.bits for layer in self.layers}
 
     @property
-    def activation_bits(self) -> int:
-        """The widest format among the tensors that feed quantized layers; 32 where one stays in float."""
-        return max(form.bits for form in self.activations)
-
-    @property
     def average_bits(self) -> float:
         """Sum of n_l * b_l over sum of n_l (eq. 24)."""
         return sum(layer.parameters * layer.bits for layer in self.layers) / sum(layer.parameters for layer in self.layers)
