@@ -110,14 +110,12 @@ def main() -> None:
     recipe = Recipe.load("recipes/adult.yaml")
     experiment = recipe.prepare(0)
     rows = experiment.columns.train[:ROWS]
-    results = {
-        method: {
-            "adult 64-64": measure(experiment.model, rows, experiment.action_set, method),
-            "512-2048-2048-2048-2": measure(*wide_net(), method),
-        }
-        for method in METHODS
-    }
-    write_text(arguments.out, json.dumps(results, indent=1) + "\n")
+    narrow = experiment.model, rows, experiment.action_set
+    results: dict[str, dict[str, object]] = {method: {} for method in METHODS}
+    for name, net in (("adult 64-64", narrow), ("512-2048-2048-2048-2", wide_net())):
+        for method in METHODS:
+            results[method][name] = measure(*net, method)
+            write_text(arguments.out, json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
 
