@@ -124,6 +124,9 @@ def test_rows_that_do_not_count_change_nothing() -> None:
 @pytest.mark.parametrize("convolution", [nn.Conv2d(3, 4, 3, padding=1), nn.Conv1d(4, 6, 3, groups=2)])
 def test_convolutions_are_compensated_too(convolution: nn.Conv1d | nn.Conv2d) -> None:
     generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in convolution.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
     sizes = (8,) * (convolution.weight.dim() - 2)
     x = torch.randn(50, convolution.in_channels, *sizes, generator=generator)
     x = x.cumsum(-1) + x.mean(1, keepdim=True)  # neighbours resemble each other, as in images: that is what can be made up for
