@@ -2,6 +2,18 @@
 
 from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
 from cfptq.calibration.draw import draw_rows
+from cfptq.calibration.split import SET_ASIDE, set_aside
 from cfptq.calibration.teacher import PAPER_TEACHER, augment, factual_only, near_boundary
 
-__all__ = ["COUNTERFACTUAL", "FACTUAL", "PAPER_TEACHER", "CalibrationSet", "augment", "draw_rows", "factual_only", "near_boundary"]
+__all__ = [
+    "COUNTERFACTUAL",
+    "FACTUAL",
+    "PAPER_TEACHER",
+    "SET_ASIDE",
+    "CalibrationSet",
+    "augment",
+    "draw_rows",
+    "factual_only",
+    "near_boundary",
+    "set_aside",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,10 +12,15 @@ from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, Calibrati
 from cfptq.errors import DataError, name_rows
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
-from cfptq.recourse import Method, ProjectedGradient, RecourseBatch, Target, solve, target_of_rows
+from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, solve, target_of_rows
 
 #: Appendix F to the letter: K = 3 steps and the final iterate, whether it reaches the target or not.
 PAPER_TEACHER = ProjectedGradient(steps=3, early_stop=False)
+
+#: People whose minimal-cost recourse joins the points near the boundary, and what one such point weighs beside any other row. It
+#: moves few features, and those further than gradient steps do: what calibration has not seen, the ranges of hidden tensors cut off.
+#: It lies on the boundary itself, where weights are largest, so it counts less.
+CHEAPEST, CHEAPEST_WEIGHT = 256, 0.25
 
 
 def augment(
@@ -55,17 +62,7 @@ def augment(
     teacher = solve(
         predictor, rows[rejected], space, target=factual.target[rejected], method=settings, seed=seed, threads=threads, progress=progress
     )
-    assert factual.labels is not None
-    points = CalibrationSet(
-        rows=torch.cat((factual.rows, teacher.points)),
-        origin=torch.cat((factual.origin, torch.full((len(rejected),), COUNTERFACTUAL, dtype=torch.uint8))),
-        weights=torch.ones(len(rows) + len(rejected)),
-        source=torch.cat((factual.source, rejected)),
-        target=torch.cat((factual.target, teacher.target)),
-        labels=torch.cat((factual.labels, torch.full((len(rejected),), -1))),
-        labels_are_teacher=factual.labels_are_teacher,
-    )
-    return points, teacher
+    return _joined(factual, teacher, rejected), teacher
 
 
 def near_boundary(
@@ -81,25 +78,34 @@ def near_boundary(
 ) -> tuple[CalibrationSet, RecourseBatch]:
     """X_cal, the points where the rejected rows' recourse ends, and a weight on every row that falls with its margin.
 
-    Recourse is projected-gradient, to the first step that reaches the target. A row of target margin m weighs exp(-|m| / T), with T
-    half the median |m| of the factual rows: what is far from the boundary, on either side, counts little, for rounding cannot flip it.
+    Recourse is projected-gradient, to the first step that reaches the target; a seeded sample of those who have it adds its
+    minimal-cost recourse. A row of target margin m weighs exp(-|m| / T), with T half the median |m| of the factual rows: what is
+    far from the boundary, on either side, counts little, for rounding cannot flip it.
 
     Args, Raises: as :func:`augment`.
 
     Returns:
-        The calibration set, and the recourse of the rejected rows that have some, in the order of the counterfactual rows.
+        The calibration set, and the projected-gradient recourse of the rejected rows that have some, in the order of the first
+        counterfactual rows; minimal-cost points follow.
     """
     points, recourse = augment(
         rows, labels, predictor, space, target=target, settings=ProjectedGradient(), seed=seed, threads=threads, progress=progress
     )
-    kept = torch.ones(len(points), dtype=torch.bool)
-    kept[len(rows) :] = recourse.found
-    chosen = {name: getattr(points, name)[kept] for name in ("rows", "origin", "source", "target", "labels")}
-    margin = target_margin(predictor.logits(chosen["rows"]), chosen["target"]).abs()
+    factual = _factual(rows, labels, predictor.logits(rows), target)
+    people, recourse = points.source[len(rows) :][recourse.found], recourse[recourse.found]
+    points, drawn = _joined(factual, recourse, people), _sample(len(recourse), CHEAPEST, seed)
+    if len(drawn):
+        some = recourse[drawn]
+        cheapest = solve(
+            predictor, some.factual, space, target=some.target, method=MinimalCost(), seed=seed, threads=threads, progress=progress
+        )
+        points = _joined(points, cheapest[cheapest.found], people[drawn][cheapest.found])
+    margin = target_margin(predictor.logits(points.rows), points.target).abs()
     tiny = torch.finfo(torch.float32).tiny
     temperature = max(float(margin[: len(rows)].median()) / 2, tiny)
-    weights = torch.exp(-margin / temperature).clamp_min(tiny)
-    return CalibrationSet(**chosen, weights=weights, labels_are_teacher=points.labels_are_teacher), recourse[recourse.found]
+    weights = torch.exp(-margin / temperature)
+    weights[len(rows) + len(recourse) :] *= CHEAPEST_WEIGHT
+    return replace(points, weights=weights.clamp_min(tiny)), recourse
 
 
 def factual_only(rows: Tensor, labels: Tensor | None, predictor: Predictor, *, target: Target) -> CalibrationSet:
@@ -123,6 +129,25 @@ def _factual(rows: Tensor, labels: Tensor | None, logits: Tensor, target: Target
         labels=logits.argmax(1) if labels is None else labels.clone(),
         labels_are_teacher=labels is None,
     )
+
+
+def _joined(points: CalibrationSet, recourse: RecourseBatch, people: Tensor) -> CalibrationSet:
+    """``points`` and, behind them, where the recourse of ``people`` (positions among the factual rows) ends."""
+    assert points.labels is not None
+    return replace(
+        points,
+        rows=torch.cat((points.rows, recourse.points)),
+        origin=torch.cat((points.origin, torch.full((len(people),), COUNTERFACTUAL, dtype=torch.uint8))),
+        weights=torch.cat((points.weights, torch.ones(len(people)))),
+        source=torch.cat((points.source, people)),
+        target=torch.cat((points.target, recourse.target)),
+        labels=torch.cat((points.labels, torch.full((len(people),), -1))),
+    )
+
+
+def _sample(count: int, most: int, seed: int) -> Tensor:
+    """At most ``most`` positions below ``count``, drawn evenly, ascending."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
 
 def _nobody(rows: Tensor, space: ActionSpace, settings: Method) -> RecourseBatch:

@@ -7,6 +7,7 @@ from torch import nn
 
 from cfptq.actions import ActionSet, Continuous
 from cfptq.calibration import near_boundary
+from cfptq.calibration.teacher import CHEAPEST, CHEAPEST_WEIGHT
 from cfptq.network import as_predictor, decisions, target_margin
 
 
@@ -21,14 +22,37 @@ def test_rows_are_people_and_where_their_recourse_ends_weighted_by_how_near_the_
     points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
     rejected = (decisions(predictor.logits(x)) != 1).nonzero()[:, 0]
     assert torch.equal(points.factual, x)
-    assert len(points.counterfactual) == len(recourse) > 0
+    cheapest = points.counterfactual[len(recourse) :]
+    assert len(recourse) == len(rejected) and len(cheapest) == min(len(rejected), CHEAPEST)
+    assert torch.equal(points.counterfactual[: len(recourse)], recourse.points)
     assert set(points.source[points.origin == 1].tolist()) <= set(rejected.tolist())
     assert bool((decisions(predictor.logits(points.counterfactual)) == 1).all())
     margin = target_margin(predictor.logits(points.rows), points.target).abs()
-    nearest, farthest = margin.argmin(), margin.argmax()
-    assert points.weights[nearest] == points.weights.max() and points.weights[farthest] == points.weights.min()
-    half = margin[: len(x)].median() / 2
-    assert torch.allclose(points.weights, torch.exp(-margin / half), atol=1e-6)
+    farthest = margin.argmax()
+    plain = len(x) + len(recourse)
+    assert points.weights[farthest] == points.weights.min() and points.weights[:plain].argmax() == margin[:plain].argmin()
+    weights = torch.exp(-margin / (margin[: len(x)].median() / 2))
+    weights[plain:] *= CHEAPEST_WEIGHT
+    assert torch.allclose(points.weights, weights, atol=1e-6)
+
+
+def test_minimal_cost_points_lie_on_the_boundary_and_cost_no_more_than_gradient_steps() -> None:
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(1))
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]]))
+        model.bias.zero_()
+    space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
+    predictor = as_predictor(model, example=x)
+    points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
+    behind = points.origin.nonzero()[len(recourse) :, 0]
+    margin = target_margin(predictor.logits(points.rows[behind]), points.target[behind])
+    assert bool((margin > 0).all()) and float(margin.max()) < 1e-2
+    price = {int(row): float(cost) for row, cost in zip(points.source[points.origin == 1], recourse.cost, strict=False)}
+    for row, cost in zip(
+        points.source[behind], space.cost(x[points.source[behind]], points.rows[behind] - x[points.source[behind]]), strict=True
+    ):
+        assert float(cost) <= price[int(row)] + 1e-5
 
 
 def test_where_nobody_is_rejected_only_the_people_are_there() -> None:
