@@ -12,10 +12,10 @@ from cfptq import errors
 from cfptq.errors import CfptqError
 
 if TYPE_CHECKING:
-    from cfptq import actions, allocation, auditing, backends, calibration, datasets, metrics, models, network, quantize, recourse
+    from cfptq import actions, allocation, auditing, backends, calibration, datasets, metrics, models, network, quantize, recourse, training
     from cfptq.actions import ActionSet
     from cfptq.allocation import Budget
-    from cfptq.api import audit, calibrate, compare, load
+    from cfptq.api import audit, calibrate, compare, load, qat, tuning_score
     from cfptq.auditing import AuditReport
     from cfptq.comparison import Comparison
     from cfptq.method import Method
@@ -46,8 +46,11 @@ __all__ = [
     "metrics",
     "models",
     "network",
+    "qat",
     "quantize",
     "recourse",
+    "training",
+    "tuning_score",
 ]
 
 #: Public name -> the module that defines it.
@@ -62,6 +65,8 @@ _HOMES = {
     "calibrate": "cfptq.api",
     "compare": "cfptq.api",
     "load": "cfptq.api",
+    "qat": "cfptq.api",
+    "tuning_score": "cfptq.api",
 }
 
 

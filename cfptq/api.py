@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,43 @@ from torch import nn
 from cfptq.actions import ActionSet, ActionSpace
 from cfptq.allocation import Budget
 from cfptq.auditing import AuditReport, Protocol, evaluate, run_audit, teacher_recourse
-from cfptq.backends.quantize_static import vanilla_onnx
+from cfptq.backends.latency import latencies
 from cfptq.calibration import draw_rows
 from cfptq.comparison import Comparison
+from cfptq.deployments import deploy_all
 from cfptq.errors import ActionSetError, DataError, RecipeError
-from cfptq.method import METHODS, Method, as_method
-from cfptq.network import Head, Predictor, as_predictor, undisturbed
-from cfptq.progress import track
+from cfptq.learner import ALL_ROWS, CALIBRATION_ROWS, learn
+from cfptq.method import METHODS, Groups, Method, as_method
+from cfptq.network import Head, OnnxModule, Predictor, undisturbed
+from cfptq.peers import PEERS
+from cfptq.quantize import Activations
 from cfptq.recourse import Target
 from cfptq.result import Result, load
-from cfptq.teacher import PROBE_ROWS, prepare
+from cfptq.teacher import prepare
+from cfptq.training import Files, History, QatMethod, Trainer, as_qat_method
+from cfptq.tuning import TuningScore, score_by
 
-__all__ = ["DEFAULT_METHOD", "PEERS", "audit", "calibrate", "compare", "load"]
+__all__ = ["DEFAULT_METHOD", "PEERS", "audit", "calibrate", "compare", "load", "qat", "tuning_score"]
 
 DEFAULT_METHOD = "faithful"
 
-#: What toolchains do by themselves, by name: weight bits of ONNX Runtime's ``quantize_static``.
-PEERS: Mapping[str, int] = {"ort-int8": 8, "ort-int4": 4}
-
 #: What ``compare`` compares unless told otherwise.
-COMPARED = ("ort-int8", "ort-int4", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq", "faithful")
+COMPARED = (
+    "ort-int8",
+    "ort-int4",
+    "pt2e-int8",
+    "fx-int8",
+    "inc-int8",
+    "mixed-ptq",
+    "cf-ptq-calibration",
+    "cf-ptq-allocation",
+    "cf-ptq",
+    "faithful",
+)
 
 
 def calibrate(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     calib_loader: Iterable[Any],
     action_set: ActionSpace,
     *,
@@ -53,6 +67,8 @@ def calibrate(
     activation_bits: int | None = None,
     input_bits: int | None = None,
     portable: bool = False,
+    repair: bool = False,
+    groups: Groups | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
     max_rows: int = 4096,
@@ -62,7 +78,8 @@ def calibrate(
     """Quantize ``model`` so that the recourse its users were given survives. The model itself is left as it was.
 
     Args:
-        model: a trained classifier: (N, ...) float32 in, logits, one logit, or probabilities out.
+        model: a trained classifier: (N, ...) float32 in, logits, one logit, or probabilities out; a module, or the path of an ONNX
+            file, whose input and output keep their names in what is exported.
         calib_loader: rows to calibrate on: tensors, (x, y) pairs, dicts or arrays; at most ``max_rows`` are kept, drawn evenly.
         action_set: what people can change; encoded, so that it speaks of the model's columns.
         target: class that recourse leads to, one per calibration row, or a rule (rows, decisions) -> classes. By default
@@ -74,6 +91,10 @@ def calibrate(
         activation_bits: 8, 16, or 32 for float; by default what the method has.
         input_bits: the same for the model's input.
         portable: keep 8-bit weights within ±63, for processors without VNNI.
+        repair: at the end, adjust the last layer until calibration recourse that fails holds, where people set aside gain by it too;
+            ``result.repair`` says what it did to both.
+        groups: weigh rows so that the group with the worst Validity Drop fares better (eq. 33): a feature of the action set, or a
+            function from rows (N, ...) to N labels; ``result.worst_group`` has each group before and after.
         head, threshold: what the model puts out (inferred where None) and where a binary model decides.
         seed: of the calibration draw.
 
@@ -86,9 +107,11 @@ def calibrate(
     if budget is not None and max_validity_drop is not None:
         raise RecipeError("give a budget or max_validity_drop, not both: the one fixes the bits, the other finds them")
     chosen = as_method(method).with_activations(activation_bits, input_bits)
-    with undisturbed(model, threads=1):
+    chosen = replace(chosen, repair=repair or chosen.repair, groups=groups if groups is not None else chosen.groups)
+    module = _module(model)
+    with undisturbed(module, threads=1):
         teacher = prepare(
-            model,
+            module,
             calib_loader,
             _space(action_set),
             target=target,
@@ -99,12 +122,85 @@ def calibrate(
             progress=progress,
         )
         if max_validity_drop is not None:
-            return teacher.fewest_bits(chosen, max_validity_drop, pinned=layers, portable=portable, progress=progress)
-        return teacher.quantized(chosen, 4.0 if budget is None else budget, pinned=layers, portable=portable, progress=progress)
+            result = teacher.fewest_bits(chosen, max_validity_drop, pinned=layers, portable=portable, progress=progress)
+        else:
+            result = teacher.quantized(chosen, 4.0 if budget is None else budget, pinned=layers, portable=portable, progress=progress)
+    return _named(result, module)
+
+
+def qat(
+    model: nn.Module | str | os.PathLike[str],
+    train_loader: Iterable[Any],
+    action_set: ActionSpace,
+    *,
+    target: Target | None = None,
+    budget: Budget | float = 4.0,
+    method: str | QatMethod = "cfq-qat",
+    groups: Sequence[Any] | None = None,
+    layers: Mapping[str, int] | None = None,
+    activation_bits: int = 8,
+    input_bits: int | None = None,
+    portable: bool = False,
+    head: Head | str | None = None,
+    threshold: float | None = None,
+    max_rows: int = ALL_ROWS,
+    calibration_rows: int = CALIBRATION_ROWS,
+    checkpoint: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    fit: Callable[[Trainer], History] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Quantize ``model`` by counterfactual-faithful training (Section 4), or by one of its baselines. The model is left as it was.
+
+    Args:
+        model, action_set, target, budget, layers, portable, head, threshold: as in :func:`calibrate`.
+        train_loader: training rows with their labels, all of them kept; without labels the model's own decisions stand in.
+        method: a preset of :data:`cfptq.training.QAT_METHODS`, or a :class:`cfptq.training.QatMethod`.
+        groups: one value per training row, in the loader's order, for objectives on the worst group (eq. 33).
+        activation_bits: of hidden tensors. input_bits: of the input; None leaves a narrow one in float.
+        max_rows: most training rows kept. calibration_rows: rows that the training-free start is calibrated on.
+        checkpoint: a file that is replaced after every epoch; the same call goes on from it after a kill, to the same result.
+        log: a CSV file, one line an epoch.
+        fit: runs the prepared training, by default the package's own loop; ``cfptq.training.lightning.fit_with(trainer)`` hands it to
+            Lightning, which then keeps its own checkpoints and logs. Under ``torchrun`` the loop shares every batch among the processes.
+        seed: of everything that is drawn.
+
+    Raises:
+        As :func:`calibrate`; FileError where the checkpoint is another run's; ModelError where training diverges.
+    """
+    chosen = as_qat_method(method)
+    module = _module(model)
+    with undisturbed(module, threads=1):
+        teacher = prepare(
+            module,
+            train_loader,
+            _space(action_set),
+            target=target,
+            seed=seed,
+            max_rows=max_rows,
+            head=head,
+            threshold=threshold,
+            progress=progress,
+        )
+        result = learn(
+            teacher,
+            chosen,
+            budget,
+            groups=groups,
+            pinned=layers,
+            activations=Activations(bits=activation_bits, input_bits=input_bits, clip=False),
+            calibration_rows=calibration_rows,
+            portable=portable,
+            files=Files(checkpoint, log),
+            fit=fit,
+            progress=progress,
+        )
+    return _named(result, module)
 
 
 def compare(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     calib_loader: Iterable[Any],
     test_loader: Iterable[Any],
     action_set: ActionSpace,
@@ -122,7 +218,9 @@ def compare(
     keep: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Quantize ``model`` by each method and measure, in ONNX Runtime and on the same rows, what each did to recourse.
+    """Quantize ``model`` by each method and measure, in the toolchain it is deployed with and on the same rows, what each did to recourse.
+
+    A toolchain that is not installed, or cannot quantize the model, is a row that says so.
 
     Args:
         model, calib_loader, action_set, target, head, threshold, max_rows, seed: as in :func:`calibrate`.
@@ -132,7 +230,7 @@ def compare(
         groups: name -> one value per test row, for Validity Drop by subgroup.
         protocol: evaluation settings; the standard protocol by default.
         dataset: a word for tables and files.
-        keep: folder that the ONNX files are written to.
+        keep: folder that the quantized models are written to.
 
     Raises:
         RecipeError: an unknown method. Otherwise as :func:`calibrate`.
@@ -145,14 +243,14 @@ def compare(
         raise RecipeError("compare needs at least one budget, and each method once")
     rules = protocol or Protocol()
     space = _space(action_set)
-    seconds: dict[str, float] = {}
-    with undisturbed(model, threads=1), contextlib.ExitStack() as stack:
+    module = _module(model)
+    with undisturbed(module, threads=1), contextlib.ExitStack() as stack:
         if keep is not None:
             Path(keep).mkdir(parents=True, exist_ok=True)
         folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = time.perf_counter()
         teacher = prepare(
-            model,
+            module,
             calib_loader,
             space,
             target=target,
@@ -165,40 +263,64 @@ def compare(
         rows, labels = draw_rows(test_loader, max_rows=sys.maxsize, seed=seed, encode=getattr(space, "encode", None), progress=progress)
         space.check(rows)
         people = teacher_recourse(teacher.predictor, rows, space, teacher.target, rules, seed, progress=progress)
-        seconds["teacher"] = time.perf_counter() - started
+        prepared = time.perf_counter() - started
 
         def judged(student: Predictor, path: Path, **deployed: Any) -> dict[str, Any]:
             metrics = evaluate(teacher.predictor, student, people, rows, labels, space, groups, progress=False)
             return metrics.to_dict(**deployed, stored_bytes=path.stat().st_size)
 
-        peers: dict[str, dict[str, Any]] = {}
-        table: dict[str, dict[str, dict[str, Any]]] = {}
-        work = [(float(budget), entry) for budget in budgets for entry in methods]
-        for budget, entry in track(work, "comparing", enabled=progress):
-            name = entry if isinstance(entry, str) else entry.name
-            started = time.perf_counter()
-            if name in PEERS:
-                if name not in peers:
-                    path = folder / f"{name}.onnx"
-                    vanilla_onnx(teacher.network.to_onnx_model(), teacher.rows, PEERS[name], path)
-                    student = as_predictor(path, example=teacher.rows[:PROBE_ROWS], head=teacher.head, threshold=threshold, name=name)
-                    peers[name] = judged(student, path, average_bits=float(PEERS[name]), activation_bits=8, input_bits=8)
-                measured = peers[name]
-            else:
-                result = teacher.quantized(as_method(entry), budget, progress=False)
-                path = folder / f"{name}-{budget:g}.onnx"
-                result.to_onnx(path)
-                measured = judged(
-                    result.predictor(path),
-                    path,
-                    average_bits=result.plan.average_bits,
-                    activation_bits=result.activation_bits,
-                    input_bits=result.input_bits,
-                )
-                measured["bits"] = result.bits
-            table.setdefault(str(budget), {})[name] = measured
-            seconds[f"{name}@{budget:g}"] = time.perf_counter() - started
-    return Comparison(dataset, seed, people.to_dict(labels), table, str(float(budgets[0])), seconds=seconds)
+        done = deploy_all(teacher, methods, budgets, folder, judged, progress)
+        fp32 = teacher.network.to_onnx_model().SerializeToString(deterministic=True)
+        latency = latencies({"fp32": fp32, **done.files}, rows)
+    return Comparison(
+        dataset,
+        seed,
+        people.to_dict(labels),
+        done.budgets,
+        str(float(budgets[0])),
+        unavailable=done.unavailable,
+        seconds={"teacher": prepared, **done.seconds},
+        latency=latency,
+    )
+
+
+def tuning_score(
+    model: nn.Module | str | os.PathLike[str],
+    loader: Iterable[Any],
+    action_set: ActionSpace,
+    *,
+    max_accuracy_drop: float = 0.01,
+    target: Target | None = None,
+    head: Head | str | None = None,
+    threshold: float | None = None,
+    max_rows: int = 4096,
+    seed: int = 0,
+    progress: bool = True,
+) -> TuningScore:
+    """An evaluation function for a tuner such as Neural Compressor's ``autotune``: Validity Drop under an accuracy floor.
+
+    Args:
+        model, action_set, target, head, threshold, max_rows, seed: as in :func:`calibrate`.
+        loader: people to judge by, other than those that were calibrated on.
+        max_accuracy_drop: the floor lies this far below the model's own accuracy.
+
+    Raises:
+        DataError: nobody among the rows has recourse. Otherwise as :func:`calibrate`.
+    """
+    module = _module(model)
+    with undisturbed(module, threads=1):
+        teacher = prepare(
+            module,
+            loader,
+            _space(action_set),
+            target=target,
+            seed=seed,
+            max_rows=max_rows,
+            head=head,
+            threshold=threshold,
+            progress=progress,
+        )
+        return score_by(teacher, max_accuracy_drop, progress=progress)
 
 
 def audit(
@@ -252,6 +374,15 @@ def audit(
             seed=seed,
             progress=progress,
         )
+
+
+def _module(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
+    return OnnxModule(model) if isinstance(model, str | os.PathLike) else model
+
+
+def _named(result: Result, module: nn.Module) -> Result:
+    """The result with the tensor names of the ONNX file that the model came from."""
+    return replace(result, tensor_names=(module.input_name, module.output_name)) if isinstance(module, OnnxModule) else result
 
 
 def _space(action_set: ActionSpace) -> ActionSpace:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from cfptq.backends.latency import slower_than
 from cfptq.files import write_text
 
 #: Version of ``results.json``.
@@ -49,6 +50,7 @@ class Comparison:
         headline: the budget that ``methods`` shows.
         unavailable: methods that could not run here, and why.
         seconds: wall time of each method; kept apart, in ``timings.json``.
+        latency: by method that is an ONNX file, by rows a call: median microseconds on one thread, taken in turns; kept apart too.
         warnings: sentences that the reader should see.
     """
 
@@ -59,6 +61,7 @@ class Comparison:
     headline: str
     unavailable: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    latency: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -85,8 +88,10 @@ class Comparison:
         write_text(path, json.dumps(self.to_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
     def timings_to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write ``timings.json``: seconds of each method, which no two runs share."""
-        write_text(path, json.dumps({"schema": SCHEMA, "seconds": dict(self.seconds)}, indent=1, sort_keys=True) + "\n")
+        """Write ``timings.json``: seconds of each method and latency of its file, which no two runs share."""
+        latency = {name: {str(batch): taken for batch, taken in times.items()} for name, times in self.latency.items()}
+        entries = {"schema": SCHEMA, "seconds": dict(self.seconds), "latency_us": latency}
+        write_text(path, json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
     def table(self, budget: str | None = None, width: int | None = None) -> Table:
         """A Rich table of the methods at ``budget`` (the headline one by default), with the columns that fit ``width`` characters."""
@@ -101,13 +106,32 @@ class Comparison:
             table.add_column(heading, justify="right", no_wrap=True)
         for name, entry in {"fp32": self.fp32, **self.budgets[chosen]}.items():
             table.add_row(name, *(_cell(entry, key, decimals) for _, key, decimals in columns))
-        for name, why in self.unavailable.items():
-            table.add_row(name, why)
+        for name in self.unavailable:
+            table.add_row(name, "not run")
         return table
+
+    def latency_table(self) -> Table:
+        """A Rich table of the files' latencies, with fp32's as the measure."""
+        batches = list(next(iter(self.latency.values())))
+        table = Table(title="microseconds a call, one thread, and as a multiple of fp32's", caption="measured in turns on this machine")
+        table.add_column("file", no_wrap=True)
+        for batch in batches:
+            table.add_column(f"batch {batch}", justify="right", no_wrap=True)
+        for name, times in self.latency.items():
+            table.add_row(name, *(f"{times[batch]:.0f} ({times[batch] / self.latency['fp32'][batch]:.2f})" for batch in batches))
+        return table
+
+    def _where_fp32_is_faster(self) -> Iterator[str]:
+        for name, batches in slower_than("fp32", self.latency).items():
+            yield f"{name} is slower than fp32 on this machine at batch {', '.join(map(str, batches))}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for budget in self.budgets:
             yield self.table(budget, options.max_width)
+        yield from (f"note: {name} was not run: {why}" for name, why in self.unavailable.items())
+        if self.latency:
+            yield self.latency_table()
+            yield from (f"note: {sentence}" for sentence in self._where_fp32_is_faster())
         for warning in self.warnings:
             yield f"note: {warning}"
 

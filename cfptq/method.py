@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from cfptq.allocation import Allocator, Score, counterfactual_gradient, exact, factual_gradient, greedy, margin_change, uniform
+import torch
+
+from cfptq.allocation import (
+    Allocator,
+    BitAllocation,
+    Score,
+    counterfactual_gradient,
+    exact,
+    exponential_surrogate,
+    factual_gradient,
+    greedy,
+    hessian_trace,
+    margin_change,
+    output_distance,
+    uniform,
+)
+from cfptq.calibration import CalibrationSet
 from cfptq.errors import CfptqError, RecipeError
-from cfptq.quantize import Activations, Rounding, compensated, nearest, nearest_on_full_range
+from cfptq.network import Network
+from cfptq.quantize import Activations, QuantizationPlan, Rounding, compensated, nearest, nearest_on_full_range, quantize
 
 T = TypeVar("T", bound=Callable[..., object])
 
 #: Scores, allocators and rounding rules that a method may name instead of passing one.
 SCORES: Mapping[str, Score] = MappingProxyType(
-    {"factual": factual_gradient, "counterfactual": counterfactual_gradient, "margin": margin_change}
+    {
+        "factual": factual_gradient,
+        "counterfactual": counterfactual_gradient,
+        "margin": margin_change,
+        "surrogate": exponential_surrogate,
+        "hessian-trace": hessian_trace,
+        "output-distance": output_distance,
+    }
 )
 ALLOCATORS: Mapping[str, Allocator] = MappingProxyType({"greedy": greedy, "exact": exact, "uniform": uniform})
 ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
     {"nearest": nearest, "nearest-full-range": nearest_on_full_range, "compensated": compensated}
 )
+
+#: Groups of people: a feature's name, or a function from rows (N, ...) to one label each.
+Groups = str | Callable[[torch.Tensor], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,14 +58,18 @@ class Method:
         name: stands in results, plans and files.
         rows: "factual" calibrates on X_cal, "augmented" on U_cal = X_cal ∪ {x + δ} (eq. 21), "boundary" on X_cal and on points where
             recourse ends, every row weighted by how near its decision is.
-        score: "factual" or "counterfactual" (eq. 23), "margin" (measured for each width), or a callable of the type
-            ``cfptq.allocation.Score``.
+        score: "factual" or "counterfactual" (eq. 23), "margin" (measured for each width), "surrogate" (eq. 71), "hessian-trace",
+            "output-distance", or a callable of the type ``cfptq.allocation.Score``.
         allocator: "greedy" (eq. 24), "exact", "uniform", or a callable of the type ``cfptq.allocation.Allocator``.
         rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated", or a callable of the type
             ``cfptq.quantize.Rounding``.
         activations: bits of the tensors that feed quantized layers.
         equalize: move hidden channels' scales between the layers around them first.
         sequential: let each layer make up for what the quantized layers before it spoil.
+        repair: at the end, adjust integers and bias of the last layer until calibration recourse that fails holds; see
+            :mod:`cfptq.quantize.repair`.
+        groups: weigh the rows of each group so that the worst group's Validity Drop falls (eq. 33): a feature's name, or a function from
+            rows (N, ...) to N labels.
     """
 
     name: str
@@ -49,6 +80,8 @@ class Method:
     activations: Activations = field(default_factory=Activations)
     equalize: bool = False
     sequential: bool = False
+    repair: bool = False
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         if self.rows not in ("factual", "augmented", "boundary"):
@@ -62,7 +95,7 @@ class Method:
     @property
     def needs_recourse(self) -> bool:
         """Whether the method looks at counterfactual points at all."""
-        return self.rows != "factual" or self.score_function is counterfactual_gradient
+        return self.rows != "factual" or self.score_function is not factual_gradient
 
     @property
     def score_function(self) -> Score:
@@ -80,6 +113,42 @@ class Method:
         """The same method with other activation formats; None keeps what it has."""
         kept = self.activations
         return replace(self, activations=replace(kept, bits=bits or kept.bits, input_bits=input_bits or kept.input_bits))
+
+    def plan(
+        self,
+        network: Network,
+        calibration: CalibrationSet,
+        allocation: BitAllocation,
+        *,
+        seed: int = 0,
+        portable: bool = False,
+        progress: bool = True,
+    ) -> QuantizationPlan:
+        """Round ``network`` at the widths of ``allocation`` by this method's rules; neither repaired nor steered towards a group."""
+        return quantize(
+            network,
+            calibration,
+            allocation.by_layer(),
+            method=self.name,
+            seed=seed,
+            rounding=self.round,
+            activations=self.activations,
+            equalize=self.equalize,
+            sequential=self.sequential,
+            portable=portable,
+            progress=progress,
+        )
+
+    def to_dict(self) -> dict[str, Any] | None:
+        """Plain values for a file; None where a part is the user's own function, which no file can hold."""
+        parts = (self.score, self.allocator, self.rounding)
+        named = all(isinstance(part, str) for part in parts) and (self.groups is None or isinstance(self.groups, str))
+        return asdict(self) if named else None
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> Method:
+        """What :meth:`to_dict` gave."""
+        return Method(**{**content, "activations": Activations(**content["activations"])})
 
 
 #: The default, and the paper's training-free variants (Appendix F), by name.

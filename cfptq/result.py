@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
 from torch import fx, nn
 
-from cfptq.allocation import BitAllocation, LayerScores, MeasuredScores
+from cfptq.allocation import AllocationGap, BitAllocation, Budget, LayerScores, MeasuredScores, allocation_gap
+from cfptq.auditing import MarginEstimate, estimate_margins
 from cfptq.backends import onnxruntime as ort_backend
-from cfptq.calibration import CalibrationSet
-from cfptq.errors import CfptqError, FileError, ModelError
+from cfptq.backends.matmul_nbits import in_float, weight_only_model
+from cfptq.backends.prepared import prepared_module
+from cfptq.backends.quantize_static import RowReader, quantize_static_arguments
+from cfptq.calibration import COUNTERFACTUAL, CalibrationSet, with_recourse
+from cfptq.errors import CfptqError, DataError, FileError, ModelError
 from cfptq.files import written_aside
-from cfptq.network import Head, Network, Predictor, as_predictor
-from cfptq.quantize import QuantizationPlan, prepared, twin
+from cfptq.method import Method
+from cfptq.network import INPUT, OUTPUT, Head, Network, Predictor, as_predictor, rename_tensors
+from cfptq.pareto import Pareto, pareto_curve
+from cfptq.quantize import QuantizationPlan, twin
+from cfptq.quantize.repair import Repair
 from cfptq.recourse import RecourseBatch
+from cfptq.training import History
+from cfptq.worst_group import WorstGroup
+
+if TYPE_CHECKING:
+    from torch.ao.quantization import QConfigMapping
+
+    from cfptq.backends.neural_compressor import PlanConfig
+    from cfptq.backends.pt2e import PlanQuantizer
 
 #: Version of the saved form.
 SCHEMA = 1
@@ -27,6 +44,8 @@ SCHEMA = 1
 #: The twin and the file agree when this share of rows is within TOLERANCE in the logits (one-step rounding ties may differ).
 AGREEMENT = 0.999
 TOLERANCE = 1e-3
+#: Difference of probabilities that float32 cannot tell apart near 0 and 1.
+SATURATION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,13 @@ class Result:
         threshold: decision threshold of a binary model, or None for the arg max.
         calibration: the rows that were calibrated on; None where the result was saved without them.
         teacher: the teacher's recourse on those rows; None where the method looked at none.
+        method: how the plan was made; None where it was saved and a part was the user's own function.
+        budget: what the allocation was made for.
+        pinned: layer name -> width that it was told to keep.
+        repair: what the final repair did, with its effect on people set aside; None without repair.
+        worst_group: Validity Drop by group before and after steering; None without groups.
+        training: what training did, epoch by epoch; None where the method trains nothing.
+        tensor_names: what exported files call their input and output; a model that came as ONNX keeps its own.
     """
 
     network: Network
@@ -52,6 +78,13 @@ class Result:
     threshold: float | None
     calibration: CalibrationSet | None
     teacher: RecourseBatch | None
+    method: Method | None = None
+    budget: Budget | None = None
+    pinned: Mapping[str, int] = field(default_factory=dict)
+    repair: Repair | None = None
+    worst_group: WorstGroup | None = None
+    training: History | None = None
+    tensor_names: tuple[str, str] = (INPUT, OUTPUT)
 
     @property
     def bits(self) -> dict[str, int]:
@@ -83,46 +116,168 @@ class Result:
             f"{formats[1]} hidden activations{left}"
         )
 
+    @cached_property
+    def allocation_gap(self) -> AllocationGap:
+        """What the paper's greedy rule would leave of the same budget, by the same scores."""
+        return allocation_gap(self.sensitivity, self.budget or Budget.total(self.allocation.total_bits), pinned=self.pinned)
+
+    def pareto(self, *, held_out: bool = False, progress: bool = True) -> Pareto:
+        """Validity Drop against average bits, from the scores at hand: every budget's allocation rounded and measured on the twin.
+
+        An estimate on calibration people. ``held_out`` measures on every fourth of them and leaves those out of the rounding.
+
+        Raises:
+            DataError: the result has no calibration rows or recourse (saved with ``rows=False``, or a method that looks at none).
+            ModelError: it was loaded, and its method held the user's own function.
+        """
+        calibration, people = self._people("a Pareto curve")
+        if self.method is None:
+            raise ModelError("this result was saved with a method of the user's own, which no file holds; calibrate again for its curve")
+        return pareto_curve(
+            self.network,
+            calibration,
+            people,
+            self.sensitivity,
+            self.method,
+            self.allocation,
+            self.plan,
+            head=self.head,
+            threshold=self.threshold,
+            pinned=self.pinned,
+            held_out=held_out,
+            progress=progress,
+        )
+
+    def estimate_margins(self, *, radius: float = 0.1, samples: int = 16, progress: bool = True) -> MarginEstimate:
+        """Prop. 5.1 at the calibration recourse points with measured ε; see :func:`cfptq.auditing.estimate_margins`.
+
+        Points that the full-precision model itself refuses are left out.
+
+        Raises:
+            DataError: as :meth:`pareto`.
+        """
+        _, people = self._people("an estimate of Prop. 5.1")
+        points = people.origin == COUNTERFACTUAL
+        rows, target = people.rows[points], people.target[points]
+        example = torch.zeros(2, *self.network.input_shape)
+        f, f_q = (
+            as_predictor(module, example=example, head=self.head, threshold=self.threshold)
+            for module in (self.network.module(), self.module())
+        )
+        kept = f.logits(rows).argmax(dim=1) == target
+        return estimate_margins(f, f_q, rows[kept], target[kept], radius=radius, samples=samples, seed=self.plan.seed, progress=progress)
+
+    @cached_property
+    def estimated_fraction(self) -> float:
+        """Share of the calibration recourse points at which Prop. 5.1 holds with measured ε: an estimate, for eq. 61 is a lower bound."""
+        return self.estimate_margins().fraction
+
+    def _people(self, purpose: str) -> tuple[CalibrationSet, CalibrationSet]:
+        """The calibration rows, and those among them that recourse is judged by."""
+        if self.calibration is None:
+            raise DataError(f"{purpose} needs the calibration rows, and this result was saved without them; save it with rows=True")
+        people = None if self.teacher is None else with_recourse(self.calibration, self.teacher)
+        if people is None or not bool((people.origin == COUNTERFACTUAL).any()):
+            raise DataError(
+                f"{purpose} needs recourse points, and {self.plan.method!r} calibrated on none: nobody was rejected, or factual rows only"
+            )
+        return self.calibration, people
+
     def module(self) -> fx.GraphModule:
         """The fake-quantized twin: computes with the plan's integers, differentiable in its input."""
         return twin(self.network, self.plan)
 
     def prepared_model(self) -> nn.Module:
-        """The float32 model whose weights already lie on the plan's grid, BatchNorm folded and biases corrected."""
-        return prepared(self.network, self.plan).module()
+        """The float32 model whose weights already lie on the plan's grid, BatchNorm folded and biases corrected, layers under their names.
+
+        All hand-overs to PyTorch's toolchains apply to it and refuse any other model.
+        """
+        return prepared_module(self.network, self.plan)
+
+    def qconfig_mapping(self) -> QConfigMapping:
+        """For PyTorch's ``prepare_fx`` and ``convert_fx`` on :meth:`prepared_model`; see :mod:`cfptq.backends.fx`."""
+        from cfptq.backends.fx import qconfig_mapping
+
+        return qconfig_mapping(self.network, self.plan)
+
+    def pt2e_quantizer(self) -> PlanQuantizer:
+        """For torchao's ``prepare_pt2e`` and ``convert_pt2e`` on :meth:`prepared_model`; see :mod:`cfptq.backends.pt2e`."""
+        from cfptq.backends.pt2e import PlanQuantizer
+
+        return PlanQuantizer(self.network, self.plan)
+
+    def neural_compressor_config(self) -> PlanConfig:
+        """For Neural Compressor's ``prepare``, ``convert`` and ``autotune``; see :mod:`cfptq.backends.neural_compressor`."""
+        from cfptq.backends.neural_compressor import PlanConfig
+
+        return PlanConfig(self.network, self.plan)
+
+    def quantize_static_arguments(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Keywords for ONNX Runtime's ``quantize_static(path, out, reader, **keywords)``, ``path`` written by :meth:`prepared_onnx`."""
+        return quantize_static_arguments(self.network, self.plan, path)
+
+    def calibration_reader(self) -> RowReader:
+        """The calibration rows as the reader that ``quantize_static`` asks for (with our keywords it takes nothing from them).
+
+        Raises:
+            DataError: the result was saved without its rows.
+        """
+        if self.calibration is None:
+            raise DataError("this result was saved without its calibration rows; give quantize_static a reader of your own")
+        return RowReader(self.calibration.rows, self.tensor_names[0])
 
     def prepared_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the prepared model as ONNX, for ONNX Runtime's own quantizer."""
-        _write(ort_backend.prepared_onnx_model(self.network, self.plan), path)
+        _write(self._named(ort_backend.prepared_onnx_model(self.network, self.plan)), path)
 
-    def onnx_model(self, *, packed: bool = True) -> onnx.ModelProto:
+    def onnx_model(self, *, packed: bool = True, weight_only: bool = False, opset: int = ort_backend.OPSET_INT2) -> onnx.ModelProto:
         """The quantized model as ONNX, in memory; see :meth:`to_onnx`."""
         decision = {"cfptq.head": self.head.value, "cfptq.threshold": "" if self.threshold is None else repr(self.threshold)}
-        return ort_backend.to_onnx_model(self.network, self.plan, decision, packed=packed)
+        if weight_only:
+            return self._named(weight_only_model(self.network, self.plan, decision))
+        return self._named(ort_backend.to_onnx_model(self.network, self.plan, decision, packed=packed, opset=opset))
 
-    def to_onnx(self, path: str | os.PathLike[str], *, packed: bool = True, check: bool = False) -> None:
-        """Write the quantized model: int8 activations, weights stored in 2, 4 or 8 bits, dynamic batch, opset 21 or above.
+    def to_onnx(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        packed: bool = True,
+        weight_only: bool = False,
+        opset: int = ort_backend.OPSET_INT2,
+        check: bool = False,
+    ) -> None:
+        """Write the quantized model: int8 activations, weights stored in 2, 4 or 8 bits, dynamic batch, opset 21 where that will do.
 
         Args:
             path: file to write, whole or not at all.
             packed: store narrow weights in INT2 and INT4 (ONNX Runtime 1.23 or later); False stores all as INT8.
+            weight_only: ONNX Runtime's MatMulNBits instead: float activations, whatever the plan's; for large models at batch 1.
+            opset: the newest that the runtime reads: below 25 there is no INT2, below 21 no INT4, and the next wider type serves.
             check: run the file and compare it with the twin before it is put in place.
 
         Raises:
-            ModelError: the file disagrees with the twin (``check=True``).
+            ModelError: the file disagrees with the twin (``check=True``), or the opset lacks what the plan needs.
             FileError: the place cannot be written.
         """
-        model = self.onnx_model(packed=packed)
+        model = self.onnx_model(packed=packed, weight_only=weight_only, opset=opset)
         with written_aside(path) as aside:
             aside.write_bytes(model.SerializeToString(deterministic=True))
             if check:
-                self._check(aside)
+                self._check(aside, in_float(self.plan) if weight_only else self.plan)
 
-    def _check(self, path: Path) -> None:
-        rows = self.calibration.rows if self.calibration is not None else torch.randn(1024, *self.network.input_shape)
-        file = self.predictor(path)
-        difference = (file.logits(rows) - file.surrogate(rows).detach()).abs().amax(dim=1)
-        within = float((difference <= TOLERANCE).float().mean())
+    def _named(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        rename_tensors(model, dict(zip((INPUT, OUTPUT), self.tensor_names, strict=True)))
+        return model
+
+    def _check(self, path: Path, plan: QuantizationPlan) -> None:
+        generator = torch.Generator().manual_seed(self.plan.seed)
+        rows = torch.randn(1024, *self.network.input_shape, generator=generator) if self.calibration is None else self.calibration.rows
+        file = as_predictor(path, example=rows[:2], head=self.head, threshold=self.threshold, twin=twin(self.network, plan))
+        said, expected = file.logits(rows), file.surrogate(rows).detach()
+        difference = (said - expected).abs().amax(dim=1)
+        # Probabilities that are 0 or 1 but for rounding have no logits to speak of.
+        saturated = (said.softmax(dim=1) - expected.softmax(dim=1)).abs().amax(dim=1) <= SATURATION
+        within = float(((difference <= TOLERANCE) | saturated).float().mean())
         if within < AGREEMENT:
             raise ModelError(
                 f"the written model agrees with the plan on {within:.2%} of {len(rows)} rows only (largest difference "
@@ -147,6 +302,13 @@ class Result:
             "threshold": self.threshold,
             "allocation": asdict(self.allocation),
             "sensitivity": asdict(self.sensitivity),
+            "method": None if self.method is None else self.method.to_dict(),
+            "budget": None if self.budget is None else asdict(self.budget),
+            "pinned": dict(self.pinned),
+            "tensor_names": list(self.tensor_names),
+            "repair": None if self.repair is None else self.repair.to_dict(),
+            "worst_group": None if self.worst_group is None else self.worst_group.to_dict(),
+            "training": None if self.training is None else self.training.to_dict(),
         }
         with written_aside(folder) as aside:
             aside.mkdir()
@@ -180,6 +342,7 @@ def load(folder: str | os.PathLike[str]) -> Result:
             threshold=head["threshold"],
             calibration=CalibrationSet.load(calibration) if calibration.exists() else None,
             teacher=RecourseBatch.load(teacher) if teacher.exists() else None,
+            **_told(head),
         )
     except OSError as error:
         raise FileError(f"cannot read a saved result in {place}: {error.strerror}; give a folder that Result.save wrote") from error
@@ -192,6 +355,19 @@ def load(folder: str | os.PathLike[str]) -> Result:
     if result.plan.network != result.network.digest():
         raise FileError(f"{place} holds a plan and a network that do not belong together; save the result again")
     return result
+
+
+def _told(head: dict[str, Any]) -> dict[str, Any]:
+    """What a result tells about how it was made; absent from files of earlier versions."""
+    makers = {
+        "method": Method.from_dict,
+        "budget": lambda it: Budget(**it),
+        "repair": Repair.from_dict,
+        "worst_group": WorstGroup.from_dict,
+        "training": History.from_dict,
+    }
+    plain = {"pinned": head.get("pinned", {}), "tensor_names": tuple(head.get("tensor_names", (INPUT, OUTPUT)))}
+    return plain | {name: make(head[name]) for name, make in makers.items() if head.get(name) is not None}
 
 
 def _scores(content: dict[str, Any]) -> LayerScores:

@@ -11,22 +11,34 @@ import torch
 from torch import nn
 
 from cfptq.actions import ActionSpace
-from cfptq.allocation import BitAllocation, Budget, LayerScores, Score
-from cfptq.calibration import COUNTERFACTUAL, PAPER_TEACHER, CalibrationSet, augment, draw_rows, factual_only, near_boundary
+from cfptq.allocation import BitAllocation, Budget, LayerScores, Score, ladder
+from cfptq.calibration import (
+    COUNTERFACTUAL,
+    PAPER_TEACHER,
+    SET_ASIDE,
+    CalibrationSet,
+    augment,
+    draw_rows,
+    factual_only,
+    near_boundary,
+    with_recourse,
+)
 from cfptq.errors import BudgetError, DataError
 from cfptq.method import Method
 from cfptq.metrics import validity_drop
 from cfptq.network import Head, Network, Predictor, as_predictor, capture, decisions, infer_head
 from cfptq.progress import track
-from cfptq.quantize import WIDTHS, quantize
+from cfptq.quantize import WIDTHS, QuantizationPlan, multiply_adds
+from cfptq.quantize.repair import repaired
 from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
 from cfptq.result import Result
+from cfptq.worst_group import group_labels, steered
 
 #: Rows of the calibration draw that decide what the model's output is.
 PROBE_ROWS = 256
 
-#: Every n-th rejected row is set aside when the fewest bits are looked for.
-SET_ASIDE = 4
+#: Multiply-adds that the teacher's recourse near the boundary may take, about; wide models solve a sample of their rejected rows.
+RECOURSE_WORK = 2**35
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,8 @@ class Teacher:
 
     @cached_property
     def _boundary(self) -> tuple[CalibrationSet, RecourseBatch]:
-        return near_boundary(self.rows, self.labels, self.predictor, self.space, target=self.target, seed=self.seed)
+        runs = RECOURSE_WORK // multiply_adds(self.network)
+        return near_boundary(self.rows, self.labels, self.predictor, self.space, target=self.target, runs=runs, seed=self.seed)
 
     def calibration(self, method: Method) -> tuple[CalibrationSet, RecourseBatch | None]:
         """The rows that ``method`` calibrates on, and the recourse among them."""
@@ -88,16 +101,16 @@ class Teacher:
         return self.factual, self.recourse if method.needs_recourse else None
 
     @cached_property
-    def _scores(self) -> dict[Score, LayerScores]:
+    def _scores(self) -> dict[tuple[Score, bool], LayerScores]:
         return {}
 
     def scores(self, method: Method, progress: bool = True) -> LayerScores:
         """Layer scores by the method's own rule. Every score sees U_cal and picks the rows it is about."""
-        score = method.score_function
-        if score not in self._scores:
-            rows = self._boundary[0] if method.rows == "boundary" else self.augmented if method.needs_recourse else self.factual
-            self._scores[score] = score(self.network, rows, head=self.head, threshold=self.threshold, progress=progress)
-        return self._scores[score]
+        score, boundary = method.score_function, method.rows == "boundary"
+        if (score, boundary) not in self._scores:
+            rows = self._boundary[0] if boundary else self.augmented if method.needs_recourse else self.factual
+            self._scores[score, boundary] = score(self.network, rows, head=self.head, threshold=self.threshold, progress=progress)
+        return self._scores[score, boundary]
 
     def quantized(
         self,
@@ -111,7 +124,7 @@ class Teacher:
         """The model quantized by ``method`` within ``budget``."""
         scores = self.scores(method, progress)
         allocation = method.allocate(scores, budget, WIDTHS, pinned)
-        return self._rounded(method, scores, allocation, portable, progress)
+        return self._rounded(method, scores, allocation, Budget.of(budget), pinned, portable, progress)
 
     def fewest_bits(
         self,
@@ -142,8 +155,9 @@ class Teacher:
         kept = self._without(points.source[points.origin == COUNTERFACTUAL][chosen])
         scores = kept.scores(method, progress)
         least = 1.0
-        for allocation in track(_ladder(method, scores, pinned), "looking for the fewest bits", enabled=progress):
-            result = kept._rounded(method, scores, allocation, portable, progress=False)
+        for allocation in track(ladder(method.allocate, scores, pinned), "looking for the fewest bits", enabled=progress):
+            budget = Budget.total(allocation.total_bits)
+            result = kept._rounded(method, scores, allocation, budget, pinned, portable, progress=False)
             student = as_predictor(result.module(), example=aside.points, head=self.head, threshold=self.threshold)
             dropped = validity_drop(decisions(student.logits(aside.points)), aside.target)
             if dropped <= max_validity_drop:
@@ -162,22 +176,47 @@ class Teacher:
         labels = None if self.labels is None else self.labels[keep]
         return replace(self, rows=self.rows[keep], labels=labels, target=target)
 
-    def _rounded(self, method: Method, scores: LayerScores, allocation: BitAllocation, portable: bool, progress: bool) -> Result:
+    def _rounded(
+        self,
+        method: Method,
+        scores: LayerScores,
+        allocation: BitAllocation,
+        budget: Budget,
+        pinned: Mapping[str, int] | None,
+        portable: bool,
+        progress: bool,
+    ) -> Result:
         calibration, recourse = self.calibration(method)
-        plan = quantize(
-            self.network,
-            calibration,
-            allocation.by_layer(),
-            method=method.name,
-            seed=self.seed,
-            rounding=method.round,
-            activations=method.activations,
-            equalize=method.equalize,
-            sequential=method.sequential,
-            portable=portable,
-            progress=progress,
+        people = with_recourse(*self._boundary) if method.groups is not None or method.repair else calibration
+        group_report = repair_report = None
+
+        def round_on(rows: CalibrationSet) -> QuantizationPlan:
+            return method.plan(self.network, rows, allocation, seed=self.seed, portable=portable, progress=progress)
+
+        if method.groups is None:
+            plan = round_on(calibration)
+        else:
+            labels = group_labels(method.groups, self.rows, self.space)
+            calibration, plan, group_report = steered(
+                self.network, calibration, people, labels, round_on, head=self.head, threshold=self.threshold, progress=progress
+            )
+        if method.repair:
+            plan, repair_report = repaired(self.network, plan, calibration, people, round_on, head=self.head, threshold=self.threshold)
+        return Result(
+            network=self.network,
+            plan=plan,
+            allocation=allocation,
+            sensitivity=scores,
+            head=self.head,
+            threshold=self.threshold,
+            calibration=calibration,
+            teacher=recourse,
+            method=method,
+            budget=budget,
+            pinned=dict(pinned or {}),
+            repair=repair_report,
+            worst_group=group_report,
         )
-        return Result(self.network, plan, allocation, scores, self.head, self.threshold, calibration, recourse)
 
 
 def prepare(
@@ -216,17 +255,3 @@ def prepare(
             "action set"
         )
     return Teacher(network, predictor, shown, threshold, space, wanted, rows, labels, settings or PAPER_TEACHER, seed)
-
-
-def _ladder(method: Method, scores: LayerScores, pinned: Mapping[str, int] | None) -> list[BitAllocation]:
-    """The method's allocations from 2 to 8 average bits in steps of a quarter, each once, ascending."""
-    allocations: dict[tuple[int, ...], BitAllocation] = {}
-    for quarters in range(4 * WIDTHS[0], 4 * WIDTHS[-1] + 1):
-        try:
-            allocation = method.allocate(scores, Budget.average(quarters / 4), WIDTHS, pinned)
-        except BudgetError:
-            if quarters == 4 * WIDTHS[-1]:
-                raise
-            continue  # the pins need more
-        allocations[allocation.bits] = allocation
-    return sorted(allocations.values(), key=lambda allocation: allocation.total_bits)

@@ -26,9 +26,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("testing",),
     ("method",),
+    ("pareto", "worst_group", "peers"),
     ("result",),
     ("teacher",),
-    ("comparison",),
+    ("learner",),
+    ("comparison", "deployments", "tuning"),
     ("api",),
     ("recipe",),
     ("cli",),
@@ -37,7 +39,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 #: Toolchains that are not among the dependencies; only a backend (or an optional report) may name them.
-OPTIONAL = {"torchao": "backends", "neural_compressor": "backends", "accelerate": "backends", "jinja2": "auditing", "plotly": "auditing"}
+OPTIONAL = {
+    "torchao": "backends",
+    "neural_compressor": "backends",
+    "accelerate": "backends",
+    "jinja2": "auditing",
+    "plotly": "auditing",
+    "matplotlib": "pareto",
+    "lightning": "training",
+}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

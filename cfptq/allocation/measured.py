@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cfptq.allocation.scores import LayerScores
@@ -13,7 +12,10 @@ from cfptq.calibration import CalibrationSet
 from cfptq.errors import ModelError
 from cfptq.network import Head, Network, class_logits, infer_head, target_margin
 from cfptq.progress import track
-from cfptq.quantize import WIDTHS, ActivationFormat, compensated, layer_problem, prepare
+from cfptq.quantize import WIDTHS, ActivationFormat, Recording, affordable_rows, layer_problem, rounded_quickly
+
+#: Multiply-adds that one pass of the network over the rows may take, and rows that are taken whatever they cost.
+MEASURING_WORK, FEWEST_ROWS = 2**30, 256
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def margin_change(
     """For each layer and width, the mean squared change of the target margin when that layer alone is rounded.
 
     Rows count by their calibration weights, so with boundary weights the figure is about the rows whose decision is near, on both
-    sides of the boundary. Rounding is the compensated one, on full-precision inputs.
+    sides of the boundary. Rounding is the compensated one, on full-precision inputs; plain in layers with too many inputs for the rows.
 
     Args:
         network: the full-precision model f.
@@ -59,28 +61,23 @@ def margin_change(
         threshold: decision threshold of a two-class model.
         progress: show a bar when it takes long.
     """
-    with torch.no_grad():
-        output = network(calibration.rows)
-    known = head or infer_head(output)
+    kept, weights = affordable_rows(network, calibration.weights, MEASURING_WORK, FEWEST_ROWS)
+    run = Recording(network, calibration.rows[kept])
+    known, target = head or infer_head(run.output), calibration.target[kept]
 
     def margins(raw: Tensor) -> Tensor:
-        return target_margin(class_logits(raw, known, threshold), calibration.target).double()
+        return target_margin(class_logits(raw, known, threshold), target).double()
 
-    before = margins(output)
-    share = (calibration.weights / calibration.weights.sum()).double()
-    values = network.observe(calibration.rows, {layer.input for layer in network.layers})
+    before = margins(run.output)
+    share = (weights / weights.sum()).double()
     damage: list[tuple[float, ...]] = []
     for layer in track(network.layers, "measuring layers", enabled=progress):
-        inputs, form = values[layer.input], ActivationFormat(layer.input, 32)
-        problem = layer_problem(network, layer, WIDTHS[0], inputs, inputs, form, calibration.weights)
-        ready = prepare(problem)
+        inputs = run.inputs(layer)
+        problem = layer_problem(network, layer, WIDTHS[0], inputs, inputs, ActivationFormat(layer.input, 32), weights)
         row = []
-        for bits in WIDTHS:
-            rounded = compensated(replace(problem, bits=bits), ready, search=False)
+        for rounded in rounded_quickly(problem, WIDTHS):
             steps = rounded.scale.reshape(-1, *[1] * (problem.weight.dim() - 1))
-            changed = network.with_parameters({layer.name: (rounded.integers * steps, rounded.bias)})
-            with torch.no_grad():
-                change = margins(changed(calibration.rows)) - before
+            change = margins(run.rerun(layer, rounded.integers * steps, rounded.bias)) - before
             row.append(float((share * change.square()).sum()))
         damage.append(tuple(row))
     return MeasuredScores(

@@ -9,6 +9,7 @@ from cfptq.auditing.evaluation import Grouping, GroupMetrics, RecourseMetrics, e
 from cfptq.auditing.gate import Gate
 from cfptq.auditing.issued import IssuedAdvice, check_issued
 from cfptq.auditing.json_form import canonical, canonical_json
+from cfptq.auditing.margin_estimate import MarginEstimate, estimate_margins
 from cfptq.auditing.protocol import Protocol, TeacherRecourse, teacher_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
 
@@ -19,12 +20,14 @@ __all__ = [
     "GroupMetrics",
     "Grouping",
     "IssuedAdvice",
+    "MarginEstimate",
     "Protocol",
     "RecourseMetrics",
     "TeacherRecourse",
     "canonical",
     "canonical_json",
     "check_issued",
+    "estimate_margins",
     "evaluate",
     "run_audit",
     "teacher_recourse",

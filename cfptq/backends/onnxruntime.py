@@ -22,16 +22,20 @@ from cfptq.network import Network, OnnxLayer, find_layer_nodes
 from cfptq.network import to_onnx_model as network_to_onnx
 from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, prepared
 
-#: Opset of the file: 21 brought INT4, 25 INT2.
+#: Opset of the file: 21 brought INT4 and 16-bit activations, 25 INT2. Files for older runtimes go down to 18.
 OPSET = 21
 OPSET_INT2 = 25
+OLDEST_OPSET = 18
 
-#: How an integer of each width is stored: the numpy type of the initializer.
-STORED: Mapping[int, npt.DTypeLike] = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: ml_dtypes.int4, 8: np.int8}
+#: Where a prepared model's file says which plan it was prepared for.
+PREPARED_FOR = "cfptq.prepared_for"
+
+#: The types that integers are stored in, narrowest first: bits, opset that brought it, numpy type of the initializer.
+CONTAINERS: tuple[tuple[int, int, npt.DTypeLike], ...] = ((2, OPSET_INT2, ml_dtypes.int2), (4, OPSET, ml_dtypes.int4), (8, 0, np.int8))
 
 
 def to_onnx_model(
-    network: Network, plan: QuantizationPlan, metadata: Mapping[str, str] | None = None, *, packed: bool = True
+    network: Network, plan: QuantizationPlan, metadata: Mapping[str, str] | None = None, *, packed: bool = True, opset: int = OPSET_INT2
 ) -> onnx.ModelProto:
     """``plan`` as an ONNX model: QDQ around every planned layer, the plan's integers inside, dynamic batch.
 
@@ -40,12 +44,14 @@ def to_onnx_model(
         metadata: further entries for the file's metadata.
         packed: store 2-, 3- and 4-bit weights in INT2 and INT4; False stores every weight as INT8, for runtimes that
             cannot read those types. The outputs are the same bit for bit.
+        opset: the newest that the runtime reads. The file asks for no newer one than its integers need; integers that are too
+            narrow for it are stored in the next wider type.
 
     Raises:
-        ModelError: the plan was made for another network.
+        ModelError: the plan was made for another network; an opset without what the plan needs.
     """
     check_matches(network, plan)
-    model = network_to_onnx(network, opset=_opset(plan, packed))
+    model = network_to_onnx(network, opset=_opset(plan, packed, opset))
     editor = _Editor(model, plan, packed)
     for name, found in find_layer_nodes(model, network).items():
         if name in plan.bits:
@@ -65,9 +71,25 @@ def to_onnx_model(
 
 
 def prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelProto:
-    """The prepared network (float32 weights on the plan's grid) as ONNX, for ONNX Runtime's own quantizer."""
+    """The prepared network (float32 weights on the plan's grid) as ONNX, for ONNX Runtime's own quantizer.
+
+    That quantizer rounds a tensor for all who take it: one that others than planned layers take goes to these through an Identity.
+    """
     model = network_to_onnx(prepared(network, plan), opset=OPSET)
-    helper.set_model_props(model, {"cfptq.prepared_for": plan.digest})
+    layers = {found.node_name for name, found in find_layer_nodes(model, network).items() if name in plan.bits}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        tensor = node.input[0] if node.name in layers else ""
+        others = [user for user in model.graph.node if tensor in user.input and user.name not in layers]
+        if tensor and (others or any(tensor == output.name for output in model.graph.output)):
+            apart = f"{tensor}_apart"
+            if not any(apart in known.output for known in nodes):
+                nodes.append(helper.make_node("Identity", [tensor], [apart], apart))
+            node.input[0] = apart
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    helper.set_model_props(model, {PREPARED_FOR: plan.digest})
     return model
 
 
@@ -79,8 +101,22 @@ def stored_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
     raise ModelError(f"this ONNX model holds no integers for a layer {name!r}; was it written by cfptq?")
 
 
-def _opset(plan: QuantizationPlan, packed: bool) -> int:
-    return OPSET_INT2 if packed and 2 in plan.bits.values() else OPSET
+def _opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
+    """The oldest opset with all that the plan needs, at most ``newest``."""
+    if newest < OLDEST_OPSET:
+        raise ModelError(f"opset {newest} is too old: files go down to opset {OLDEST_OPSET} (ONNX Runtime 1.14); upgrade the runtime")
+    wide = [form.tensor for form in plan.activations if form.bits == 16]
+    if wide and newest < OPSET:
+        raise ModelError(
+            f"opset {newest} has no 16-bit activations, and the plan has them for {', '.join(wide)}; calibrate with activation_bits=8 and "
+            f"input_bits=8 or 32, or upgrade the runtime to opset {OPSET}"
+        )
+    return min(newest, OPSET_INT2 if packed and 2 in plan.bits.values() else OPSET)
+
+
+def _container(bits: int, opset: int) -> npt.DTypeLike:
+    """The narrowest type of ``opset`` that holds integers of ``bits``."""
+    return next(kind for wide, since, kind in CONTAINERS if bits <= wide and since <= opset)
 
 
 class _Editor:
@@ -138,7 +174,7 @@ class _Editor:
         return self.dequantized[key]
 
     def _weight(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
-        kind = STORED[layer.bits] if self.packed else np.int8
+        kind = _container(layer.bits if self.packed else 8, self.model.opset_import[0].version)
         name = self._store(f"{layer.name}.weight_integers", _array(layer.integers).astype(kind))
         if form.is_float:
             # Cast and Mul of constants are folded when the file is loaded, and the layer runs on float32 weights; a

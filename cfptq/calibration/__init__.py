@@ -2,7 +2,7 @@
 
 from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
 from cfptq.calibration.draw import draw_rows
-from cfptq.calibration.split import SET_ASIDE, set_aside
+from cfptq.calibration.split import SET_ASIDE, set_aside, with_recourse
 from cfptq.calibration.teacher import PAPER_TEACHER, augment, factual_only, near_boundary
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "factual_only",
     "near_boundary",
     "set_aside",
+    "with_recourse",
 ]

@@ -22,6 +22,10 @@ PAPER_TEACHER = ProjectedGradient(steps=3, early_stop=False)
 #: It lies on the boundary itself, where weights are largest, so it counts less.
 CHEAPEST, CHEAPEST_WEIGHT = 256, 0.25
 
+#: About how often the model is run for one person's projected-gradient recourse, and for her minimal-cost recourse; and how many people's
+#: minimal-cost recourse says anything.
+GRADIENT_RUNS, CHEAPEST_RUNS, FEWEST_CHEAPEST = 32, 512, 32
+
 
 def augment(
     rows: Tensor,
@@ -72,6 +76,7 @@ def near_boundary(
     space: ActionSpace,
     *,
     target: Target,
+    runs: int | None = None,
     seed: int = 0,
     threads: int | None = 1,
     progress: bool = True,
@@ -82,25 +87,35 @@ def near_boundary(
     minimal-cost recourse. A row of target margin m weighs exp(-|m| / T), with T half the median |m| of the factual rows: what is
     far from the boundary, on either side, counts little, for rounding cannot flip it.
 
-    Args, Raises: as :func:`augment`.
+    Args, Raises: as :func:`augment`; also ``runs``, about how many rows the model may be run on to find recourse: where it is too
+    wide for more, a seeded sample of the rejected rows is solved, and no minimal-cost recourse in the end. None solves all.
 
     Returns:
         The calibration set, and the projected-gradient recourse of the rejected rows that have some, in the order of the first
         counterfactual rows; minimal-cost points follow.
     """
-    points, recourse = augment(
-        rows, labels, predictor, space, target=target, settings=ProjectedGradient(), seed=seed, threads=threads, progress=progress
-    )
-    factual = _factual(rows, labels, predictor.logits(rows), target)
-    people, recourse = points.source[len(rows) :][recourse.found], recourse[recourse.found]
-    points, drawn = _joined(factual, recourse, people), _sample(len(recourse), CHEAPEST, seed)
-    if len(drawn):
-        some = recourse[drawn]
-        cheapest = solve(
-            predictor, some.factual, space, target=some.target, method=MinimalCost(), seed=seed, threads=threads, progress=progress
-        )
-        points = _joined(points, cheapest[cheapest.found], people[drawn][cheapest.found])
-    margin = target_margin(predictor.logits(points.rows), points.target).abs()
+    logits = predictor.logits(rows)
+    factual = _factual(rows, labels, logits, target)
+    rejected = (logits.argmax(1) != factual.target).nonzero()[:, 0]
+    most, cheapest_most = len(rejected), CHEAPEST
+    if runs is not None:
+        most, cheapest_most = runs // GRADIENT_RUNS, min(CHEAPEST, runs // CHEAPEST_RUNS)
+    people = rejected[_sample(len(rejected), most, seed)]
+
+    def solved(some: Tensor, method: Method) -> RecourseBatch:
+        if len(some) == 0:
+            return _nobody(rows, space, method)
+        wanted = factual.target[some]
+        return solve(predictor, rows[some], space, target=wanted, method=method, seed=seed, threads=threads, progress=progress)
+
+    space.check(rows)
+    recourse = solved(people, ProjectedGradient())
+    people, recourse = people[recourse.found], recourse[recourse.found]
+    drawn = people[_sample(len(people), cheapest_most if cheapest_most >= FEWEST_CHEAPEST else 0, seed)]
+    cheapest = solved(drawn, MinimalCost())
+    drawn, cheapest = drawn[cheapest.found], cheapest[cheapest.found]
+    points = _joined(_joined(factual, recourse, people), cheapest, drawn)
+    margin = torch.cat((target_margin(logits, factual.target), recourse.margin, cheapest.margin)).abs()
     tiny = torch.finfo(torch.float32).tiny
     temperature = max(float(margin[: len(rows)].median()) / 2, tiny)
     weights = torch.exp(-margin / temperature)

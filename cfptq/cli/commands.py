@@ -157,6 +157,15 @@ def calibrate(
     head: HeadOption = None,
     threshold: ThresholdOption = None,
     portable: Annotated[bool, typer.Option("--portable", help="Weights within ±63, for processors without VNNI.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="At the end, adjust the last layer where that saves recourse, people set aside agreeing.")
+    ] = False,
+    groups: Annotated[
+        str | None, typer.Option("--groups", help="Feature of the action set: weigh rows so that its worst-off group keeps more recourse.")
+    ] = None,
+    pareto: Annotated[
+        Path | None, typer.Option("--pareto", help="Draw Validity Drop against average bits to this .svg, .png or .pdf file.")
+    ] = None,
     max_rows: RowsOption = 4096,
     seed: SeedOption = 0,
     save: Annotated[
@@ -181,11 +190,15 @@ def calibrate(
         method=method,
         layers=as_pins(layer or []),
         portable=portable,
+        repair=repair,
+        groups=groups,
         head=head,
         threshold=threshold,
         max_rows=max_rows,
         seed=seed,
     )
+    if pareto is not None:
+        result.pareto().plot(pareto)
     result.to_onnx(out)
     if save is not None:
         result.save(save, rows=False)

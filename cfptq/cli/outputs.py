@@ -54,4 +54,7 @@ def show_layers(result: Result, path: Path) -> None:
     show(table)
     if result.sensitivity.note:
         say(f"Note: {result.sensitivity.note}.")
+    for report in (result.worst_group, result.repair):
+        if report is not None:
+            say(f"{str(report)[0].upper()}{str(report)[1:]}.")
     say(f"{path}: {path.stat().st_size / 1024:.1f} KiB")

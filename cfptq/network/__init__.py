@@ -1,7 +1,7 @@
 """What a model is to cfptq: captured, folded, named; written to ONNX; and predictors behind one protocol."""
 
 from cfptq.network.capture import capture
-from cfptq.network.export import OnnxLayer, find_layer_nodes, to_onnx_model
+from cfptq.network.export import INPUT, OUTPUT, OnnxLayer, find_layer_nodes, rename_tensors, to_onnx_model
 from cfptq.network.factory import load_factory
 from cfptq.network.graph import Layer, Network
 from cfptq.network.head import Head, class_logits, decisions, infer_head, target_margin
@@ -10,6 +10,8 @@ from cfptq.network.predictor import Predictor, as_predictor
 from cfptq.network.state import undisturbed
 
 __all__ = [
+    "INPUT",
+    "OUTPUT",
     "Head",
     "Layer",
     "Network",
@@ -23,6 +25,7 @@ __all__ = [
     "find_layer_nodes",
     "infer_head",
     "load_factory",
+    "rename_tensors",
     "target_margin",
     "to_onnx_model",
     "undisturbed",

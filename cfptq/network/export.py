@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from cfptq.errors import ModelError
+from cfptq.network.direct_export import direct_onnx_model
 from cfptq.network.graph import Network
 from cfptq.network.normalize import aten
 from cfptq.network.quiet import quiet_exporters
@@ -44,7 +45,8 @@ class OnnxLayer:
 
 
 def to_onnx_model(network: Network, *, opset: int = OPSET) -> onnx.ModelProto:
-    """Export ``network`` (float) with ``torch.onnx.export``; the same network gives the same bytes.
+    """``network`` (float) as ONNX: written directly where it is plain, by ``torch.onnx.export`` otherwise. The same network gives the
+    same bytes.
 
     Input ``"input"`` and output ``"output"`` have a dynamic first dimension ``"batch"``. Each layer is one Gemm (``transB=1``) or
     Conv node that takes the initializers ``"<layer>.weight"`` and, if it adds a bias, ``"<layer>.bias"``, which nothing else takes.
@@ -53,6 +55,10 @@ def to_onnx_model(network: Network, *, opset: int = OPSET) -> onnx.ModelProto:
     Raises:
         ModelError: an operation of the network has no ONNX form.
     """
+    direct = direct_onnx_model(network, opset, (INPUT, OUTPUT, BATCH))
+    if direct is not None:
+        find_layer_nodes(direct, network)
+        return direct
     graph = _with_flat_linears(_marked(network))
     rows = torch.zeros(2, *network.input_shape)
     try:
@@ -96,6 +102,22 @@ def find_layer_nodes(model: onnx.ModelProto, network: Network) -> dict[str, Onnx
         by_row = operation == "Conv" or any(attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute)
         found[layer.name] = OnnxLayer(node.name, layer.weight, bias, not by_row, node.input[0], node.output[0])
     return found
+
+
+def rename_tensors(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of ``model``'s graph in place, old name -> new name; a tensor that already has a new name gives way."""
+    graph = model.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    moved = {old: new for old, new in names.items() if old != new}
+    away = {new: f"{new}_inner" for new in moved.values() if new in taken and new not in moved}
+    while taken & set(away.values()):
+        away = {new: f"{other}_" for new, other in away.items()}
+    moved |= away
+    for node in graph.node:
+        node.input[:] = [moved.get(name, name) for name in node.input]
+        node.output[:] = [moved.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = moved.get(value.name, value.name)
 
 
 def _with_flat_linears(network: Network) -> fx.GraphModule:

@@ -38,6 +38,7 @@ class OnnxModule(nn.Module):
 
     Attributes:
         operators: the ONNX operators that are left to run, in order; a quantized tensor turned real again counts under its reader.
+        input_name, output_name: what the graph calls its rows and its scores.
 
     Raises:
         FileError: the file cannot be read, or its graph contradicts itself.
@@ -72,6 +73,8 @@ class OnnxModule(nn.Module):
         self._fixed = [(slot, module, key) for slot, module, kind, key in compiler.held if kind == "_buffers"]
         self._input, self._output = compiler.input, compiler.output
         self.operators = tuple(compiler.operators)
+        zipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "ZipMap"}
+        self.input_name, self.output_name = rows.name, zipped.get(result, result)
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw output for rows ``x`` of the shape the graph takes; float32, differentiable with respect to ``x``."""

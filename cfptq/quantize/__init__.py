@@ -1,11 +1,13 @@
 """Integer formats, ranges, rounding, the plan, and its fake-quantized torch twin."""
 
-from cfptq.quantize.compensate import compensated, prepare
+from cfptq.quantize.compensate import compensated, prepare, rounded_quickly
 from cfptq.quantize.equalize import equalized
 from cfptq.quantize.formats import PORTABLE_LIMIT, WIDTHS, ActivationFormat, container_bits, fake_quantize, integer_limit
+from cfptq.quantize.partial_run import Recording
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.quantizer import Activations, layer_problem, quantize
 from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, nearest, nearest_on_full_range
+from cfptq.quantize.rows import affordable_rows, multiply_adds
 from cfptq.quantize.twin import check_matches, prepared, twin
 from cfptq.quantize.variants import Variability, sample_variants
 
@@ -17,9 +19,11 @@ __all__ = [
     "LayerPlan",
     "LayerProblem",
     "QuantizationPlan",
+    "Recording",
     "RoundedWeight",
     "Rounding",
     "Variability",
+    "affordable_rows",
     "check_matches",
     "compensated",
     "container_bits",
@@ -27,11 +31,13 @@ __all__ = [
     "fake_quantize",
     "integer_limit",
     "layer_problem",
+    "multiply_adds",
     "nearest",
     "nearest_on_full_range",
     "prepare",
     "prepared",
     "quantize",
+    "rounded_quickly",
     "sample_variants",
     "twin",
 ]

@@ -7,24 +7,28 @@ what came before it; they are centred, because the bias is free; and integer coo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
 from cfptq.quantize.formats import fake_quantize
 from cfptq.quantize.reconstruct import CHUNK_ROWS, WEIGHT_CLIPS, LayerProblem, RoundedWeight, channel_scale
 
-#: Share of the mean diagonal added to the Hessian's diagonal: keeps it invertible and pulls towards the trained weight.
-DAMPING = 0.01
+#: Least and most share of the mean diagonal added to the Hessian's diagonal: keeps it invertible and pulls towards the trained weight.
+DAMPING, MOST_DAMPING = 0.01, 100.0
 
-#: Columns that are rounded before the columns behind them are corrected in one product.
+#: Columns that take up each other's errors one by one; between more, errors are passed on in one product.
 BLOCK = 32
 
 #: Weights of a layer (of one group) up to which every clip is tried in full and integers are descended on.
 SEARCHED = 2**16
 
+#: Weights that choose the clips of a wide layer; its columns are thinned evenly to so many.
+CLIPPED = 2**18
+
 #: Sweeps of coordinate descent at most; it ends earlier when no integer moves.
-SWEEPS = 3
+SWEEPS = 6
 
 
 @dataclass(frozen=True)
@@ -35,41 +39,60 @@ class Moments:
 
     Attributes:
         hessian: Cov(â), (groups, k, k).
-        cross: Cov(â, W(â − a)), (groups, out / groups, k): the error that the layers before leave, seen from each input.
+        cross: Cov(â, W(â − a)), (groups, k, out / groups): the error that the layers before leave, seen from each input.
         seen_mean: E[â], (groups, k).
         wanted_mean: W E[a], (groups, out / groups).
+        damping: what to add to the Hessian's diagonal, as a share of its mean, (groups,).
     """
 
     hessian: torch.Tensor
     cross: torch.Tensor
     seen_mean: torch.Tensor
     wanted_mean: torch.Tensor
+    damping: torch.Tensor
 
 
 def moments(problem: LayerProblem) -> Moments:
-    """Sum the moments in chunks of rows; memory does not grow with their number."""
+    """Sum the moments in chunks of rows, means first; memory does not grow with the rows' number.
+
+    Fewer rows than inputs say little about the inputs' covariance, and what is made up for along directions that no row knows is
+    guesswork. The damping is then that of Ledoit and Wolf (2004): the multiple of the identity that, mixed in, brings the covariance
+    nearest to the one of all rows there could be.
+    """
     weight = problem.grouped(problem.weight)
     groups, out, k = weight.shape
+    seen_mean, wanted_mean = torch.zeros(groups, k), torch.zeros(groups, k)
+    for share, seen, wanted in _vectors(problem):
+        seen_mean += (share * seen).sum(dim=1)
+        wanted_mean += (share * wanted).sum(dim=1)
+    hessian, cross = torch.zeros(groups, k, k), torch.zeros(groups, k, out)
+    lengths, evenness = torch.zeros(groups), torch.zeros(())
+    for share, seen, wanted in _vectors(problem):
+        centred = seen - seen_mean[:, None]
+        weighted = share * centred
+        hessian.baddbmm_(centred.mT, weighted)
+        if seen is not wanted:
+            cross.baddbmm_(weighted.mT, (seen - wanted) @ weight.mT)
+        lengths += (weighted * centred).sum(dim=2).square().sum(dim=1)
+        evenness += share.square().sum()
+    size, trace = hessian.square().sum(dim=(1, 2)), hessian.diagonal(dim1=1, dim2=2).sum(dim=1)
+    uncertain = lengths - evenness * size
+    certain = size - trace.square() / k - uncertain
+    damping = torch.where(certain > uncertain / MOST_DAMPING, uncertain / certain, MOST_DAMPING).clamp_min(DAMPING)
+    if float(evenness) * k < 1:  # as many rows, counting what they weigh, as inputs
+        damping = torch.full_like(damping, DAMPING)
+    return Moments(hessian, cross, seen_mean, (weight @ wanted_mean[:, :, None])[:, :, 0], damping)
+
+
+def _vectors(problem: LayerProblem) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """A few rows at a time: each vector's share of all weight (m, 1), and the vectors seen and wanted, (groups, m, k) each."""
     share = problem.row_weights / problem.row_weights.sum()
-    second, cross = torch.zeros(groups, k, k), torch.zeros(groups, k, out)
-    seen_mean, wanted_mean = torch.zeros(groups, k), torch.zeros(groups, out)
     for start in range(0, len(share), CHUNK_ROWS):
         chunk = slice(start, start + CHUNK_ROWS)
         seen = problem.patches(fake_quantize(problem.seen[chunk], problem.form))
-        wanted = problem.patches(problem.inputs[chunk]) @ weight.mT
+        same = problem.seen is problem.inputs and problem.form.is_float
         each = seen.shape[1] // len(share[chunk])
-        spread = share[chunk].repeat_interleave(each)[:, None] / each
-        second += seen.mT @ (spread * seen)
-        cross += seen.mT @ (spread * (seen @ weight.mT - wanted))
-        seen_mean += (spread * seen).sum(dim=1)
-        wanted_mean += (spread * wanted).sum(dim=1)
-    left_over = (weight @ seen_mean[:, :, None])[:, :, 0] - wanted_mean
-    return Moments(
-        hessian=second - seen_mean[:, :, None] * seen_mean[:, None, :],
-        cross=(cross - seen_mean[:, :, None] * left_over[:, None, :]).mT,
-        seen_mean=seen_mean,
-        wanted_mean=wanted_mean,
-    )
+        yield share[chunk].repeat_interleave(each)[:, None] / each, seen, seen if same else problem.patches(problem.inputs[chunk])
 
 
 @dataclass(frozen=True)
@@ -79,8 +102,9 @@ class Preparation:
     Attributes:
         moments: of the layer.
         order: columns in falling order of their variance, (groups, k).
-        hessian: the damped Hessian in that order, (groups, k, k).
-        upper: Cholesky factor of its inverse, upper triangular, (groups, k, k).
+        hessian: the damped Hessian H in that order, (groups, k, k).
+        passing: M of H = M D Mᵀ, unit upper triangular, (groups, k, k): M_jk of column j's error is made up for by column k.
+        variance: the diagonal D, (groups, k): what of each column's variance the columns behind it cannot make up for.
         wanted: the real weights that reproduce the full-precision output best (least squares), in that order, (groups, k, out / groups):
             transposed, because rounding goes column by column.
     """
@@ -88,29 +112,28 @@ class Preparation:
     moments: Moments
     order: torch.Tensor
     hessian: torch.Tensor
-    upper: torch.Tensor
+    passing: torch.Tensor
+    variance: torch.Tensor
     wanted: torch.Tensor
 
 
 def prepare(problem: LayerProblem) -> Preparation:
     """The part of :func:`compensated` that does not depend on the width."""
     statistics = moments(problem)
-    weight = problem.grouped(problem.weight)
     diagonal = statistics.hessian.diagonal(dim1=1, dim2=2)
-    damping = (DAMPING * diagonal.mean(dim=1, keepdim=True) + 1e-8).expand_as(diagonal)
+    damping = statistics.damping[:, None] * diagonal.mean(dim=1, keepdim=True) + 1e-8
     order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
-    damped = statistics.hessian + torch.diag_embed(damping)
-    hessian = torch.stack([part[columns][:, columns] for part, columns in zip(damped, order, strict=True)])
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    cross = torch.stack([part[:, columns] for part, columns in zip(statistics.cross, order, strict=True)])
-    kept = torch.stack([part[:, columns] for part, columns in zip(weight, order, strict=True)])
-    return Preparation(
-        moments=statistics,
-        order=order,
-        hessian=hessian,
-        upper=torch.linalg.cholesky(inverse, upper=True),
-        wanted=kept.mT - inverse @ cross.mT,
-    )
+    last_first = order.flip(1)
+    backwards = torch.stack([part[columns][:, columns] for part, columns in zip(statistics.hessian, last_first, strict=True)])
+    backwards.diagonal(dim1=1, dim2=2).add_(damping)
+    # The factor of the Hessian read backwards, read backwards itself, is upper triangular.
+    lower = torch.linalg.cholesky(backwards)
+    root = lower.diagonal(dim1=1, dim2=2)
+    wanted = torch.stack([part[:, columns].mT for part, columns in zip(problem.grouped(problem.weight), order, strict=True)])
+    if bool(statistics.cross.any()):
+        cross = torch.stack([part[columns] for part, columns in zip(statistics.cross, last_first, strict=True)])
+        wanted = wanted - torch.cholesky_solve(cross, lower).flip(1)
+    return Preparation(statistics, order, backwards.flip(1, 2), (lower / root[:, None]).flip(1, 2), root.square().flip(1), wanted)
 
 
 def compensated(problem: LayerProblem, preparation: Preparation | None = None, search: bool = True) -> RoundedWeight:
@@ -132,7 +155,7 @@ def compensated(problem: LayerProblem, preparation: Preparation | None = None, s
     integers, scale = torch.empty(groups, out, k), torch.empty(groups, out)
     search = search and problem.weight.numel() // groups <= SEARCHED
     for group in range(groups):
-        found, scale[group] = _rounded(ready.wanted[group], ready.hessian[group], ready.upper[group], full[group], problem.limit, search)
+        found, scale[group] = _rounded(ready, group, full[group], problem.limit, search)
         integers[group][:, ready.order[group]] = found.mT
     rounded = integers * scale[:, :, None]
     bias = ready.moments.wanted_mean - (rounded @ ready.moments.seen_mean[:, :, None])[:, :, 0]
@@ -141,16 +164,48 @@ def compensated(problem: LayerProblem, preparation: Preparation | None = None, s
     return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias.flatten())
 
 
-def _rounded(
-    wanted: torch.Tensor, hessian: torch.Tensor, upper: torch.Tensor, full: torch.Tensor, limit: int, search: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers (k, out) and scales (out,) near the real weights ``wanted`` (k, out), measured by ``hessian`` (k, k)."""
+def rounded_quickly(problem: LayerProblem, widths: Iterable[int]) -> Iterator[RoundedWeight]:
+    """``problem`` rounded to each of ``widths`` without searching clips and integers, for measuring what rounding does.
+
+    A layer with more inputs than half the vectors at hand is rounded plainly, with the clip that suits their variance and a bias that
+    takes up the mean error: compensation would fit these very vectors, and the figure say nothing about others.
+    """
+    k = problem.grouped(problem.weight).shape[2]
+    if 2 * k > len(problem.inputs) * problem.patches(problem.inputs[:1]).shape[1]:
+        mean, variance = _mean_and_variance(problem)
+        yield from (_plainly_rounded(replace(problem, bits=bits), mean, variance) for bits in widths)
+    else:
+        ready = prepare(problem)
+        yield from (compensated(replace(problem, bits=bits), ready, search=False) for bits in widths)
+
+
+def _mean_and_variance(problem: LayerProblem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted mean and variance of the layer's inputs, (groups, k) each."""
+    sums = [((share * seen).sum(dim=1), (share * seen.square()).sum(dim=1)) for share, seen, _ in _vectors(problem)]
+    mean, second = (torch.stack(part).sum(dim=0) for part in zip(*sums, strict=True))
+    return mean, (second - mean.square()).clamp_min_(0)
+
+
+def _plainly_rounded(problem: LayerProblem, mean: torch.Tensor, variance: torch.Tensor) -> RoundedWeight:
+    weight = problem.grouped(problem.weight)
+    full = channel_scale(problem.weight, problem.limit).reshape(weight.shape[:2])
+    clips = [_plain_clip(*group, problem.limit) for group in zip(weight.mT, variance, full, strict=True)]
+    scale = full * torch.stack(clips)
+    integers = torch.round(weight / scale[:, :, None]).clamp_(-problem.limit, problem.limit)
+    left = ((weight - integers * scale[:, :, None]) @ mean[:, :, None]).flatten()
+    bias = left if problem.bias is None else problem.bias + left
+    return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias)
+
+
+def _rounded(ready: Preparation, group: int, full: torch.Tensor, limit: int, search: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers (k, out) and scales (out,) of one group, whose largest weights stand at ``full`` (out,) times ``limit``."""
+    wanted, hessian, passing = ready.wanted[group], ready.hessian[group], ready.passing[group]
     if not search:
-        scale = full * _plain_clip(wanted, hessian.diagonal(), full, limit)
-        return _passed_on(wanted, upper, scale, limit), scale
+        scale = full * _plain_clip(wanted, ready.variance[group], full, limit)
+        return _passed_on(wanted, passing, scale, limit), scale
     # All clips at once: the same column of every candidate is rounded in one step.
     candidates = full * torch.tensor(WEIGHT_CLIPS[::2])[:, None]
-    found = _passed_on(wanted.repeat(1, len(candidates)), upper, candidates.flatten(), limit).reshape(len(wanted), *candidates.shape)
+    found = _passed_on(wanted.repeat(1, len(candidates)), passing, candidates.flatten(), limit).reshape(len(wanted), *candidates.shape)
     change = (found * candidates - wanted[:, None]).flatten(1)
     best = ((hessian @ change) * change).sum(dim=0).reshape(candidates.shape).argmin(dim=0)
     channels = torch.arange(len(full))
@@ -161,6 +216,8 @@ def _rounded(
 
 def _plain_clip(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor, limit: int) -> torch.Tensor:
     """For each channel the clip at which plain rounding errs least, weighing columns by their variance."""
+    every = slice(None, None, -(-wanted.numel() // CLIPPED))
+    wanted, variance = wanted[every], variance[every]
     best, chosen = torch.full_like(full, torch.inf), torch.ones_like(full)
     for clip in WEIGHT_CLIPS[::4]:
         steps = full * clip
@@ -170,35 +227,43 @@ def _plain_clip(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor
     return chosen
 
 
-def _passed_on(wanted: torch.Tensor, upper: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
-    """GPTQ: round column by column, pass each column's error on through the inverse Hessian's Cholesky factor ``upper``."""
-    rest = wanted.clone()
-    integers = torch.empty_like(wanted)
-    for start in range(0, len(wanted), BLOCK):
-        end = min(start + BLOCK, len(wanted))
-        errors = torch.empty(end - start, wanted.shape[1])
+def _passed_on(wanted: torch.Tensor, passing: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
+    """Round column by column; each column first takes up what the errors of those before it leave it to make up for."""
+    due, integers, errors = wanted.clone(), torch.empty_like(wanted), torch.empty_like(wanted)
+
+    def round_columns(start: int, end: int) -> None:
+        if end - start > BLOCK:
+            # The first half's errors reach the second half in one product.
+            middle = (start + end) // 2
+            round_columns(start, middle)
+            due[middle:end].addmm_(passing[start:middle, middle:end].mT, errors[start:middle])
+            round_columns(middle, end)
+            return
         for column in range(start, end):
-            integers[column] = torch.round(rest[column] / scale).clamp_(-limit, limit)
-            errors[column - start] = (rest[column] - integers[column] * scale) / upper[column, column]
-            rest[column + 1 : end].addr_(upper[column, column + 1 : end], errors[column - start], alpha=-1)
-        rest[end:].addmm_(upper[start:end, end:].mT, errors, alpha=-1)
+            goal = torch.addmv(due[column], errors[start:column].mT, passing[start:column, column])
+            torch.div(goal, scale, out=integers[column]).round_().clamp_(-limit, limit)
+            torch.addcmul(wanted[column], integers[column], scale, value=-1, out=errors[column])
+
+    round_columns(0, len(wanted))
     return integers
 
 
 def _descend(integers: torch.Tensor, wanted: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor, limit: int) -> None:
     """Move integers one column at a time to where the error is least with all others held, in place; the error never grows."""
-    slope = hessian @ (integers * scale - wanted)
+    slope = (integers * scale - wanted).mT @ hessian
+    bend = hessian.diagonal()
     for _ in range(SWEEPS):
-        moved = False
-        for column in range(len(integers)):
-            bend = hessian[column, column]
-            target = (integers[column] - slope[column] / bend / scale).round_().clamp_(-limit, limit)
-            change = (target - integers[column]) * scale
-            gains = change * (2 * slope[column] + bend * change) < 0
-            if bool(gains.any()):
-                change = change * gains
-                integers[column] = torch.where(gains, target, integers[column])
-                slope.addr_(hessian[column], change)
-                moved = True
-        if not moved:
+        # Columns where something is to gain as things stand; those before them in the sweep may change that.
+        moving = (_step(integers, slope.mT, bend[:, None], scale, limit) != 0).any(dim=1).nonzero()[:, 0].tolist()
+        for column in moving:
+            step = _step(integers[column], slope[:, column], bend[column], scale, limit)
+            integers[column] += step
+            slope.addr_(step * scale, hessian[column])
+        if not moving:
             return
+
+
+def _step(integers: torch.Tensor, slope: torch.Tensor, bend: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
+    """How far to move ``integers`` where that lowers the error, of slope and bend in their weights; 0 elsewhere."""
+    step = (integers - slope / bend / scale).round_().clamp_(-limit, limit) - integers
+    return step * (step * scale * (2 * slope + bend * step * scale) < 0)

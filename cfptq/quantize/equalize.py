@@ -11,6 +11,8 @@ import torch
 from torch import fx
 
 from cfptq.network import Layer, Network
+from cfptq.quantize.reconstruct import thinned
+from cfptq.quantize.rows import multiply_adds
 
 #: What may stand between the two layers: functions of one channel with f(s z) = s f(z) for s > 0.
 HOMOGENEOUS = frozenset(
@@ -28,7 +30,9 @@ HOMOGENEOUS = frozenset(
 def equalized(network: Network, rows: torch.Tensor) -> Network:
     """The same function with hidden channels equalized over ``rows``; pairs that cannot be are left as they are."""
     pairs = _pairs(network)
-    values = network.observe(rows, [consumer.input for _, consumer in pairs]) if pairs else {}
+    if not pairs:
+        return network
+    values = network.observe(rows[thinned(len(rows), multiply_adds(network))], [consumer.input for _, consumer in pairs])
     largest = {consumer.input: values[consumer.input].transpose(0, 1).flatten(1).abs().amax(dim=1) for _, consumer in pairs}
     weights = {layer.name: (network.weight(layer.name), network.bias(layer.name)) for layer in network.layers}
     for producer, consumer in pairs:

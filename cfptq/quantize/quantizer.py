@@ -14,13 +14,17 @@ from cfptq.errors import BudgetError, ModelError
 from cfptq.network import Layer, Network
 from cfptq.progress import track
 from cfptq.quantize.equalize import equalized
-from cfptq.quantize.formats import ActivationFormat
+from cfptq.quantize.formats import ActivationFormat, fake_quantize
+from cfptq.quantize.partial_run import LayerByLayer
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.reconstruct import LayerProblem, Rounding, activation_format, nearest, thinned
-from cfptq.quantize.twin import prefix_output
+from cfptq.quantize.rows import affordable_rows
 
 #: Weights fed by the input up to which leaving it in float costs next to nothing at any batch size.
 NARROW_INPUT = 2**16
+
+#: Multiply-adds that one pass of the network over the calibration rows may take, and rows that are taken whatever they cost.
+ROUNDING_WORK, FEWEST_ROWS = 2**32, 512
 
 
 @dataclass(frozen=True)
@@ -76,21 +80,23 @@ def quantize(
     names = [layer.name for layer in network.layers]
     if set(names) != set(bits):
         raise BudgetError(f"widths are needed for exactly {', '.join(names)}, not {', '.join(bits)}")
-    source = equalized(network, calibration.rows) if equalize else network
-    wanted = source.observe(calibration.rows, {layer.input for layer in network.layers})
-    seen: dict[str, torch.Tensor] = {}
+    kept, weights = affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
+    rows = calibration.rows[kept]
+    source = equalized(network, rows) if equalize else network
+    wanted = source.observe(rows, {layer.input for layer in network.layers})
+    prefix = LayerByLayer(source, rows) if sequential else None
     formats: dict[str, ActivationFormat] = {}
     layers: list[LayerPlan] = []
     for layer in track(network.layers, "rounding layers", enabled=progress):
         tensor = layer.input
+        seen = prefix.reach(layer) if prefix else wanted[tensor]
         if tensor not in formats:
-            moved = sequential and bool(layers)
-            seen[tensor] = prefix_output(source, layers, formats, tensor, calibration.rows) if moved else wanted[tensor]
-            formats[tensor] = _format(source, tensor, seen[tensor], settings)
-        width, weights = bits[layer.name], calibration.weights
-        problem = layer_problem(source, layer, width, wanted[tensor], seen[tensor], formats[tensor], weights, portable=portable)
-        rounded = rounding(problem)
+            formats[tensor] = _format(source, tensor, seen, settings)
+        form, width = formats[tensor], bits[layer.name]
+        rounded = rounding(layer_problem(source, layer, width, wanted[tensor], seen, form, weights, portable=portable))
         layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
+        if prefix:
+            prefix.put_out(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
     return QuantizationPlan(tuple(layers), tuple(formats.values()), network.digest(), method, seed, portable)
 
 

@@ -36,12 +36,12 @@ def check_matches(network: Network, plan: QuantizationPlan) -> None:
 
 
 def prepared(network: Network, plan: QuantizationPlan) -> Network:
-    """The network with every planned weight on its grid and every planned bias corrected; still float32, activations untouched.
+    """The network with every planned weight and bias on the grid that it is deployed on; still float32, activations untouched.
 
     A toolchain that rounds this network's weights finds each already at q·s and changes nothing.
     """
     check_matches(network, plan)
-    return network.with_parameters({layer.name: (layer.weight(), layer.bias) for layer in plan.layers})
+    return network.with_parameters({layer.name: (layer.weight(), layer.deployed_bias(plan.input_format(layer))) for layer in plan.layers})
 
 
 def twin(network: Network, plan: QuantizationPlan) -> fx.GraphModule:

@@ -10,76 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from small_networks import MODELS, TEST_ROWS, made, planned
 
 from cfptq.backends.onnxruntime import OPSET, OPSET_INT2, prepared_onnx_model, stored_integers, to_onnx_model
 from cfptq.backends.quantize_static import vanilla_onnx
-from cfptq.calibration import CalibrationSet
 from cfptq.errors import ModelError
-from cfptq.network import Network, capture
-from cfptq.quantize import Activations, QuantizationPlan, quantize, twin
-
-TEST_ROWS = 10_000
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Linear(12, 16)
-        self.first = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU())
-        self.second = nn.Linear(16, 16)
-        self.head = nn.Linear(16, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.stem(x))
-        return self.head(torch.relu(x + self.second(self.first(x))))
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
-
-
-def batch_norm_mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(12, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 1), nn.Flatten(0))
-
-
-def convolutional() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(4, 8, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32, 3),
-    )
-
-
-MODELS = {"mlp": (mlp, (12,)), "batch norm": (batch_norm_mlp, (12,)), "residual": (Residual, (12,)), "cnn": (convolutional, (1, 8, 8))}
-
-
-def made(kind: str, seed: int = 0) -> tuple[Network, torch.Tensor]:
-    """A random model whose BatchNorm has seen data, captured; and rows for it."""
-    build, shape = MODELS[kind]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = build()
-        model(torch.randn(64, *shape))
-        rows = torch.randn(600, *shape)
-    return capture(model.eval(), rows[:2]), rows
-
-
-def factual(rows: torch.Tensor) -> CalibrationSet:
-    count = len(rows)
-    return CalibrationSet(
-        rows, torch.zeros(count, dtype=torch.uint8), torch.ones(count), torch.arange(count), torch.zeros(count, dtype=torch.int64)
-    )
-
-
-def planned(network: Network, rows: torch.Tensor, widths: tuple[int, ...] = (4, 3, 8, 4), **more: object) -> QuantizationPlan:
-    bits = {layer.name: widths[number % len(widths)] for number, layer in enumerate(network.layers)}
-    return quantize(network, factual(rows), bits, method="test", seed=0, **more)  # type: ignore[arg-type]
+from cfptq.quantize import Activations, twin
 
 
 def session(model: onnx.ModelProto, optimized: Path | None = None) -> onnxruntime.InferenceSession:
@@ -170,6 +106,24 @@ def test_opsets_are_as_old_as_the_integers_allow() -> None:
     network, rows = made("mlp")
     assert to_onnx_model(network, planned(network, rows, (4, 4, 8))).opset_import[0].version == OPSET
     assert to_onnx_model(network, planned(network, rows, (2, 4, 8))).opset_import[0].version == OPSET_INT2
+
+
+@pytest.mark.parametrize(("newest", "container"), [(25, onnx.TensorProto.INT2), (24, onnx.TensorProto.INT4), (20, onnx.TensorProto.INT8)])
+def test_older_runtimes_get_the_next_wider_type_and_the_same_answers(newest: int, container: int) -> None:
+    network, rows = made("mlp")
+    plan = planned(network, rows, (2, 2, 2))
+    model = to_onnx_model(network, plan, opset=newest)
+    assert model.opset_import[0].version <= newest
+    assert {tensor.data_type for tensor in model.graph.initializer if tensor.name.endswith("weight_integers")} == {container}
+    assert np.array_equal(run(model, rows), run(to_onnx_model(network, plan), rows))
+
+
+def test_what_an_old_opset_lacks_is_named() -> None:
+    network, rows = made("mlp")
+    with pytest.raises(ModelError, match=r"16-bit activations.*activation_bits=8"):
+        to_onnx_model(network, planned(network, rows, activations=Activations(16, 8)), opset=20)
+    with pytest.raises(ModelError, match="opset 12 is too old"):
+        to_onnx_model(network, planned(network, rows), opset=12)
 
 
 def test_the_same_plan_gives_the_same_bytes() -> None:

@@ -166,9 +166,21 @@ class TestCalibrate:
         ]
         assert kept[0] == kept[1]
 
+    def test_repairs_and_draws_the_curve(self, desk: Desk, tmp_path: Path) -> None:
+        files = ("--data", desk["train.csv"], "--action-set", desk["actions.yaml"], "--out", str(tmp_path / "q.onnx"))
+        extras = ("--repair", "--pareto", str(tmp_path / "curve.svg"), "--budget", "2", "--save", str(tmp_path / "plan"))
+        result = cfptq_says("calibrate", "--model", desk["fp32.onnx"], *files, *extras)
+        assert result.exit_code == 0, result.stderr
+        assert "<svg" in (tmp_path / "curve.svg").read_text()
+        assert "Repair (" in result.stdout
+        assert cfptq.load(tmp_path / "plan").repair is not None
+
     @pytest.mark.parametrize(
         ("more", "message"),
         [
+            (("--groups", "sex"), "no feature of the action set"),
+            (("--groups", "age"), "coarser groups"),
+            (("--pareto", "curve.doc"), "no .svg, .png or .pdf file"),
             (("--layer", "nolayer=8"), "no quantizable layer of that name"),
             (("--layer", "head"), "is not NAME=BITS"),
             (("--budget", "1"), "at least"),
@@ -267,7 +279,8 @@ def test_the_quickstart_leaves_all_that_the_audit_it_proposes_needs(tmp_path: Pa
     result = cfptq_says("quickstart", "--out", str(out))
     assert result.exit_code == 0, result.stderr
     assert "SYNTHETIC" in result.stdout
-    assert set(json.loads((out / "results.json").read_text())["methods"]) == set(api.COMPARED)
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["methods"]) | set(results.get("unavailable", {})) == set(api.COMPARED)
     proposed = result.stdout.replace("\\\n", " ").split("  cfptq ")[-1].split()
     assert cfptq_says(*proposed).exit_code == 0
 

@@ -1,0 +1,164 @@
+"""Bytes on disk and latency of deployed files, ours beside ONNX Runtime's own int8 and int4 and fp32.
+
+Two nets with random weights (figures depend on shapes alone), one thread, files taken in turns, medians; ratios are to ONNX Runtime's
+int8 file. ``--compile`` adds PT2E graphs compiled with freezing, which takes minutes.
+
+    python benchmarks/deployment.py --out benchmarks/results/deployment.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import cfptq
+from cfptq.actions import ActionSet, Continuous
+from cfptq.backends.latency import BATCHES, latencies, slower_than
+from cfptq.backends.quantize_static import vanilla_onnx
+from cfptq.files import write_text
+
+NETS = {"104-256-128-2": (104, 256, 128, 2), "512-2048-2048-2048-2": (512, 2048, 2048, 2048, 2)}
+ROWS = 1024
+#: What the ratios are to.
+REFERENCE = "ONNX Runtime int8"
+#: Our files: average bits, bits of the input, further keywords of to_onnx.
+OURS: dict[str, tuple[float, int, dict[str, Any]]] = {
+    "cfptq 4-bit, 8-bit input": (4.0, 8, {}),
+    "cfptq 4-bit, float input": (4.0, 32, {}),
+    "cfptq 4-bit, 8-bit input, not packed": (4.0, 8, {"packed": False}),
+    "cfptq 4-bit, weight-only": (4.0, 8, {"weight_only": True}),
+    "cfptq 2-bit, 8-bit input": (2.0, 8, {}),
+    "cfptq 8-bit, 8-bit input": (8.0, 8, {}),
+}
+
+
+def net(widths: tuple[int, ...]) -> nn.Module:
+    """An MLP with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [part for i, o in pairwise(widths[:-1]) for part in (nn.Linear(i, o), nn.ReLU())]
+        return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1])).eval()
+
+
+def files(model: nn.Module, rows: torch.Tensor, folder: Path) -> tuple[dict[str, Path], cfptq.Result]:
+    """Every file to compare, by name; and a result with 4 bits and an 8-bit input."""
+    columns = [Continuous(f"x{column}", column=column) for column in range(rows.shape[1])]
+    action_set = ActionSet.from_columns(rows, columns, favourable=1)
+    results = {
+        (bits, input_bits): cfptq.calibrate(model, [rows], action_set, method="ptq", budget=bits, input_bits=input_bits, progress=False)
+        for bits, input_bits in sorted({(bits, input_bits) for bits, input_bits, _ in OURS.values()})
+    }
+    whole = results[4.0, 8]
+    exported = whole.network.to_onnx_model()
+    found = {"fp32": folder / "fp32.onnx", REFERENCE: folder / "int8.onnx", "ONNX Runtime int4": folder / "int4.onnx"}
+    found["fp32"].write_bytes(exported.SerializeToString())
+    vanilla_onnx(exported, rows, 8, found[REFERENCE])
+    vanilla_onnx(exported, rows, 4, found["ONNX Runtime int4"])
+    for number, (name, (bits, input_bits, more)) in enumerate(OURS.items()):
+        found[name] = folder / f"{number}.onnx"
+        results[bits, input_bits].to_onnx(found[name], **more)
+    return found, whole
+
+
+def compiled(result: cfptq.Result, rows: torch.Tensor) -> dict[str, dict[int, float]]:
+    """Median microseconds a call of fp32, our plan and PT2E's own, compiled by inductor with freezing, taken in turns."""
+    import torch._inductor.config as inductor
+
+    from cfptq.backends import pt2e
+
+    ours = pt2e.convert_pt2e(pt2e.prepare_pt2e(pt2e.exported(result.prepared_model(), rows[:4]), result.pt2e_quantizer()))
+    graphs = {
+        "compiled fp32": result.network.module(),
+        "compiled cfptq 4-bit": ours,
+        "compiled PT2E int8": pt2e.vanilla(result.network, rows),
+    }
+    times: dict[str, dict[int, float]] = {name: {} for name in graphs}
+    with torch.no_grad(), inductor.patch(freezing=True):
+        runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {name: torch.compile(graph) for name, graph in graphs.items()}
+        for batch in BATCHES:
+            fed = rows.repeat(-(-batch // len(rows)), 1)[:batch]
+            taken: dict[str, list[float]] = {name: [] for name in runs}
+            for turn in range(23):
+                for name, run in runs.items():
+                    started = time.perf_counter()
+                    run(fed)
+                    if turn > 2:
+                        taken[name].append(1e6 * (time.perf_counter() - started))
+            for name, seconds in taken.items():
+                times[name][batch] = statistics.median(seconds)
+    return times
+
+
+def measure(widths: tuple[int, ...], rounds: int, with_compiled: bool) -> dict[str, Any]:
+    """One net's entry: bytes, microseconds and ratios by file, and where fp32 is the fastest."""
+    rows = torch.randn(ROWS, widths[0], generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as place:
+        found, result = files(net(widths), rows, Path(place))
+        times = latencies(found, rows, rounds=rounds)
+        sizes = {name: path.stat().st_size for name, path in found.items()}
+    entry: dict[str, Any] = {
+        name: {
+            "bytes": sizes[name],
+            "bytes_ratio": round(sizes[name] / sizes[REFERENCE], 3),
+            "us": {str(batch): round(taken, 1) for batch, taken in times[name].items()},
+            "us_ratio": {str(batch): round(taken / times[REFERENCE][batch], 3) for batch, taken in times[name].items()},
+        }
+        for name in found
+    }
+    if with_compiled:
+        for name, taken in compiled(result, rows).items():
+            entry[name] = {"us": {str(batch): round(value, 1) for batch, value in taken.items()}}
+    return {"files": entry, "slower_than_fp32_at_batch": slower_than("fp32", times)}
+
+
+def show(name: str, measured: dict[str, Any], console: Console) -> None:
+    """The table of one net."""
+    table = Table(title=f"{name}: bytes, and microseconds a call (as a multiple of {REFERENCE})")
+    for heading in ("file", "KiB", *(f"batch {batch}" for batch in BATCHES)):
+        table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=True)
+    for file, entry in measured["files"].items():
+        size = f"{entry['bytes'] / 1024:.0f} ({entry['bytes_ratio']:.2f})" if "bytes" in entry else "–"
+        ratios = entry.get("us_ratio", {})
+        cells = (f"{taken:.0f}" + (f" ({ratios[batch]:.2f})" if ratios else "") for batch, taken in entry["us"].items())
+        table.add_row(file, size, *cells)
+    console.print(table)
+    for file, batches in measured["slower_than_fp32_at_batch"].items():
+        console.print(f"note: {file} is slower than fp32 here at batch {', '.join(map(str, batches))}")
+
+
+def main() -> None:
+    """Measure both nets, print the tables and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deployment.json"))
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--net", choices=NETS, action="append", help="both by default")
+    parser.add_argument("--compile", action="store_true", help="PT2E graphs compiled with freezing, too")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    console = Console(width=120)
+    results: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__, "nets": {}}
+    for name in arguments.net or NETS:
+        results["nets"][name] = measure(NETS[name], arguments.rounds, arguments.compile)
+        show(name, results["nets"][name], console)
+        write_text(arguments.out, json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

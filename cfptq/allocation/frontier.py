@@ -1,0 +1,39 @@
+"""The allocations of all budgets: from the lowest width everywhere to the highest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cfptq.allocation.allocate import Allocator, BitAllocation
+from cfptq.allocation.budget import Budget
+from cfptq.allocation.scores import LayerScores
+from cfptq.errors import BudgetError
+from cfptq.quantize.formats import WIDTHS
+
+#: Budgets tried between two whole numbers of bits.
+STEPS_A_BIT = 4
+
+
+def ladder(allocate: Allocator, scores: LayerScores, pinned: Mapping[str, int] | None = None) -> list[BitAllocation]:
+    """The allocations that ``allocate`` makes from 2 to 8 average bits in steps of a quarter, each once, by total bits.
+
+    Raises:
+        BudgetError: the pins cannot be met at any budget.
+    """
+    allocations: dict[tuple[int, ...], BitAllocation] = {}
+    last = STEPS_A_BIT * WIDTHS[-1]
+    for step in range(STEPS_A_BIT * WIDTHS[0], last + 1):
+        try:
+            allocation = allocate(scores, Budget.average(step / STEPS_A_BIT), WIDTHS, pinned)
+        except BudgetError:
+            if step == last:
+                raise
+            continue  # the pins need more
+        allocations[allocation.bits] = allocation
+    return sorted(allocations.values(), key=lambda allocation: allocation.total_bits)
+
+
+def predicted_damage(scores: LayerScores, allocation: BitAllocation) -> float:
+    """What ``scores`` say that ``allocation`` loses against the highest width everywhere, in their own unit."""
+    worth = scores.benefits(WIDTHS)
+    return sum(row[-1] - row[WIDTHS.index(bits)] for row, bits in zip(worth, allocation.bits, strict=True))

@@ -1,0 +1,75 @@
+"""Every method's model, quantized, written to its file and judged from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cfptq.errors import CfptqError
+from cfptq.method import Method, as_method
+from cfptq.network import Predictor
+from cfptq.peers import PEERS, deployed_peer
+from cfptq.progress import track
+from cfptq.teacher import Teacher
+
+#: What a model is judged by: its predictor, its file, and its formats (keywords) -> its entry in results.json.
+Judge = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Deployments:
+    """What became of each method.
+
+    Attributes:
+        budgets: by average bits as text, by method, its entry as in ``results.json``.
+        unavailable: toolchains that are not installed or cannot quantize the model, and why.
+        files: the ONNX file of each method that has one, at the first budget.
+        seconds: wall time of each method and budget.
+    """
+
+    budgets: dict[str, dict[str, dict[str, Any]]]
+    unavailable: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def deploy_all(
+    teacher: Teacher, methods: Sequence[str | Method], budgets: Sequence[float], folder: Path, judge: Judge, progress: bool = True
+) -> Deployments:
+    """Quantize by each method (or toolchain, whose one width ignores the budget) at each budget; files go to ``folder``."""
+    done = Deployments({str(float(budget)): {} for budget in budgets})
+    toolchains: dict[str, dict[str, Any]] = {}
+    for budget, entry in track([(float(b), entry) for b in budgets for entry in methods], "comparing", enabled=progress):
+        name = entry if isinstance(entry, str) else entry.name
+        if name in done.unavailable:
+            continue
+        started = time.perf_counter()
+        if name not in PEERS:
+            done.budgets[str(budget)][name] = _method(teacher, as_method(entry), budget, folder, judge, done)
+        else:
+            if name not in toolchains:
+                try:
+                    student, path = deployed_peer(name, teacher.network, teacher.rows, folder, teacher.head, teacher.threshold)
+                except CfptqError as error:
+                    done.unavailable[name] = str(error)
+                    continue
+                toolchains[name] = judge(student, path, average_bits=float(PEERS[name]), activation_bits=8, input_bits=8)
+                if path.suffix == ".onnx":
+                    done.files[name] = path
+            done.budgets[str(budget)][name] = toolchains[name]
+        done.seconds[f"{name}@{budget:g}"] = time.perf_counter() - started
+    return done
+
+
+def _method(teacher: Teacher, method: Method, budget: float, folder: Path, judge: Judge, done: Deployments) -> dict[str, Any]:
+    result = teacher.quantized(method, budget, progress=False)
+    path = folder / f"{method.name}-{budget:g}.onnx"
+    result.to_onnx(path)
+    done.files.setdefault(method.name, path)
+    student: Predictor = result.predictor(path)
+    plan = result.plan
+    entry = judge(student, path, average_bits=plan.average_bits, activation_bits=result.activation_bits, input_bits=result.input_bits)
+    return entry | {"bits": result.bits}

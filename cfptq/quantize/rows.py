@@ -1,0 +1,35 @@
+"""Which calibration rows a network can afford: all of them where it is small, a weighted sample where it is wide."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cfptq.network import Network
+
+
+def multiply_adds(network: Network) -> int:
+    """Multiply-adds that the quantizable layers take for one row."""
+    values = network.observe(torch.zeros(1, *network.input_shape), {layer.node for layer in network.layers})
+    return sum(layer.parameters * values[layer.node].numel() // layer.weight_shape[0] for layer in network.layers)
+
+
+def affordable_rows(network: Network, weights: Tensor, work: int, fewest: int) -> tuple[Tensor, Tensor]:
+    """Positions of rows that one pass of ``network`` takes at most ``work`` multiply-adds for, and how much each counts.
+
+    All rows where they are few enough. Otherwise a systematic sample: as many equal steps along the rows' summed weights, each
+    choosing the row it falls on. Means over the sample are unbiased for those over all rows, and rows that count little cost nothing.
+
+    Args:
+        network: what will be run on the rows.
+        weights: (N,) how much each row counts.
+        work: multiply-adds.
+        fewest: rows to take however much they cost.
+    """
+    kept = max(fewest, work // multiply_adds(network))
+    if len(weights) <= kept:
+        return torch.arange(len(weights)), weights
+    reached = weights.double().cumsum(0)
+    steps = (torch.arange(kept, dtype=torch.float64) + 0.5) / kept * reached[-1]
+    chosen, times = torch.unique(torch.searchsorted(reached, steps), return_counts=True)
+    return chosen, times.to(weights.dtype)

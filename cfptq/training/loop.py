@@ -1,0 +1,329 @@
+"""The training loop: a plain one, the same every time, that survives being killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfptq.allocation import Budget
+from cfptq.errors import ModelError
+from cfptq.files import write_text
+from cfptq.network import Head, Network, class_logits
+from cfptq.progress import track
+from cfptq.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from cfptq.training.objective import Objective, loss
+from cfptq.training.policy import BitCost, BitPolicy, discretized, mean_bits, policy_scores
+from cfptq.training.schedule import Schedule
+from cfptq.training.student import Student
+from cfptq.training.supervision import Batch, Supervision
+from cfptq.training.workers import Workers
+
+
+@dataclass(frozen=True)
+class Search:
+    """Learning the widths.
+
+    Attributes:
+        policy: π, trained along with the student.
+        cost: the resource term. weight: λ.
+        budget: what the discretized widths must meet.
+        network: for layer names. pinned: layer -> width it keeps.
+    """
+
+    policy: BitPolicy
+    cost: BitCost
+    weight: float
+    budget: Budget
+    network: Network
+    pinned: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run keeps itself; None keeps nothing.
+
+    Attributes:
+        checkpoint: one file, replaced after every epoch; a run that finds it goes on from there.
+        log: CSV, one line an epoch.
+    """
+
+    checkpoint: str | os.PathLike[str] | None = None
+    log: str | os.PathLike[str] | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened.
+
+    Attributes:
+        epochs: one entry an epoch: the loss's terms on training rows, the loss on validation rows, the widths.
+        best_epoch: the epoch kept; -1 is the start.
+        bits: final widths. overshot: the policy's own choice was over the budget and was brought back by the knapsack.
+        policy: (L, widths) the learned π; empty where widths were not learned.
+    """
+
+    epochs: tuple[dict[str, Any], ...]
+    best_epoch: int
+    bits: tuple[int, ...]
+    overshot: bool = False
+    policy: tuple[tuple[float, ...], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> History:
+        """What :meth:`to_dict` gave."""
+        return History(
+            tuple(dict(entry) for entry in content["epochs"]),
+            int(content["best_epoch"]),
+            tuple(int(bits) for bits in content["bits"]),
+            bool(content["overshot"]),
+            tuple(tuple(float(share) for share in row) for row in content["policy"]),
+        )
+
+
+class Trainer:
+    """One run. ``fit`` is the loop; ``step_loss`` serves trainers of other frameworks as well."""
+
+    def __init__(
+        self,
+        student: Student,
+        supervision: Supervision,
+        objective: Objective,
+        schedule: Schedule,
+        bits: Sequence[int],
+        head: Head,
+        threshold: float | None,
+        *,
+        search: Search | None = None,
+        seed: int = 0,
+        workers: Workers | None = None,
+    ) -> None:
+        self.student, self.objective, self.schedule, self.search = student, objective, schedule, search
+        self.bits = tuple(bits)
+        self.seed = seed
+        self.workers = workers or Workers.present()
+        self.head, self.threshold = head, threshold
+        order = torch.randperm(len(supervision.rows), generator=self._generator(-1))
+        aside = max(1, round(schedule.validation_share * len(order)))
+        self.fitted = supervision.select(order[aside:].sort().values)
+        self.held_out = supervision.select(order[:aside].sort().values).whole(self._generator(-2))
+        self.softness = objective.softness * supervision.median_margin
+        self.overshot = False
+        self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        #: Best epoch so far and its validation loss, its values, and one entry an epoch; -1 is the start.
+        self.best = (-1, self.validation_loss())
+        self.best_values = self._values()
+        self.log: list[dict[str, Any]] = []
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-len(self.fitted.rows) // self.schedule.batch_size)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """The student's class logits."""
+        return class_logits(self.student(rows), self.head, self.threshold)
+
+    def searching(self, epoch: int) -> bool:
+        """Whether the policy is learned in this epoch."""
+        return self.search is not None and epoch < self.schedule.search_epochs
+
+    def batches(self, epoch: int) -> Iterable[Batch]:
+        """This process's share of an epoch's batches; the same for a run that was interrupted."""
+        for batch in self.fitted.batches(self.schedule.batch_size, self._generator(epoch)):
+            yield batch.shard(self.workers.rank, self.workers.size)
+
+    def step_loss(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
+        """The loss's terms on one batch, rates and temperature set for this step; under the widths that the step samples."""
+        self._set_rates(epoch, step)
+        if self.searching(epoch) and self.search is not None:
+            total = self.schedule.search_epochs * self.steps_per_epoch
+            temperature = self.schedule.temperature_at((epoch * self.steps_per_epoch + step) / total)
+            choice = self.search.policy.sample(temperature, self._generator(epoch, step))
+            self.student.choose(choice)
+            bits = mean_bits(choice, self.search.policy.widths)
+            terms = loss(self.objective, self.logits, batch, self.fitted.space, self.softness)
+            return {**terms, "resource": self.search.weight * self.search.cost(bits)}
+        self.student.choose(self.bits)
+        return loss(self.objective, self.logits, batch, self.fitted.space, self.softness)
+
+    def validation_loss(self) -> float:
+        """The objective on the rows set aside, under the widths last fixed."""
+        self.student.choose(self.bits)
+        with torch.no_grad():
+            terms = loss(self.objective.without_match(), self.logits, self.held_out, self.fitted.space, self.softness)
+        return float(sum(terms.values()))
+
+    def end_search(self) -> None:
+        """Fix the widths: arg max of the policy, brought back to the budget by the knapsack."""
+        if self.search is None:
+            return
+        scores = policy_scores(self.search.policy, self.search.network)
+        allocation, self.overshot = discretized(scores, self.search.budget, self.search.pinned)
+        self.bits = allocation.bits
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Hold the integers where settling starts."""
+        if epoch == self.schedule.settle_from and self.student.quantized:
+            self.student.choose(self.bits)
+            self.student.hold()
+
+    def end_epoch(self, epoch: int, terms: Mapping[str, float]) -> None:
+        """Fix the widths where the search ends, validate, remember the best and what happened; ``terms`` are means over the epoch.
+
+        Raises:
+            ModelError: a term is not finite.
+        """
+        if not all(math.isfinite(value) for value in terms.values()):
+            raise ModelError(
+                f"training diverged in epoch {epoch}: its loss is {dict(terms)}; lower learning_rate from {self.schedule.learning_rate}"
+            )
+        reached = None
+        if self.searching(epoch) and not self.searching(epoch + 1):
+            before = self.bits
+            self.end_search()
+            if self.bits != before:
+                self.best = (self.best[0], math.inf)  # the start is a candidate only with the widths that were found
+        if not self.searching(epoch + 1):
+            reached = self.validation_loss()
+            if reached < self.best[1]:
+                self.best, self.best_values = (epoch, reached), self._values()
+        self.log.append({"epoch": epoch, **terms, "validation": reached, "bits": list(self.bits)})
+
+    def finish(self) -> History:
+        """Leave the student with the values of its best epoch."""
+        self._put(self.best_values)
+        self.student.choose(self.bits)
+        for parameter in self.parameters():
+            parameter.grad = None
+        shares = () if self.search is None else torch.softmax(self.search.policy.logits.detach(), dim=1).tolist()
+        return History(tuple(self.log), self.best[0], self.bits, self.overshot, tuple(tuple(row) for row in shares))
+
+    def fit(self, files: Files | None = None, progress: bool = True) -> History:
+        """Train, and leave the student with the values of its best epoch.
+
+        Raises:
+            ModelError: the loss is not finite.
+            FileError: the checkpoint cannot be read or written, or is another run's.
+        """
+        files = files or Files()
+        epochs = range(self._resumed(files), self.schedule.epochs)
+        for epoch in track(epochs, "training", enabled=progress and self.workers.rank == 0):
+            sums: dict[str, float] = {}
+            self.begin_epoch(epoch)
+            for step, batch in enumerate(self.batches(epoch)):
+                self.optimizer.zero_grad(set_to_none=True)
+                terms = self.step_loss(batch, epoch, step)
+                torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+                self.workers.average(self.parameters())
+                self.optimizer.step()
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0.0) + float(term.detach()) / self.steps_per_epoch
+            self.end_epoch(epoch, sums)
+            if self.workers.rank == 0:
+                self._keep(files, epoch + 1)
+        return self.finish()
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Everything that is trained."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameter groups; rates are shares of each layer's own scale."""
+        rule = self.schedule
+        groups: list[dict[str, Any]] = []
+        for layer in self.student.layers:
+            size = float(layer.weight.detach().square().mean().sqrt()) or 1.0
+            groups.append({"params": [layer.weight], "lr": rule.learning_rate * size, "weight_decay": rule.weight_decay})
+            groups.append({"params": [layer.bias], "lr": rule.learning_rate * size})
+            if self.student.quantized:
+                groups.append({"params": [layer.steps], "lr": rule.quantizer_rate * float(layer.steps.detach().abs().mean())})
+        for clip in self.student.clips if self.student.quantized else ():
+            if clip.clips is not None:
+                groups.append({"params": [clip.clips], "lr": rule.quantizer_rate * float(clip.clips.detach().abs().mean())})
+        if self.search is not None:
+            groups.append({"params": [self.search.policy.logits], "lr": rule.policy_rate})
+        return groups
+
+    def _set_rates(self, epoch: int, step: int) -> None:
+        factor = self.schedule.rate(epoch + step / self.steps_per_epoch)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _generator(self, epoch: int, step: int = 0) -> torch.Generator:
+        """Randomness of one step: depends on the seed and the place alone, so that a resumed run draws the same."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + epoch + 7) * 1_000_003 + step)
+
+    def _values(self) -> dict[str, Tensor]:
+        values = {str(number): parameter.detach().clone() for number, parameter in enumerate(self.parameters())}
+        return {**values, **{f"held.{name}": integers.clone() for name, integers in self.student.held_integers().items()}}
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters()):
+                parameter.copy_(values[str(number)])
+        self.student.restore_held({key.removeprefix("held."): value for key, value in values.items() if key.startswith("held.")})
+
+    def _run(self) -> str:
+        """Digest of all that the run depends on."""
+        parts = hashlib.sha256(
+            json.dumps([asdict(self.objective), self.schedule.to_dict(), self.seed, self.bits, self.search is not None]).encode()
+        )
+        for values in (*self._values().values(), self.fitted.rows, self.fitted.labels, self.fitted.actions, self.held_out.rows):
+            parts.update(values.numpy().tobytes())
+        return parts.hexdigest()
+
+    def _resumed(self, files: Files) -> int:
+        """The epoch to go on with: the first, or the one after the checkpoint's, whose values are put in place."""
+        self._name = self._run() if files.checkpoint is not None else ""
+        found = Checkpoint.load(files.checkpoint, self._name) if files.checkpoint is not None else None
+        if found is None:
+            return 0
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "moments": {}}
+        for key, value in found.tensors.items():
+            group, name = key.split("/", 1)
+            parts[group][name] = value
+        self._put(parts["now"])
+        restore_optimizer(self.optimizer, parts["moments"])
+        state = found.progress
+        self.bits, self.overshot, self.log = tuple(state["bits"]), bool(state["overshot"]), list(state["log"])
+        self.best = (int(state["best_epoch"]), math.inf if state["best"] is None else float(state["best"]))
+        self.best_values = parts["best"]
+        return int(state["next"])
+
+    def _keep(self, files: Files, following: int) -> None:
+        if files.log is not None:
+            names = list(dict.fromkeys(name for entry in self.log for name in entry))
+            lines = [",".join(names), *(",".join(_cell(entry.get(name)) for name in names) for entry in self.log)]
+            write_text(files.log, "\n".join(lines) + "\n")
+        if files.checkpoint is None:
+            return
+        groups = {"now": self._values(), "best": self.best_values, "moments": optimizer_tensors(self.optimizer)}
+        tensors = {f"{group}/{name}": value for group, content in groups.items() for name, value in content.items()}
+        state = {
+            "next": following,
+            "best_epoch": self.best[0],
+            "best": self.best[1] if math.isfinite(self.best[1]) else None,
+            "bits": list(self.bits),
+            "overshot": self.overshot,
+            "log": self.log,
+        }
+        Checkpoint(tensors, state).save(files.checkpoint, self._name)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, list) else f"{value}"

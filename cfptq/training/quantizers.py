@@ -1,0 +1,87 @@
+"""Quantizers whose parameters are learned: LSQ for weights, PACT for activations (Section 4.4)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def lsq(weight: Tensor, step: Tensor, limit: int) -> Tensor:
+    """ŵ = s · clip(⌊w / s⌉, −Q, Q), straight-through, with LSQ's gradient in the step (Esser et al. 2020).
+
+    ∂ŵ/∂w is 1 inside the range and 0 where it clips. ∂ŵ/∂s is ⌊w / s⌉ − w / s inside and ±Q where it clips, scaled by 1 / √(n Q) with n
+    the weights that share the step. The range is the narrow symmetric one that every backend holds, so −Q is −(2^(b−1) − 1).
+
+    Args:
+        weight: (out, ...).
+        step: positive, (out,) for one step a channel or () for one a layer.
+        limit: Q, the largest integer magnitude.
+    """
+    along = step.reshape(-1, *[1] * (weight.dim() - 1)) if step.dim() else step
+    rounded: Tensor = _Lsq.apply(weight, along, limit)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _Lsq(torch.autograd.Function):
+    @staticmethod
+    def forward(weight: Tensor, step: Tensor, limit: int) -> Tensor:
+        return (weight / step).round_().clamp_(-limit, limit).mul_(step)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        weight, step, ctx.limit = inputs
+        ctx.save_for_backward(weight, step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, step = ctx.saved_tensors
+        (given,) = gradients
+        ratio = weight / step
+        inside = ratio.abs() <= ctx.limit
+        slope = torch.where(inside, ratio.round() - ratio, ratio.sign() * ctx.limit)
+        shared = weight.numel() // step.numel()
+        moved = (given * slope).sum_to_size(step.shape) / math.sqrt(shared * ctx.limit)
+        return given * inside, moved, None
+
+
+def pact(x: Tensor, clip: Tensor, bits: int, *, signed: bool = False) -> Tensor:
+    """Affine activation quantizer with a learned clip α (Choi et al. 2018), straight-through.
+
+    Unsigned: clip(x, 0, α) on 2^bits − 1 steps. Signed, for tensors that go negative: clip(x, −α, α), affine, so that 0 is exact.
+    ∂x̂/∂x is 1 inside the range and 0 where it clips; ∂x̂/∂α is 1 above it and, signed, −1 below it.
+
+    Args:
+        x: any shape. clip: α > 0, (). bits: of the unsigned integers.
+    """
+    rounded: Tensor = _Pact.apply(x, clip, *affine(clip, bits, signed), 2**bits - 1, signed)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+def affine(clip: Tensor, bits: int, signed: bool) -> tuple[float, int]:
+    """Scale and zero point of :func:`pact`'s integers; the same numbers as ``ActivationFormat.spanning`` gives at 8 and 16 bits."""
+    alpha, steps = float(clip.detach()), 2**bits - 1
+    low = -alpha if signed else 0.0
+    scale = float(torch.tensor((alpha - low) / steps, dtype=torch.float32))
+    return scale, min(max(round(-low / scale), 0), steps)
+
+
+class _Pact(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, clip: Tensor, scale: float, zero_point: int, highest: int, signed: bool) -> Tensor:
+        return torch.div(x, scale).round_().add_(zero_point).clamp_(0, highest).sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, int, int, bool], output: Tensor) -> None:
+        x, clip, _, _, _, ctx.signed = inputs
+        ctx.save_for_backward(x, clip)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, clip = ctx.saved_tensors
+        (given,) = gradients
+        above, below = x >= clip, x < (-clip if ctx.signed else 0)
+        moved = (given * above).sum() - ((given * below).sum() if ctx.signed else 0)
+        return given * ~(above | below), moved.reshape(clip.shape), None, None, None, None

@@ -1,0 +1,77 @@
+"""How long and how fast: epochs, batches, rates, temperature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from cfptq.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW with rates that fall along a half cosine.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: factual rows a step; the recourse points that go with them come on top.
+        learning_rate: of weights and biases, as a share of the layer's root mean square weight, so that it suits every scale.
+        quantizer_rate: of steps and clips, as a share of their mean.
+        policy_rate: of the bit policy's log-odds.
+        weight_decay: of weights.
+        search: share of the epochs in which the bit policy is sampled and learned; then it is fixed and the rest is fine-tuning.
+        settle: share of the epochs, at the end, in which all integers are held and only steps, clips and biases are trained. Weights near
+            a tie flip back and forth as long as they are trained; what they leave as error is taken up here.
+        temperature: of the Gumbel-Softmax, at the first and at the last step of the search; falls geometrically.
+        validation_share: share of the rows set aside to choose the epoch.
+    """
+
+    epochs: int = 10
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    quantizer_rate: float = 1e-3
+    policy_rate: float = 2e-2
+    weight_decay: float = 0.0
+    search: float = 0.3
+    temperature: tuple[float, float] = (2.0, 0.3)
+    settle: float = 0.0
+    validation_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise RecipeError(f"a schedule needs at least one epoch and one row a batch, not {self.epochs} and {self.batch_size}")
+        for name in ("learning_rate", "quantizer_rate", "policy_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise RecipeError(f"Schedule.{name} is {value}; it must be a finite number, at least 0")
+        if not (0 < self.search < 1 and 0 < self.validation_share < 1 and 0 <= self.settle < 1 and self.search + self.settle < 1):
+            raise RecipeError(
+                f"Schedule.search, settle and validation_share are shares of a whole, not {self.search}, {self.settle} and "
+                f"{self.validation_share}"
+            )
+        if not min(self.temperature) > 0:
+            raise RecipeError(f"Schedule.temperature is {self.temperature}; temperatures are above 0")
+
+    @property
+    def search_epochs(self) -> int:
+        """Epochs in which the policy is learned; at least one, and at least one is left where there are two."""
+        return max(1, min(round(self.search * self.epochs), self.epochs - 1))
+
+    @property
+    def settle_from(self) -> int:
+        """The first epoch in which integers are held."""
+        return self.epochs - round(self.settle * self.epochs)
+
+    def rate(self, epoch: float) -> float:
+        """Factor on all rates at a moment of the training, counted in epochs: a half cosine, and a second one while settling."""
+        first, last = (0, self.settle_from) if epoch < self.settle_from else (self.settle_from, self.epochs)
+        return 0.5 * (1 + math.cos(math.pi * (epoch - first) / (last - first)))
+
+    def temperature_at(self, progress: float) -> float:
+        """Temperature after ``progress`` (0 to 1) of the search."""
+        first, last = self.temperature
+        return float(first * (last / first) ** progress)
+
+    def to_dict(self) -> dict[str, object]:
+        """Field -> value, for files."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,0 +1,136 @@
+"""The terms of the loss against their formulas, and the supervision that they are computed on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_lesson import Lesson, lesson
+from torch.nn.functional import cross_entropy
+
+from cfptq.errors import DataError, RecipeError
+from cfptq.network import decisions, target_margin
+from cfptq.recourse import ProjectedGradient
+from cfptq.training import Batch, Match, Objective, Student, TeacherSettings
+from cfptq.training.objective import boundary, loss, match
+
+
+@pytest.fixture(scope="module")
+def taught() -> Lesson:
+    return lesson()
+
+
+def _batch(taught: Lesson, settings: TeacherSettings | None = None, **more: object) -> Batch:
+    return taught.supervision(settings, **more).whole(torch.Generator().manual_seed(0))
+
+
+def test_the_papers_objective_is_task_plus_eta_times_validity(taught: Lesson) -> None:
+    batch = _batch(taught, TeacherSettings())
+    student = Student(taught.start).requires_grad_(False)
+    terms = loss(Objective(eta=0.5), student, batch, taught.space, 1.0)
+    assert float(terms["task"]) == pytest.approx(float(cross_entropy(student(batch.rows), batch.labels)), rel=1e-5)
+    assert float(terms["validity"]) == pytest.approx(0.5 * float(cross_entropy(student(batch.points), batch.wanted)), rel=1e-5)
+    assert set(loss(Objective(eta=0.0), student, batch, taught.space, 1.0)) == {"task"}
+
+
+def test_the_hinge_is_that_of_section_4_2(taught: Lesson) -> None:
+    batch = _batch(taught, TeacherSettings())
+    student = Student(taught.start)
+    with torch.no_grad():
+        margins = target_margin(student(batch.points), batch.wanted)
+        term = loss(Objective(eta=0.0, hinge=2.0, gamma=0.4), student, batch, taught.space, 1.0)["hinge"]
+    assert float(term) == pytest.approx(2 * float(torch.clamp(0.4 - margins, min=0).mean()), rel=1e-5)
+
+
+def test_the_worst_group_counts_alone(taught: Lesson) -> None:
+    groups = torch.arange(len(taught.rows)) % 3
+    batch = _batch(taught, TeacherSettings(), groups=groups)
+    student = Student(taught.start).requires_grad_(False)
+    term = loss(Objective(worst_group=True), student, batch, taught.space, 1.0)["validity"]
+    each = cross_entropy(student(batch.points), batch.wanted, reduction="none")
+    assert float(term) == pytest.approx(max(float(each[batch.groups == g].mean()) for g in range(3)), rel=1e-5)
+
+
+def test_the_boundary_term_is_zero_at_the_teacher_and_ignores_a_shift_of_all_logits() -> None:
+    teacher = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    assert float(boundary(teacher + 7.0, teacher, 1.0).abs().max()) < 1e-6
+    apart = teacher + torch.tensor([0.01, 0.0, 0.0])
+    top = teacher.topk(2, dim=1).values
+    near = torch.exp(-(top[:, 0] - top[:, 1])) + 0.1
+    # Quadratic below the bend: half the square over the bend, mean over classes of 2 (d - mean d).
+    d = 2 * torch.tensor([0.01 * 2 / 3, -0.01 / 3, -0.01 / 3])
+    assert torch.allclose(boundary(apart, teacher, 1.0), near * (d.square() / 2 / 0.1).mean(), rtol=1e-3)
+
+
+def test_matching_actions_moves_the_students_parameters(taught: Lesson) -> None:
+    low_step = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
+    batch = _batch(taught, low_step)
+    student = Student(taught.start)
+    term = match(Match(), student, batch, taught.space)
+    term.backward()
+    assert not batch.actions.requires_grad
+    slopes = [layer.weight.grad for layer in student.layers]
+    assert all(slope is not None and float(slope.abs().max()) > 1e-6 for slope in slopes)
+
+
+def test_the_full_precision_model_matches_its_own_actions(taught: Lesson) -> None:
+    low_step = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
+    batch = _batch(taught, low_step)
+    assert float(match(Match(rows=10_000), taught.predictor.surrogate, batch, taught.space).detach()) == pytest.approx(0, abs=1e-5)
+
+
+def test_points_are_recourse_and_lie_on_both_sides_of_the_boundary(taught: Lesson) -> None:
+    batch = _batch(taught)
+    ends = len(batch.people)
+    logits = taught.predictor.logits(batch.points)
+    assert torch.equal(batch.point_logits, logits)
+    assert bool((decisions(taught.predictor.logits(batch.people)) == 0).all())
+    assert bool((decisions(logits[:ends]) == 1).all())
+    beside = decisions(logits[ends:])
+    assert bool((beside == 0).any()) and bool((beside == 1).any())
+
+
+def test_every_row_and_every_action_is_seen_once_an_epoch(taught: Lesson) -> None:
+    supervision = taught.supervision(TeacherSettings())
+    batches = list(supervision.batches(64, torch.Generator().manual_seed(3)))
+    seen = torch.cat([batch.rows for batch in batches])
+    assert torch.equal(seen.sort(dim=0).values, taught.rows.sort(dim=0).values)
+    assert sum(len(batch.people) for batch in batches) == len(supervision.person)
+    thirds = taught.supervision(TeacherSettings(share=1 / 3))
+    used = sum(len(batch.people) for batch in thirds.batches(64, torch.Generator().manual_seed(3)))
+    assert used == round(len(thirds.person) / 3)
+
+
+def test_a_teacher_that_is_not_cached_gives_the_same_actions(taught: Lesson) -> None:
+    solver = (ProjectedGradient(steps=3, early_stop=False),)
+    cached = _batch(taught, TeacherSettings(solvers=solver, reached_only=False))
+    anew = _batch(taught, TeacherSettings(solvers=solver, reached_only=False, cached=False))
+    assert torch.allclose(cached.actions, anew.actions)
+
+
+def test_a_noisy_teachers_actions_are_feasible_and_differ(taught: Lesson) -> None:
+    clean, noisy = _batch(taught, TeacherSettings()), _batch(taught, TeacherSettings(noise=0.1))
+    assert not torch.equal(clean.actions, noisy.actions)
+    assert torch.allclose(taught.space.project(noisy.people, noisy.actions), noisy.actions, atol=1e-6)
+
+
+def test_a_selection_keeps_each_person_with_her_action(taught: Lesson) -> None:
+    whole = taught.supervision(TeacherSettings())
+    chosen = torch.arange(0, len(taught.rows), 3)
+    part = whole.select(chosen)
+    before = {tuple(whole.rows[p].tolist()): action for p, action in zip(whole.person.tolist(), whole.actions, strict=True)}
+    assert len(part.person) > 0
+    for person, action in zip(part.person.tolist(), part.actions, strict=True):
+        assert torch.equal(before[tuple(part.rows[person].tolist())], action)
+
+
+@pytest.mark.parametrize("wrong", [{"sides": (1.2, 0.8)}, {"share": 0.0}, {"noise": -1.0}, {"solvers": ()}])
+def test_a_teacher_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="TeacherSettings"):
+        TeacherSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_an_objective_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(RecipeError):
+        Objective(task="guess")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="at least 0"):
+        Objective(eta=-1.0)

@@ -1,0 +1,111 @@
+"""cfptq.qat from a loader to a checked file: every preset, the model untouched, the budget met."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cfptq
+from cfptq import datasets, models
+from cfptq.actions import ActionSet
+from cfptq.errors import DataError, RecipeError
+from cfptq.network import as_predictor, decisions
+from cfptq.training import QAT_METHODS, QatMethod, Schedule
+
+BRIEF = Schedule(epochs=3, search=0.3, settle=0.3)
+
+
+@pytest.fixture(scope="module")
+def columns() -> datasets.Columns:
+    return datasets.encode(datasets.load("synthetic"))
+
+
+@pytest.fixture(scope="module")
+def action_set(columns: datasets.Columns) -> ActionSet:
+    people = datasets.load("synthetic")
+    return ActionSet.from_frame(
+        people.train, immutable=["age", "sex"], ordinal=people.ordinal, max_changes=3, favourable=people.favourable
+    ).encoded_by(columns.encoder)
+
+
+@pytest.fixture(scope="module")
+def model(columns: datasets.Columns) -> nn.Module:
+    model = models.MLP(columns.train.shape[1], 2, hidden=(32, 16), seed=0)
+    models.train(model, columns.train, columns.train_labels, seed=0, settings=models.TrainingSettings(epochs=6), progress=False)
+    return model
+
+
+def batches(columns: datasets.Columns, size: int = 500) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(columns.train.split(size), columns.train_labels.split(size), strict=True))
+
+
+def brief(name: str) -> QatMethod:
+    return replace(QAT_METHODS[name], schedule=BRIEF)
+
+
+@pytest.mark.parametrize("name", QAT_METHODS)
+def test_every_preset_gives_a_checked_file_within_the_budget(
+    name: str, model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    result = cfptq.qat(model, batches(columns), action_set, method=brief(name), progress=False)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert result.plan.average_bits <= 4.0
+    assert result.plan.method == name and result.training is not None
+    assert (result.input_bits, result.activation_bits) == (32, 8)
+    result.to_onnx(tmp_path / "model.onnx", check=True)
+    deployed = as_predictor(tmp_path / "model.onnx", example=columns.test)
+    f = as_predictor(result.network.module(), example=columns.test)
+    assert float((decisions(deployed.logits(columns.test)) == decisions(f.logits(columns.test))).float().mean()) > 0.8
+    if name.startswith("prune"):
+        assert all(float((layer.integers == 0).float().mean()) >= 0.5 for layer in result.plan.layers)
+    if not name.startswith("r-"):
+        assert torch.allclose(f.logits(columns.test), as_predictor(model, example=columns.test).logits(columns.test), atol=1e-5)
+
+
+def test_a_saved_result_tells_what_training_did(model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path) -> None:
+    result = cfptq.qat(model, batches(columns), action_set, method=brief("cfq-learned"), budget=3.0, progress=False)
+    result.save(tmp_path / "plan")
+    loaded = cfptq.load(tmp_path / "plan")
+    assert loaded.training == result.training
+    assert loaded.plan.digest == result.plan.digest
+    assert loaded.plan.average_bits <= 3.0
+
+
+def test_training_goes_on_from_a_checkpoint(model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path) -> None:
+    given = {"method": brief("cfq-qat"), "seed": 3, "progress": False}
+    first = cfptq.qat(model, batches(columns), action_set, checkpoint=tmp_path / "run", log=tmp_path / "log.csv", **given)
+    again = cfptq.qat(model, batches(columns), action_set, checkpoint=tmp_path / "run", **given)
+    other = cfptq.qat(model, batches(columns, size=100), action_set, **given)
+    assert first.plan.digest == again.plan.digest == other.plan.digest
+    assert (tmp_path / "log.csv").read_text().count("\n") == 4
+
+
+def test_the_sweep_keeps_the_best_validation_accuracy_and_one_of_its_values(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    swept = replace(brief("cfq-paper"), etas=(0.0, 4.0), schedule=Schedule(epochs=2))
+    result = cfptq.qat(model, batches(columns), action_set, method=swept, progress=False)
+    each = [
+        cfptq.qat(model, batches(columns), action_set, method=replace(swept, etas=(eta,)), progress=False).plan.digest
+        for eta in swept.etas
+    ]  # fmt: skip
+    assert result.plan.digest in each and each[0] != each[1]
+    with pytest.raises(DataError, match="sweep"):
+        cfptq.qat(model, batches(columns), action_set, method=swept, checkpoint=tmp_path / "run", progress=False)
+
+
+def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    with pytest.raises(RecipeError, match="choose one of cfq-qat"):
+        cfptq.qat(model, batches(columns), action_set, method="magic")
+    with pytest.raises(DataError, match="groups hold 2 values"):
+        cfptq.qat(model, batches(columns), action_set, groups=["a", "b"], progress=False)
+    with pytest.raises(RecipeError, match="sparsity"):
+        QatMethod("mine", sparsity=1.0)
+    with pytest.raises(RecipeError, match="epoch"):
+        Schedule(epochs=0)

@@ -1,0 +1,125 @@
+"""The student computes with its plan's integers, before and after training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_lesson import lesson
+from torch import nn
+
+from cfptq.calibration import factual_only
+from cfptq.errors import ModelError
+from cfptq.network import as_predictor, capture
+from cfptq.quantize import Activations, quantize, twin
+from cfptq.training import Start, Student
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_training_starts_at_the_plans_integers(bits: int) -> None:
+    taught = lesson(bits=bits)
+    student = Student(taught.start)
+    for own, planned in zip(student.plan("start").layers, taught.plan.layers, strict=True):
+        assert torch.equal(own.integers, planned.integers)
+        assert torch.equal(own.scale, planned.scale)
+
+
+@pytest.mark.parametrize("learned_clips", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_exported_computes_what_was_trained(learned_clips: bool, held: bool) -> None:
+    taught = lesson()
+    student = Student(taught.start, learned_clips=learned_clips)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+    for step in range(20):
+        if held and step == 10:
+            student.hold()
+        optimizer.zero_grad()
+        (student(taught.rows) - taught.predictor.logits(taught.rows)).square().mean().backward()
+        optimizer.step()
+    plan = student.plan("trained")
+    assert any(not torch.equal(new.integers, old.integers) for new, old in zip(plan.layers, taught.plan.layers, strict=True))
+    with torch.no_grad():
+        apart = (student(taught.rows) - twin(taught.network, plan)(taught.rows)).abs().amax(dim=1)
+    assert float((apart < 1e-4).float().mean()) >= 0.99
+
+
+def test_held_integers_stay_while_the_rest_is_trained() -> None:
+    taught = lesson()
+    student = Student(taught.start)
+    student.hold()
+    before = student.plan("held")
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        student(taught.rows).square().mean().backward()
+        optimizer.step()
+    after = student.plan("held")
+    for old, new in zip(before.layers, after.layers, strict=True):
+        assert torch.equal(old.integers, new.integers)
+        assert not torch.equal(old.scale, new.scale)
+
+
+def test_a_choice_with_gradient_computes_with_the_chosen_width_and_tells_the_policy_about_all() -> None:
+    taught = lesson()
+    student = Student(taught.start)
+    choice = torch.eye(4)[[1, 3, 2]].requires_grad_()
+    student.choose(choice)
+    output = student(taught.rows)
+    assert student.bits == (3, 8, 4)
+    output.square().sum().backward()
+    assert bool((choice.grad.abs() > 0).any(dim=1).all()) and int((choice.grad != 0).sum()) == 12
+    steps = student.layers[0].steps.grad
+    assert bool((steps[1] != 0).any()) and not bool(steps[[0, 2, 3]].any())
+    student.choose((3, 8, 4))
+    assert torch.allclose(student(taught.rows), output)
+
+
+def test_pruned_weights_are_zero_and_stay_so() -> None:
+    taught = lesson()
+    student = Student(taught.start)
+    student.prune(0.5)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        student(taught.rows).square().mean().backward()
+        optimizer.step()
+    for layer in student.plan("pruned").layers:
+        assert float((layer.integers == 0).float().mean()) >= 0.5
+
+
+def test_without_quantizers_the_student_is_the_full_precision_model() -> None:
+    taught = lesson()
+    student = Student(taught.start, quantized=False)
+    with torch.no_grad():
+        assert torch.allclose(student(taught.rows), taught.network(taught.rows), atol=1e-6)
+    assert torch.equal(student.trained(taught.network)(taught.rows), taught.network(taught.rows))
+
+
+def test_images_and_shared_inputs_are_trained_too() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 4, 3)
+            self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1, bias=False)
+            self.head = nn.Linear(64, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            return self.head(torch.relu(self.left(x) + self.right(x)).flatten(1))
+
+    rows = torch.randn(32, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    network = capture(Fork(), rows[:2])
+    points = factual_only(rows, None, as_predictor(network.module(), example=rows), target=1)
+    widths = {layer.name: 4 for layer in network.layers}
+    plan = quantize(network, points, widths, method="start", seed=0, activations=Activations(), progress=False)
+    student = Student(Start(network, plan, {}), learned_clips=True)
+    student(rows).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    with torch.no_grad():
+        apart = (student(rows) - twin(network, student.plan("start"))(rows)).abs()
+    assert float(apart.max()) < 1e-2
+
+
+def test_a_plan_for_other_layers_is_refused() -> None:
+    other = capture(nn.Sequential(nn.Linear(6, 2)), torch.randn(2, 6))
+    with pytest.raises(ModelError, match="starting plan is for layers"):
+        Start(other, lesson().plan, {})
