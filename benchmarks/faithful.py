@@ -254,9 +254,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
             continue
         for name in chosen.datasets:
             started = time.perf_counter()
-            # Ten splits pool german's few people; one split's worth of the slow part is as telling as on the other sets.
-            seeds = SEEDS[name] if part != "networks" else range(3)
-            results.setdefault(part, {})[name] = [PARTS[part](name, seed) for seed in seeds]
+            if part == "networks" and name == "german":
+                continue  # 700 rows are too few for these networks: the deeper one rejects nobody
+            results.setdefault(part, {})[name] = [PARTS[part](name, seed) for seed in SEEDS[name]]
             print(f"{part} {name}: {time.perf_counter() - started:.0f} s", flush=True)
             write_text(OUT, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
     print("\n".join(markdown(results)))

@@ -2,10 +2,12 @@
 
 All methods share one trained model, its training rows, their activation formats (float input where it is narrow, 8-bit hidden tensors)
 and the people they are judged on under the standard protocol; every number about a quantized model comes from running its ONNX file.
-``faithful`` needs no training and stands beside them. Three seeds; german has ten splits, pooled.
+``faithful`` needs no training and stands beside them. Three seeds; german has ten splits, pooled. What is measured is added to the
+results file after every seed; what it holds of other methods and data sets stays.
 
     CFPTQ_DATA_DIR=... python benchmarks/qat.py --out benchmarks/results/qat.json
-    python benchmarks/qat.py --datasets adult --tables main ablation overhead
+    python benchmarks/qat.py --datasets adult --tables ablation overhead
+    python benchmarks/qat.py --datasets adult compas --methods cfq-qat lsq-qat
     python benchmarks/qat.py --show benchmarks/results/qat.json
 """
 
@@ -128,8 +130,8 @@ def judged(result: cfptq.Result, f: Predictor, people: TeacherRecourse, experime
     return {**entry, "average_bits": result.plan.average_bits, "bits": result.bits}
 
 
-def measure(name: str, seed: int, tables: Sequence[str], backbone: str | None = None) -> dict[str, Any]:
-    """Train the model, quantize it by every method of the tables, judge: one data set, one seed."""
+def measure(name: str, seed: int, tables: Sequence[str], only: Sequence[str] = (), backbone: str | None = None) -> dict[str, Any]:
+    """Train the model, quantize it by every method of the tables (or by ``only`` some), judge: one data set, one seed."""
     recipe = Recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
     if backbone is not None:
         recipe = recipe.model_copy(update={"backbone": BACKBONES[backbone]})
@@ -140,7 +142,7 @@ def measure(name: str, seed: int, tables: Sequence[str], backbone: str | None = 
 
     def reference(network: torch.nn.Module) -> tuple[Predictor, TeacherRecourse]:
         f = as_predictor(network, example=columns.train[:256], name="fp32")
-        return f, teacher_recourse(f, columns.test, space, space.favourable, Protocol(), seed, progress=False)
+        return f, teacher_recourse(f, columns.test, space, experiment.dataset.favourable, Protocol(), seed, progress=False)
 
     f, people = reference(experiment.model)
     started = time.perf_counter()
@@ -150,19 +152,27 @@ def measure(name: str, seed: int, tables: Sequence[str], backbone: str | None = 
     for table in tables:
         for entry in TABLES[table]:
             label = entry if isinstance(entry, str) else entry.name
+            if only and label not in only:
+                continue
             started = time.perf_counter()
             result = cfptq.qat(experiment.model, loader, space, method=entry, calibration_rows=recipe.calibration.rows, **given)
             seconds[label] = time.perf_counter() - started
             # A robustly trained model is the reference of its own quantization (E.1).
             own = reference(result.network.module()) if label.startswith("r-") else (f, people)
             methods[label] = judged(result, *own, experiment)
-            assert result.training is not None
-            methods[label] |= {"best_epoch": result.training.best_epoch, "overshot": result.training.overshot}
-    curve = {}
+            history = result.training
+            assert history is not None
+            eligible = sum(entry["eligible"] is True for entry in history.epochs)
+            methods[label] |= {
+                "best_epoch": history.best_epoch, "epochs": len(history.epochs), "eligible_epochs": eligible, "overshot": history.overshot
+            }  # fmt: skip
+    curve: dict[str, dict[str, Any]] = {}
     if "curve" in tables:
         for budget in CURVE:
             for label in ("lsq-qat", "mixed-qat", "cfq-qat", "cfq-learned"):
-                result = cfptq.qat(experiment.model, loader, space, method=label, calibration_rows=1024, **{**given, "budget": budget})
+                result = cfptq.qat(
+                    experiment.model, loader, space, method=label, calibration_rows=recipe.calibration.rows, **{**given, "budget": budget}
+                )
                 curve.setdefault(f"{budget:g}", {})[label] = judged(result, f, people, experiment)
     return {"seed": seed, "fp32": people.to_dict(columns.test_labels), "methods": methods, "curve": curve, "seconds": seconds}
 
@@ -170,24 +180,25 @@ def measure(name: str, seed: int, tables: Sequence[str], backbone: str | None = 
 def summary(runs: list[dict[str, Any]], pooled: bool) -> dict[str, dict[str, list[float]]]:
     """Mean and standard deviation over runs; ``pooled`` weighs a run's recourse by its number of people. Drift and CRG: largest |·| too."""
     table: dict[str, dict[str, list[float]]] = {}
-    for method in runs[0]["methods"]:
+    for method in (name for name in runs[0]["methods"] if all(name in run["methods"] for run in runs)):
         entries = [run["methods"][method] for run in runs]
         table[method] = {}
-        for metric in (
-            "accuracy",
-            "validity_drop",
-            "recourse_gap",
-            "recourse_gap_of_sums",
-            "direction_similarity",
-            "favourable_rate_drift",
-        ):
+        for metric in SUMMARIZED:
             pairs = [(entry[metric], entry["counts"]["with_recourse"] if pooled else 1) for entry in entries if entry[metric] is not None]
             if pairs and sum(people for _, people in pairs):
-                figures = [figure for figure, _ in pairs]
+                figures: list[float] = [figure for figure, _ in pairs]
                 mean = sum(figure * people for figure, people in pairs) / sum(people for _, people in pairs)
                 spread = statistics.stdev(figures) if len(figures) > 1 else 0.0
-                table[method][metric] = [round(mean, 5), round(spread, 5), round(max(figures, key=abs), 5)]
+                farthest: float = max(figures, key=abs)
+                table[method][metric] = [round(figure, 5) for figure in (mean, spread, farthest)]
     return table
+
+
+def merged(runs: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[dict[str, Any]]:
+    """``runs`` with one more: a seed's earlier methods stay beside its new ones."""
+    before = next((each for each in runs if each["seed"] == run["seed"]), {})
+    whole = run | {key: before.get(key, {}) | run[key] for key in ("methods", "curve", "seconds")}
+    return sorted([*(each for each in runs if each["seed"] != run["seed"]), whole], key=lambda each: int(each["seed"]))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -219,6 +230,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/qat.json"))
     parser.add_argument("--datasets", nargs="+", default=list(SEEDS), choices=list(SEEDS))
     parser.add_argument("--tables", nargs="+", default=["main"], choices=[*TABLES, "curve"])
+    parser.add_argument("--methods", nargs="+", default=[], help="these methods of the tables only; faithful always runs")
     parser.add_argument("--seeds", nargs="+", type=int, help="these seeds only")
     parser.add_argument("--backbone", choices=list(BACKBONES), help="in place of the recipe's; give another --out as well")
     parser.add_argument("--show", type=Path, help="print the tables of a results file and leave")
@@ -229,14 +241,14 @@ def main(arguments: Iterable[str] | None = None) -> None:
     warnings.filterwarnings("ignore")
     results: dict[str, Any] = {"schema": 1, "budget": BUDGET, "datasets": {}}
     if chosen.out.exists():
-        results = json.loads(chosen.out.read_text())  # the other data sets stay as they are
+        results = json.loads(chosen.out.read_text())
     for name in chosen.datasets:
-        runs = []
         for seed in chosen.seeds or SEEDS[name]:
-            runs.append(measure(name, seed, chosen.tables, chosen.backbone))
-            print(f"{name} seed {seed}: {sum(runs[-1]['seconds'].values()):.0f} s", flush=True)
-        results["datasets"][name] = {"runs": runs, "summary": summary(runs, pooled=name == "german")}
-        write_text(chosen.out, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
+            run = measure(name, seed, chosen.tables, chosen.methods, chosen.backbone)
+            print(f"{name} seed {seed}: {sum(run['seconds'].values()):.0f} s", flush=True)
+            runs = merged(results["datasets"].get(name, {"runs": []})["runs"], run)
+            results["datasets"][name] = {"runs": runs, "summary": summary(runs, pooled=name == "german")}
+            write_text(chosen.out, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
     print(markdown(results))
 
 

@@ -28,11 +28,11 @@ from cfptq.learner import ALL_ROWS, CALIBRATION_ROWS, learn
 from cfptq.method import METHODS, Groups, Method, as_method
 from cfptq.network import Head, OnnxModule, Predictor, undisturbed
 from cfptq.peers import PEERS
-from cfptq.quantize import Activations
+from cfptq.quantize import Activations, InputBits
 from cfptq.recourse import Target
 from cfptq.result import Result, load
 from cfptq.teacher import prepare
-from cfptq.training import Files, History, QatMethod, Trainer, as_qat_method
+from cfptq.training import QAT_METHODS, Files, History, QatMethod, Trainer, as_qat_method
 from cfptq.tuning import TuningScore, score_by
 
 __all__ = ["DEFAULT_METHOD", "PEERS", "audit", "calibrate", "compare", "load", "qat", "tuning_score"]
@@ -65,7 +65,7 @@ def calibrate(
     method: str | Method = DEFAULT_METHOD,
     layers: Mapping[str, int] | None = None,
     activation_bits: int | None = None,
-    input_bits: int | None = None,
+    input_bits: InputBits = None,
     portable: bool = False,
     repair: bool = False,
     groups: Groups | None = None,
@@ -89,7 +89,7 @@ def calibrate(
         method: a preset's name or a :class:`cfptq.Method`.
         layers: bits that named layers must have.
         activation_bits: 8, 16, or 32 for float; by default what the method has.
-        input_bits: the same for the model's input.
+        input_bits: the same for the model's input, or "two-step"; see :class:`cfptq.quantize.Activations`.
         portable: keep 8-bit weights within ±63, for processors without VNNI.
         repair: at the end, adjust the last layer until calibration recourse that fails holds, where people set aside gain by it too;
             ``result.repair`` says what it did to both.
@@ -139,7 +139,7 @@ def qat(
     groups: Sequence[Any] | None = None,
     layers: Mapping[str, int] | None = None,
     activation_bits: int = 8,
-    input_bits: int | None = None,
+    input_bits: InputBits = None,
     portable: bool = False,
     head: Head | str | None = None,
     threshold: float | None = None,
@@ -153,15 +153,34 @@ def qat(
 ) -> Result:
     """Quantize ``model`` by counterfactual-faithful training (Section 4), or by one of its baselines. The model is left as it was.
 
+    A tenth of the rows is set aside and chooses the epoch that is kept: the lowest loss there among epochs that move the share of people
+    decided in their favour by at most half a point (:class:`cfptq.training.Schedule`), or else the training-free start.
+    ``result.training`` says which, and ``print`` of it why.
+
+    A long run keeps itself in ``checkpoint`` and tells of itself in ``log``; after a kill, the same call goes on and ends as if nothing
+    had happened::
+
+        result = cfptq.qat(model, loader, actions, checkpoint="run.safetensors", log="run.csv")
+
+    Several processes share every batch, with the same result within rounding, where a script sets up their group first. ``torchrun
+    --nproc-per-node=2 train.py`` runs it::
+
+        torch.distributed.init_process_group("gloo")
+        result = cfptq.qat(model, loader, actions, checkpoint="run.safetensors")  # all rows, in every process
+        if torch.distributed.get_rank() == 0:
+            result.to_onnx("model.onnx")
+        torch.distributed.destroy_process_group()
+
     Args:
         model, action_set, target, budget, layers, portable, head, threshold: as in :func:`calibrate`.
         train_loader: training rows with their labels, all of them kept; without labels the model's own decisions stand in.
         method: a preset of :data:`cfptq.training.QAT_METHODS`, or a :class:`cfptq.training.QatMethod`.
         groups: one value per training row, in the loader's order, for objectives on the worst group (eq. 33).
-        activation_bits: of hidden tensors. input_bits: of the input; None leaves a narrow one in float.
+        activation_bits: of hidden tensors. input_bits: of the input; None chooses by what the first layer costs.
         max_rows: most training rows kept. calibration_rows: rows that the training-free start is calibrated on.
         checkpoint: a file that is replaced after every epoch; the same call goes on from it after a kill, to the same result.
-        log: a CSV file, one line an epoch.
+        log: a CSV file, one line an epoch: the loss's terms, then the loss on rows set aside, drift, flips and Validity Drop (empty
+            while widths are searched), whether the epoch was eligible, and the widths.
         fit: runs the prepared training, by default the package's own loop; ``cfptq.training.lightning.fit_with(trainer)`` hands it to
             Lightning, which then keeps its own checkpoints and logs. Under ``torchrun`` the loop shares every batch among the processes.
         seed: of everything that is drawn.
@@ -205,7 +224,7 @@ def compare(
     test_loader: Iterable[Any],
     action_set: ActionSpace,
     *,
-    methods: Sequence[str | Method] = COMPARED,
+    methods: Sequence[str | Method | QatMethod] = COMPARED,
     budgets: Sequence[float] = (4.0,),
     target: Target | None = None,
     groups: Mapping[str, Sequence[Any]] | None = None,
@@ -225,7 +244,9 @@ def compare(
     Args:
         model, calib_loader, action_set, target, head, threshold, max_rows, seed: as in :func:`calibrate`.
         test_loader: the people to judge by; with labels, accuracy is reported too.
-        methods: names of presets or of toolchains' own quantization (:data:`PEERS`), or :class:`cfptq.Method` objects.
+        methods: names of presets (of :func:`calibrate` or :func:`qat`) or of toolchains' own quantization (:data:`PEERS`), or
+            :class:`cfptq.Method` and :class:`cfptq.training.QatMethod` objects. Those that train do so on the calibration rows, so that
+            all methods see the same people; raise ``max_rows`` for their sake.
         budgets: average bits; the first is the headline. Toolchains' own methods have one width and ignore it.
         groups: name -> one value per test row, for Validity Drop by subgroup.
         protocol: evaluation settings; the standard protocol by default.
@@ -236,9 +257,9 @@ def compare(
         RecipeError: an unknown method. Otherwise as :func:`calibrate`.
     """
     names = [entry if isinstance(entry, str) else entry.name for entry in methods]
-    unknown = [entry for entry in methods if isinstance(entry, str) and entry not in METHODS and entry not in PEERS]
+    unknown = [entry for entry in methods if isinstance(entry, str) and entry not in (*METHODS, *QAT_METHODS, *PEERS)]
     if unknown:
-        raise RecipeError(f"there is no method {unknown[0]!r} to compare; choose from {', '.join([*PEERS, *METHODS])}")
+        raise RecipeError(f"there is no method {unknown[0]!r} to compare; choose from {', '.join([*PEERS, *METHODS, *QAT_METHODS])}")
     if not budgets or len(set(names)) != len(names):
         raise RecipeError("compare needs at least one budget, and each method once")
     rules = protocol or Protocol()

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cfptq.errors import CfptqError
+from cfptq.learner import learn
 from cfptq.method import Method, as_method
 from cfptq.network import Predictor
 from cfptq.peers import PEERS, deployed_peer
 from cfptq.progress import track
 from cfptq.teacher import Teacher
+from cfptq.training import QAT_METHODS, QatMethod
 
 #: What a model is judged by: its predictor, its file, and its formats (keywords) -> its entry in results.json.
 Judge = Callable[..., dict[str, Any]]
@@ -37,9 +39,17 @@ class Deployments:
 
 
 def deploy_all(
-    teacher: Teacher, methods: Sequence[str | Method], budgets: Sequence[float], folder: Path, judge: Judge, progress: bool = True
+    teacher: Teacher,
+    methods: Sequence[str | Method | QatMethod],
+    budgets: Sequence[float],
+    folder: Path,
+    judge: Judge,
+    progress: bool = True,
 ) -> Deployments:
-    """Quantize by each method (or toolchain, whose one width ignores the budget) at each budget; files go to ``folder``."""
+    """Quantize by each method (or toolchain, whose one width ignores the budget) at each budget; files go to ``folder``.
+
+    Methods that train do so on the teacher's calibration rows.
+    """
     done = Deployments({str(float(budget)): {} for budget in budgets})
     toolchains: dict[str, dict[str, Any]] = {}
     for budget, entry in track([(float(b), entry) for b in budgets for entry in methods], "comparing", enabled=progress):
@@ -48,7 +58,7 @@ def deploy_all(
             continue
         started = time.perf_counter()
         if name not in PEERS:
-            done.budgets[str(budget)][name] = _method(teacher, as_method(entry), budget, folder, judge, done)
+            done.budgets[str(budget)][name] = _method(teacher, entry, budget, folder, judge, done)
         else:
             if name not in toolchains:
                 try:
@@ -64,11 +74,17 @@ def deploy_all(
     return done
 
 
-def _method(teacher: Teacher, method: Method, budget: float, folder: Path, judge: Judge, done: Deployments) -> dict[str, Any]:
-    result = teacher.quantized(method, budget, progress=False)
-    path = folder / f"{method.name}-{budget:g}.onnx"
+def _method(
+    teacher: Teacher, method: str | Method | QatMethod, budget: float, folder: Path, judge: Judge, done: Deployments
+) -> dict[str, Any]:
+    chosen = QAT_METHODS.get(method) or as_method(method) if isinstance(method, str) else method
+    if isinstance(chosen, QatMethod):
+        result = learn(teacher, chosen, budget, progress=False)
+    else:
+        result = teacher.quantized(chosen, budget, progress=False)
+    path = folder / f"{chosen.name}-{budget:g}.onnx"
     result.to_onnx(path)
-    done.files.setdefault(method.name, path)
+    done.files.setdefault(chosen.name, path)
     student: Predictor = result.predictor(path)
     plan = result.plan
     entry = judge(student, path, average_bits=plan.average_bits, activation_bits=result.activation_bits, input_bits=result.input_bits)

@@ -55,7 +55,7 @@ def learn(
         start = Start(teacher.network, _calibrating(teacher, calibration_rows).quantized(as_method("ptq"), 8.0, progress=False).plan, {})
         network = pretrained(
             method.pretraining, teacher.network, start, lambda module: supervised(module, replace(method.teacher, share=1.0)),
-            replace(method.schedule, epochs=max(2, method.schedule.epochs // 3)), teacher.head, teacher.threshold, teacher.seed,
+            method.schedule.pretraining, teacher.head, teacher.threshold, teacher.seed,
         )  # fmt: skip
         predictor = as_predictor(
             network.module(), example=teacher.rows[:PROBE_ROWS], head=teacher.head, threshold=teacher.threshold, name="fp32"

@@ -26,7 +26,7 @@ from cfptq.allocation import (
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import CfptqError, RecipeError
 from cfptq.network import Network
-from cfptq.quantize import Activations, QuantizationPlan, Rounding, compensated, nearest, nearest_on_full_range, quantize
+from cfptq.quantize import Activations, InputBits, QuantizationPlan, Rounding, compensated, nearest, nearest_on_full_range, quantize
 
 T = TypeVar("T", bound=Callable[..., object])
 
@@ -109,7 +109,7 @@ class Method:
     def round(self) -> Rounding:
         return _chosen(self.rounding, ROUNDINGS)
 
-    def with_activations(self, bits: int | None, input_bits: int | None) -> Method:
+    def with_activations(self, bits: int | None, input_bits: InputBits) -> Method:
         """The same method with other activation formats; None keeps what it has."""
         kept = self.activations
         return replace(self, activations=replace(kept, bits=bits or kept.bits, input_bits=input_bits or kept.input_bits))

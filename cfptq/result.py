@@ -107,13 +107,21 @@ class Result:
         """The format of the model's input; 32 where it stays in float, or feeds no quantized layer directly."""
         return next((form.bits for form in self.plan.activations if form.tensor == self.network.input_name), 32)
 
+    @property
+    def input_format(self) -> str:
+        """What the model's input becomes: "float", "8-bit", "16-bit" or "two-step"; ``plan.input_choice`` says why."""
+        form = next((form for form in self.plan.activations if form.tensor == self.network.input_name), None)
+        if form is None or form.is_float:
+            return "float"
+        return f"{form.bits}-bit" if form.is_affine else "two-step"
+
     def __str__(self) -> str:
         layers = ", ".join(f"{name} {bits}" for name, bits in self.bits.items())
         left = "".join(f"; {name} left in float: {why}" for name, why in self.skipped.items())
-        formats = ["float" if bits == 32 else f"{bits}-bit" for bits in (self.input_bits, self.activation_bits)]
+        hidden = "float" if self.activation_bits == 32 else f"{self.activation_bits}-bit"
         return (
-            f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average ({layers}), {formats[0]} input, "
-            f"{formats[1]} hidden activations{left}"
+            f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average ({layers}), {self.input_format} input, "
+            f"{hidden} hidden activations{left}"
         )
 
     @cached_property

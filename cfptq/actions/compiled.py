@@ -89,6 +89,7 @@ class Compiled:
         width: d.
         weights: w of eq. 4 for all columns, ``(d,)``.
         columns: the movable columns in block order, ``(A,)``.
+        runs: ``columns`` cut where the next one is not their neighbour: places among ``columns``, and the columns there.
         moved_weights: w of ``columns``, ``(A, 1)``.
         feature: feature of each of ``columns``, ``(A,)``.
         declared: the features' numbers in the order in which they were declared, ``(F,)``.
@@ -98,6 +99,7 @@ class Compiled:
     width: int
     weights: Tensor
     columns: Tensor
+    runs: tuple[tuple[slice, slice], ...]
     moved_weights: Array
     feature: Array
     declared: Array
@@ -128,6 +130,7 @@ def compile_features(features: Sequence[AnyFeature], width: int, weights: Tensor
         width=width,
         weights=weights,
         columns=columns,
+        runs=_runs(columns.tolist()),
         moved_weights=_column(weights[columns].tolist()),
         feature=np.array([place for place, f in enumerate(ordered) for _ in f.placed], dtype=np.intp),
         declared=np.array([position[f.name] for f in movable], dtype=np.intp),
@@ -137,6 +140,12 @@ def compile_features(features: Sequence[AnyFeature], width: int, weights: Tensor
         coded=_coded(coded) if coded else None,
         groups=_groups(hot) if hot else None,
     )
+
+
+def _runs(columns: Sequence[int]) -> tuple[tuple[slice, slice], ...]:
+    starts = [place for place, column in enumerate(columns) if place == 0 or column != columns[place - 1] + 1]
+    ends = [*starts[1:], len(columns)]
+    return tuple((slice(start, end), slice(columns[start], columns[start] + end - start)) for start, end in zip(starts, ends, strict=False))
 
 
 def encoded_bounds(feature: Continuous) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def projected(compiled: Compiled, x: Tensor, delta: Tensor, max_changes: int | N
     _move_within(compiled, here, move)
     if max_changes is not None and max_changes < compiled.features:
         _revert_smallest(compiled, move, max_changes, norm)
-    return _put_back(compiled, torch.zeros(1, 1).expand_as(delta), move)
+    return _put_back(compiled, np.zeros(delta.shape, dtype=move.dtype), move)
 
 
 def arrived(compiled: Compiled, x: Tensor, delta: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def arrived(compiled: Compiled, x: Tensor, delta: Tensor) -> Tensor:
         return x.clone(memory_format=torch.contiguous_format)
     here, move = _movable(compiled, x), _movable(compiled, delta)
     _move_within(compiled, here, move, arriving=True)
-    return _put_back(compiled, x, move)
+    return _put_back(compiled, x.detach().numpy().copy(), move)
 
 
 def active(compiled: Compiled, x: Tensor, delta: Tensor, result: Tensor) -> Tensor:
@@ -60,20 +60,23 @@ def active(compiled: Compiled, x: Tensor, delta: Tensor, result: Tensor) -> Tens
     passing = (kept | ~changed).astype(np.float32).take(compiled.feature, axis=0)
     count = compiled.blocks[0]
     passing[:count] *= before[:count] == wish[:count]
-    return _put_back(compiled, torch.zeros(1, 1).expand_as(delta), passing)
+    return _put_back(compiled, np.zeros(delta.shape, dtype=passing.dtype), passing)
 
 
 def _movable(compiled: Compiled, rows: Tensor) -> Array:
-    """The movable columns of ``rows`` as ``(A, N)``; a copy."""
-    values: Array = rows.detach().t().index_select(0, compiled.columns).numpy()
+    """The movable columns of ``rows`` as ``(A, N)``; a copy. Slices are turned many times faster than scattered columns."""
+    given = rows.detach().numpy()
+    values = np.empty((len(compiled.columns), len(given)), dtype=given.dtype)
+    for places, columns in compiled.runs:
+        values[places] = given[:, columns].T
     return values
 
 
-def _put_back(compiled: Compiled, rows: Tensor, values: Array) -> Tensor:
-    """``rows`` ``(N, d)`` with the movable columns overwritten. Whole rows of a transpose are copied faster than scattered columns."""
-    turned = np.array(rows.detach().numpy().T, order="C")  # always a copy: the rows stay as they are
-    turned[compiled.columns.numpy()] = values
-    return torch.from_numpy(np.ascontiguousarray(turned.T))
+def _put_back(compiled: Compiled, rows: Array, values: Array) -> Tensor:
+    """``rows`` ``(N, d)`` with the movable columns overwritten."""
+    for places, columns in compiled.runs:
+        rows[:, columns] = values[places].T
+    return torch.from_numpy(rows)
 
 
 def _move_within(compiled: Compiled, here: Array, move: Array, *, arriving: bool = False) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def straight_through(wish: Tensor, exact: Tensor, passing: Tensor | None = None) -> Tensor:
     """``exact``, with the gradient of ``wish``; all three ``(N, d)``. Where ``passing`` is 0 no gradient passes."""
-    result: Tensor = _StraightThrough.apply(wish, exact, torch.ones_like(exact) if passing is None else passing)  # type: ignore[no-untyped-call]
+    result: Tensor = _StraightThrough.apply(wish, exact, passing)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -18,11 +18,11 @@ class _StraightThrough(torch.autograd.Function):
     """See :func:`straight_through`. The backward pass is made of differentiable operations, so unrolled steps can be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, wish: Tensor, exact: Tensor, passing: Tensor) -> Tensor:
+    def forward(ctx: Any, wish: Tensor, exact: Tensor, passing: Tensor | None) -> Tensor:
         ctx.save_for_backward(passing)
-        return exact.clone()
+        return exact.view_as(exact)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (passing,) = ctx.saved_tensors
-        return gradients[0] * passing, None, None
+        return gradients[0] if passing is None else gradients[0] * passing, None, None

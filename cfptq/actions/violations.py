@@ -90,17 +90,21 @@ def columns_as_places(feature: Ordinal | Categorical, rows: Tensor) -> npt.NDArr
         least, place = apart.min(1)
         near = least <= _TOLERANCE * (1 + codes.abs()[place])
         return torch.where(near, place, -1).numpy()
-    assert feature.off is not None and feature.on is not None
-    seen = [place for place, column in enumerate(feature.columns) if column is not None]
-    set_, valid = _slots(feature, rows, seen)
-    place = torch.tensor(seen)[set_.to(torch.int8).argmax(1)]
+    return _places_of_slots(feature, *_slots(feature, rows))
+
+
+def _places_of_slots(feature: Ordinal | Categorical, set_: Tensor, valid: Tensor) -> npt.NDArray[np.int64]:
+    """The number of each row's level from its slots, as :func:`_slots` gives them."""
+    assert feature.columns is not None
+    seen = torch.tensor([place for place, column in enumerate(feature.columns) if column is not None])
     empty = feature.columns.index(None) if None in feature.columns else -1
-    return torch.where(valid & set_.any(1), place, torch.where(valid, empty, -1)).numpy()
+    return torch.where(valid & set_.any(1), seen[set_.to(torch.int8).argmax(1)], torch.where(valid, empty, -1)).numpy()
 
 
-def _slots(feature: Ordinal | Categorical, rows: Tensor, seen: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _slots(feature: Ordinal | Categorical, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Which slots are set ``(N, L)``, and in which rows each is at one of its two values and at most one is set ``(N,)``."""
-    assert feature.off is not None and feature.on is not None
+    assert feature.columns is not None and feature.off is not None and feature.on is not None
+    seen = [place for place, column in enumerate(feature.columns) if column is not None]
     group = rows[:, list(feature.placed)].to(torch.float64)
     off = torch.tensor([feature.off[place] for place in seen], dtype=torch.float64)
     on = torch.tensor([feature.on[place] for place in seen], dtype=torch.float64)
@@ -113,9 +117,9 @@ def _slots(feature: Ordinal | Categorical, rows: Tensor, seen: Sequence[int]) ->
 
 
 def _off_level(feature: Ordinal | Categorical, rows: Tensor) -> pd.DataFrame:
-    places = columns_as_places(feature, rows)
     group = rows[:, list(feature.placed)]
     if feature.columns is None:
+        places = columns_as_places(feature, rows)
         allowed = places >= 0
         spare = [value for value in (feature.unknown, feature.fill) if isinstance(value, float)]
         for value in spare:
@@ -124,8 +128,8 @@ def _off_level(feature: Ordinal | Categorical, rows: Tensor) -> pd.DataFrame:
         shown = [round(code, 6) for code in feature.codes]
         bad = _table(feature, f"column {feature.column} holds none of the codes {shown}", ~allowed, group[:, 0].numpy())
     else:
-        seen = [place for place, column in enumerate(feature.columns) if column is not None]
-        set_, valid = _slots(feature, rows, seen)
+        set_, valid = _slots(feature, rows)
+        places = _places_of_slots(feature, set_, valid)
         may_be_empty = None in feature.columns or feature.unknown == "zeros"
         wrong = ~valid if may_be_empty else ~(valid & set_.any(1))
         count = "at most one" if may_be_empty else "exactly one"

@@ -113,7 +113,7 @@ def qconfig_mapping(network: Network, plan: QuantizationPlan) -> QConfigMapping:
     Raises:
         ModelError: the plan has 16-bit activations, which FX does not.
     """
-    wide = [form.tensor for form in plan.activations if form.bits == 16]
+    wide = [form.tensor for form in plan.activations if form.bits == 16 and form.is_affine]
     if wide:
         raise ModelError(
             f"PyTorch FX has no 16-bit activations, and the plan has them for {', '.join(wide)}; calibrate with activation_bits=8 and "
@@ -136,7 +136,7 @@ def _qconfig(activation: _Maker, layer: LayerPlan) -> QConfig:
 
 
 def _activation(edge: Edge | None) -> _Maker:
-    if edge is None or edge.form.is_float:
+    if edge is None or not edge.form.is_affine:
         return _Maker(FloatActivation)
     return _Maker(PlannedActivation, edge.form)
 
@@ -190,7 +190,7 @@ def check_coverage(converted: fx.GraphModule, plan: QuantizationPlan) -> None:
         weight = weights[layer.name]
         if not torch.equal(weight.int_repr(), layer.integers) or not torch.equal(weight.q_per_channel_scales().float(), layer.scale):
             raise ModelError(f"convert_fx gave layer {layer.name!r} other integers or scales than the plan's; {mend}")
-    planned = {(form.scale, form.zero_point): form.tensor for form in plan.activations if not form.is_float}
+    planned = {(form.scale, form.zero_point): form.tensor for form in plan.activations if form.is_affine}
     missing = planned.keys() - _formats(converted)
     if missing:
         raise ModelError(f"convert_fx does not round the tensor {planned[missing.pop()]!r} as planned; {mend}")

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cfptq.errors import ModelError
 from cfptq.network import Network, OnnxLayer, find_layer_nodes
 from cfptq.network import to_onnx_model as network_to_onnx
-from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, prepared
+from cfptq.quantize import FINE_ZERO, ActivationFormat, LayerPlan, QuantizationPlan, check_matches, prepared
 
 #: Opset of the file: 21 brought INT4 and 16-bit activations, 25 INT2. Files for older runtimes go down to 18.
 OPSET = 21
@@ -61,7 +61,8 @@ def to_onnx_model(
         "cfptq.method": plan.method,
         "cfptq.bits": json.dumps(plan.bits, sort_keys=True),
         "cfptq.average_bits": f"{plan.average_bits:.4f}",
-        "cfptq.activations": json.dumps({form.tensor: "float" if form.is_float else f"uint{form.bits}" for form in plan.activations}),
+        "cfptq.activations": json.dumps({form.tensor: str(form) for form in plan.activations}),
+        "cfptq.input_choice": plan.input_choice,
         "cfptq.seed": str(plan.seed),
         "cfptq.plan": plan.digest,
         **(metadata or {}),
@@ -105,7 +106,7 @@ def _opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
     """The oldest opset with all that the plan needs, at most ``newest``."""
     if newest < OLDEST_OPSET:
         raise ModelError(f"opset {newest} is too old: files go down to opset {OLDEST_OPSET} (ONNX Runtime 1.14); upgrade the runtime")
-    wide = [form.tensor for form in plan.activations if form.bits == 16]
+    wide = [form.tensor for form in plan.activations if form.bits == 16 and form.is_affine]
     if wide and newest < OPSET:
         raise ModelError(
             f"opset {newest} has no 16-bit activations, and the plan has them for {', '.join(wide)}; calibrate with activation_bits=8 and "
@@ -127,21 +128,21 @@ class _Editor:
         self.plan = plan
         self.packed = packed
         self.added: dict[str, list[onnx.NodeProto]] = {}  # name of a float node -> nodes that must stand before it
-        self.dequantized: dict[tuple[str, str], str] = {}  # (tensor, format) -> its dequantized name
+        self.dequantized: dict[tuple[str, str], tuple[str, ...]] = {}  # (tensor, format) -> its dequantized names
         self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def plan_layer(self, found: OnnxLayer, layer: LayerPlan) -> None:
         node = next(node for node in self.model.graph.node if node.name == found.node_name)
         before = self.added.setdefault(node.name, [])
         form = self.plan.input_format(layer)
-        inputs = list(node.input)
-        inputs[inputs.index(found.input_tensor)] = self._activation(found.input_tensor, form, before)
-        inputs[inputs.index(found.weight_name)] = self._weight(layer, form, before)
-        if layer.bias is not None:
-            del inputs[2:]  # a corrected bias may be new to the layer
-            inputs.append(self._bias(layer, form, before))
-        del node.input[:]
-        node.input.extend(inputs)
+        weight = self._weight(layer, form, before)
+        biases = self._biases(layer, form, before)
+        steps = self._activation(found.input_tensor, form, before)
+        operands = [[step, weight, *biases[place : place + 1]] for place, step in enumerate(steps)]
+        if len(steps) == 1:
+            node.input[:] = operands[0]
+        else:
+            self._run_on_each(node, operands, before)
 
     def finish(self) -> None:
         graph = self.model.graph
@@ -154,24 +155,45 @@ class _Editor:
         graph.initializer.extend(kept)
         onnx.checker.check_model(self.model)
 
+    def _run_on_each(self, node: onnx.NodeProto, operands: Sequence[Sequence[str]], before: list[onnx.NodeProto]) -> None:
+        """Make ``node`` the sum of what it gives for the coarse step of its input and for the fine one, with the same weights."""
+        (output,) = node.output
+        parts = [f"{output}_coarse", f"{output}_fine"]
+        for part, inputs in zip(parts, operands, strict=True):
+            half = onnx.NodeProto()
+            half.CopyFrom(node)
+            half.name, half.input[:], half.output[:] = part, inputs, [part]
+            before.append(half)
+        node.CopyFrom(helper.make_node("Add", parts, [output], node.name))
+
     def _store(self, name: str, values: npt.NDArray[Any]) -> str:
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
-    def _activation(self, tensor: str, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
+    def _activation(self, tensor: str, form: ActivationFormat, before: list[onnx.NodeProto]) -> tuple[str, ...]:
+        """Names of what stands for ``tensor``: one, or the coarse and the fine step of two."""
         if form.is_float:
-            return tensor
+            return (tensor,)
         key = (tensor, form.tensor)
         if key not in self.dequantized:
-            kind = {8: np.uint8, 16: np.uint16}[form.bits]
-            scale = self._store(f"{tensor}_scale", np.asarray(form.scale, np.float32))
-            zero = self._store(f"{tensor}_zero_point", np.asarray(form.zero_point, kind))
-            before.append(helper.make_node("QuantizeLinear", [tensor, scale, zero], [f"{tensor}_quantized"], f"{tensor}_quantize"))
-            self.dequantized[key] = f"{tensor}_dequantized"
-            before.append(
-                helper.make_node("DequantizeLinear", [f"{tensor}_quantized", scale, zero], [self.dequantized[key]], f"{tensor}_dequantize")
-            )
+            kind = np.uint8 if form.feeds_integers else np.uint16
+            steps = [self._rounded(tensor, form.scale, form.zero_point, kind, before)]
+            if form.fine_scale is not None:
+                left = f"{tensor}_left"
+                before.append(helper.make_node("Sub", [tensor, steps[0]], [left], left))
+                steps.append(self._rounded(left, form.fine_scale, FINE_ZERO, kind, before))
+            self.dequantized[key] = tuple(steps)
         return self.dequantized[key]
+
+    def _rounded(self, tensor: str, scale: float, zero_point: int, kind: npt.DTypeLike, before: list[onnx.NodeProto]) -> str:
+        form = [
+            self._store(f"{tensor}_scale", np.asarray(scale, np.float32)),
+            self._store(f"{tensor}_zero_point", np.asarray(zero_point, kind)),
+        ]
+        names = f"{tensor}_quantized", f"{tensor}_dequantized"
+        before.append(helper.make_node("QuantizeLinear", [tensor, *form], [names[0]], f"{tensor}_quantize"))
+        before.append(helper.make_node("DequantizeLinear", [names[0], *form], [names[1]], f"{tensor}_dequantize"))
+        return names[1]
 
     def _weight(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
         kind = _container(layer.bits if self.packed else 8, self.model.opset_import[0].version)
@@ -199,13 +221,19 @@ class _Editor:
         zero_name = self._store(f"{layer.name}.weight_zero_point", np.zeros(layer.scale.numel(), np.int8))
         return self._dequantize([name, scale_name, zero_name], f"{layer.name}.weight_grid", before)
 
-    def _bias(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
-        if form.bits != 8 or layer.bias is None:
-            return self._store(f"{layer.name}.bias_grid", _array(layer.bias))
-        integers, step = layer.bias_integers(form) or (layer.bias, layer.bias)
-        name = self._store(f"{layer.name}.bias_integers", _array(integers))
-        scale_name = self._store(f"{layer.name}.bias_scale", _array(step))
-        return self._dequantize([name, scale_name], f"{layer.name}.bias_grid", before)
+    def _biases(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> list[str]:
+        """Names of the layer's bias: none, one, or one for each step of its input."""
+        if layer.bias is None:
+            return []
+        names = []
+        for place, (integers, step) in enumerate(layer.bias_integers(form)):
+            ending = "_fine" if place else ""
+            stored = [
+                self._store(f"{layer.name}.bias_integers{ending}", _array(integers)),
+                self._store(f"{layer.name}.bias_scale{ending}", _array(step)),
+            ]
+            names.append(self._dequantize(stored, f"{layer.name}.bias_grid{ending}", before))
+        return names or [self._store(f"{layer.name}.bias_grid", _array(layer.bias))]
 
     def _dequantize(self, inputs: Sequence[str], output: str, before: list[onnx.NodeProto]) -> str:
         before.append(helper.make_node("DequantizeLinear", inputs, [output], f"{output}_dequantize", axis=0))

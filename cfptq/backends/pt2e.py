@@ -78,7 +78,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
                 raise ModelError(f"the exported model has no operation of its own for layer {layer.name!r}; export result.prepared_model()")
             specs: dict[fx.Node, Any] = {node.args[1]: _weight(layer)}
             form = self.plan.input_format(layer)
-            if not form.is_float:
+            if form.is_affine:
                 specs[node.args[0]] = _activation(form)
             node.meta[ANNOTATION] = QuantizationAnnotation(input_qspec_map=specs, output_qspec=None, _annotated=True)
         return model

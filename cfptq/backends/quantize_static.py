@@ -64,7 +64,7 @@ def quantize_static_arguments(network: Network, plan: QuantizationPlan, path: st
     for name, found in find_layer_nodes(model, network).items():
         layer = next(layer for layer in plan.layers if layer.name == name)
         form = plan.input_format(layer)
-        if form.is_float:
+        if not form.is_affine:
             in_float.append(name)
             continue
         nodes.append(found.node_name)
@@ -78,7 +78,7 @@ def quantize_static_arguments(network: Network, plan: QuantizationPlan, path: st
     if in_float:
         warnings.warn(
             f"quantize_static leaves {', '.join(in_float)} in float32 (on the plan's grid): it has no weight-only layers, and their input "
-            "is float; calibrate with input_bits=8, or write the file with result.to_onnx()",
+            "is float or in two steps; calibrate with input_bits=8, or write the file with result.to_onnx()",
             stacklevel=3,
         )
     return {

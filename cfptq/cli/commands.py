@@ -207,6 +207,66 @@ def calibrate(
 
 @app.command()
 @reported
+def qat(
+    model: ModelOption,
+    data: Annotated[Path, typer.Option("--data", help="Training rows: raw features, CSV or Parquet.")],
+    action_set: ActionsOption,
+    out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
+    state: StateOption = None,
+    label: LabelOption = None,
+    method: Annotated[str, typer.Option("--method", help="cfq-qat, or another preset of cfptq.training.QAT_METHODS.")] = "cfq-qat",
+    budget: Annotated[float, typer.Option("--budget", help="Average bits per weight.")] = 4.0,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", help="Pin a layer, as NAME=BITS. May be repeated.", metavar="NAME=BITS")
+    ] = None,
+    target: TargetOption = None,
+    head: HeadOption = None,
+    threshold: ThresholdOption = None,
+    portable: Annotated[bool, typer.Option("--portable", help="Weights within ±63, for processors without VNNI.")] = False,
+    max_rows: Annotated[
+        int | None, typer.Option("--max-rows", help="Training rows kept, drawn evenly from the file; all by default.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="File kept up to date after every epoch; the same command goes on from it.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option("--log", help="CSV file, one line an epoch.")] = None,
+    seed: SeedOption = 0,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Folder to keep the plan in; cfptq.load reads it. Holds no training rows.")
+    ] = None,
+) -> None:
+    """Quantize a model by training, to a mixed int8/int4 ONNX file. Takes minutes where calibrate takes seconds."""
+    from cfptq import api
+
+    module = read_module(model, state)
+    actions = read_action_set(action_set)
+    rows = read_table(data)
+    if label is not None:
+        column_of(rows, label, data)
+    result = api.qat(
+        module,
+        as_loader(rows, actions, label),
+        actions,
+        target=target,
+        budget=budget,
+        method=method,
+        layers=as_pins(layer or []),
+        portable=portable,
+        head=head,
+        threshold=threshold,
+        max_rows=max_rows or len(rows),
+        checkpoint=checkpoint,
+        log=log,
+        seed=seed,
+    )
+    result.to_onnx(out)
+    if save is not None:
+        result.save(save, rows=False)
+    show_layers(result, out)
+
+
+@app.command()
+@reported
 def compare(
     model: ModelOption,
     data: Annotated[Path, typer.Option("--data", help="Calibration rows: raw features, CSV or Parquet.")],

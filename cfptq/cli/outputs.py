@@ -54,6 +54,8 @@ def show_layers(result: Result, path: Path) -> None:
     show(table)
     if result.sensitivity.note:
         say(f"Note: {result.sensitivity.note}.")
+    if result.training is not None:
+        say(f"Training: {result.training}.")
     for report in (result.worst_group, result.repair):
         if report is not None:
             say(f"{str(report)[0].upper()}{str(report)[1:]}.")

@@ -2,20 +2,23 @@
 
 from cfptq.quantize.compensate import compensated, prepare, rounded_quickly
 from cfptq.quantize.equalize import equalized
-from cfptq.quantize.formats import PORTABLE_LIMIT, WIDTHS, ActivationFormat, container_bits, fake_quantize, integer_limit
-from cfptq.quantize.partial_run import Recording
+from cfptq.quantize.formats import FINE_ZERO, PORTABLE_LIMIT, WIDTHS, ActivationFormat, container_bits, fake_quantize, integer_limit
+from cfptq.quantize.partial_run import LayerByLayer, Recording
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.quantizer import Activations, layer_problem, quantize
+from cfptq.quantize.quantizer import Activations, InputBits, layer_problem, quantize
 from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, nearest, nearest_on_full_range
 from cfptq.quantize.rows import affordable_rows, multiply_adds
 from cfptq.quantize.twin import check_matches, prepared, twin
 from cfptq.quantize.variants import Variability, sample_variants
 
 __all__ = [
+    "FINE_ZERO",
     "PORTABLE_LIMIT",
     "WIDTHS",
     "ActivationFormat",
     "Activations",
+    "InputBits",
+    "LayerByLayer",
     "LayerPlan",
     "LayerProblem",
     "QuantizationPlan",

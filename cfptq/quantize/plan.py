@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,20 +67,28 @@ class LayerPlan:
         """The weight on its grid, float32: integers times the channel's scale."""
         return self.integers.to(torch.float32) * self.scale.reshape(-1, *[1] * (self.integers.dim() - 1))
 
-    def bias_integers(self, form: ActivationFormat) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The bias as int32 and its float32 step, input scale times weight scale, as integer kernels add it."""
-        if self.bias is None:
-            return None
-        step = torch.tensor(form.scale, dtype=torch.float32) * self.scale
-        reach = torch.iinfo(torch.int32)
-        return torch.round(self.bias.double() / step.double()).clamp(reach.min, reach.max).to(torch.int32), step
+    def bias_integers(self, form: ActivationFormat) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """The bias as integer kernels add it: int32 and its float32 step, input scale times weight scale, for each step of the input.
+
+        Empty without a bias, and where no integer kernel runs on ``form``.
+        """
+        if self.bias is None or not form.feeds_integers:
+            return ()
+        left, reach, parts = self.bias.double(), torch.iinfo(torch.int32), []
+        for scale in (form.scale, form.fine_scale):
+            if scale is not None:
+                step = torch.tensor(scale, dtype=torch.float32) * self.scale
+                integers = torch.round(left / step.double()).clamp(reach.min, reach.max).to(torch.int32)
+                left = left - integers.double() * step.double()
+                parts.append((integers, step))
+        return tuple(parts)
 
     def deployed_bias(self, form: ActivationFormat) -> torch.Tensor | None:
-        """The bias that an integer kernel adds: on the int32 grid where the input is 8-bit, as it is otherwise."""
-        if self.bias is None or form.bits != 8:
+        """The bias that an integer kernel adds: on the int32 grid where it is one, as it is otherwise."""
+        parts = self.bias_integers(form)
+        if not parts:
             return self.bias
-        integers, step = self.bias_integers(form) or (self.bias, torch.ones(()))
-        return (integers.double() * step.double()).to(torch.float32)
+        return torch.stack([integers.double() * step.double() for integers, step in parts]).sum(dim=0).to(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class QuantizationPlan:
         method: name of the method that made it.
         seed: seed of the calibration draw.
         portable: 8-bit weights were kept within ±63.
+        input_choice: why the model's input has the format that it has.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -102,6 +111,7 @@ class QuantizationPlan:
     method: str
     seed: int
     portable: bool = False
+    input_choice: str = ""
 
     def __post_init__(self) -> None:
         formats = {form.tensor for form in self.activations}
@@ -156,11 +166,10 @@ class QuantizationPlan:
             "method": self.method,
             "seed": self.seed,
             "portable": self.portable,
+            "input_choice": self.input_choice,
             "network": self.network,
             "layers": [{"name": it.name, "kind": it.kind, "bits": it.bits, "input": it.input} for it in self.layers],
-            "activations": [
-                {"tensor": it.tensor, "bits": it.bits, "scale": it.scale, "zero_point": it.zero_point} for it in self.activations
-            ],
+            "activations": [asdict(it) for it in self.activations],
         }
         return json.dumps(head, indent=2, sort_keys=True) + "\n", save_tensors(tensors)
 
@@ -209,6 +218,7 @@ class QuantizationPlan:
                 method=str(head["method"]),
                 seed=int(head["seed"]),
                 portable=bool(head["portable"]),
+                input_choice=str(head["input_choice"]),
             )
         except OSError as error:
             raise FileError(f"cannot read the plan in {place}: {error.strerror}; give a folder that was saved whole") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as functional
@@ -20,11 +20,15 @@ from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.reconstruct import LayerProblem, Rounding, activation_format, nearest, thinned
 from cfptq.quantize.rows import affordable_rows
 
-#: Weights fed by the input up to which leaving it in float costs next to nothing at any batch size.
-NARROW_INPUT = 2**16
+#: Weights fed by the input up to which leaving it in float costs next to nothing at any batch size, and inputs of a linear layer from
+#: which two int8 products are faster than one in float (ONNX Runtime, one thread, batches of 1, 256 and 4,096).
+NARROW_INPUT, LONG_ROW = 2**16, 512
 
 #: Multiply-adds that one pass of the network over the calibration rows may take, and rows that are taken whatever they cost.
 ROUNDING_WORK, FEWEST_ROWS = 2**32, 512
+
+#: Bits of the model's input, or its two-step format, or the choice by its width.
+InputBits = int | Literal["two-step"] | None
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,22 @@ class Activations:
 
     Attributes:
         bits: hidden tensors, 8 or 16; 32 leaves them in float.
-        input_bits: the model's input, likewise; None leaves it in float where the layers that it feeds have at most
-            :data:`NARROW_INPUT` weights, and makes it 8 bits where they have more and integer kernels pay.
+        input_bits: the model's input, likewise, or "two-step": quantized to 8 bits twice, the second time what the first left, so that
+            linear layers see about 16 bits of it in int8 kernels. None chooses what costs least of those that see more than 8 bits:
+            float where the layers that it feeds have at most :data:`NARROW_INPUT` weights, or are linear with fewer than
+            :data:`LONG_ROW` inputs; else two-step, or 8 bits if one of them is a convolution.
         clip: clip where that reconstructs the layer's output better (eq. 22); False spans all that calibration saw.
     """
 
     bits: int = 8
-    input_bits: int | None = 8
+    input_bits: InputBits = 8
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in (8, 16, 32) or self.input_bits not in (None, 8, 16, 32):
-            raise ModelError(f"activations can have 8, 16 or 32 (float) bits, not {self.bits} and {self.input_bits}")
+        if self.bits not in (8, 16, 32) or self.input_bits not in (None, 8, 16, 32, "two-step"):
+            raise ModelError(
+                f"activations can have 8, 16 or 32 (float) bits, the input also 'two-step', not {self.bits!r} and {self.input_bits!r}"
+            )
 
 
 def quantize(
@@ -85,19 +93,21 @@ def quantize(
     source = equalized(network, rows) if equalize else network
     wanted = source.observe(rows, {layer.input for layer in network.layers})
     prefix = LayerByLayer(source, rows) if sequential else None
+    input_bits, why = _input_bits(network, settings.input_bits)
     formats: dict[str, ActivationFormat] = {}
     layers: list[LayerPlan] = []
     for layer in track(network.layers, "rounding layers", enabled=progress):
         tensor = layer.input
         seen = prefix.reach(layer) if prefix else wanted[tensor]
         if tensor not in formats:
-            formats[tensor] = _format(source, tensor, seen, settings)
+            values, wide = (calibration.rows, input_bits) if tensor == network.input_name else (seen, settings.bits)
+            formats[tensor] = _format(source, tensor, values, wide, settings.clip)
         form, width = formats[tensor], bits[layer.name]
         rounded = rounding(layer_problem(source, layer, width, wanted[tensor], seen, form, weights, portable=portable))
         layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
         if prefix:
             prefix.put_out(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
-    return QuantizationPlan(tuple(layers), tuple(formats.values()), network.digest(), method, seed, portable)
+    return QuantizationPlan(tuple(layers), tuple(formats.values()), network.digest(), method, seed, portable, why)
 
 
 def layer_problem(
@@ -126,15 +136,35 @@ def layer_problem(
     )
 
 
-def _format(network: Network, tensor: str, values: torch.Tensor, settings: Activations) -> ActivationFormat:
+def _input_bits(network: Network, asked: InputBits) -> tuple[int | Literal["two-step"], str]:
+    """The format of the model's input, and why.
+
+    Raises:
+        ModelError: two steps were asked for, and a convolution takes the input.
+    """
+    fed = [layer for layer in network.layers if layer.input == network.input_name]
+    weights, convolutions = sum(layer.parameters for layer in fed), [layer.name for layer in fed if layer.kind != "linear"]
+    if asked == "two-step" and convolutions:
+        raise ModelError(f"the two-step input is for linear layers, and {convolutions[0]!r} is a convolution; ask for 8, 16 or 32 bits")
+    if asked is not None or not fed:
+        return asked or 32, "asked for" if fed else ""
+    if weights <= NARROW_INPUT:
+        return 32, f"float costs next to nothing where the layers fed have {weights} weights"
+    if convolutions:
+        return 8, f"integer kernels pay for {weights} weights, and {convolutions[0]!r} is a convolution, which takes one step"
+    inputs = max(layer.weight_shape[1] for layer in fed)
+    if inputs < LONG_ROW:
+        return 32, f"float is faster than two 8-bit steps for layers of {inputs} inputs"
+    return "two-step", f"two 8-bit steps are faster than float for layers of {inputs} inputs and {weights} weights"
+
+
+def _format(network: Network, tensor: str, values: torch.Tensor, bits: int | Literal["two-step"], clip: bool) -> ActivationFormat:
     """The format of one tensor, fitted on the outputs of all layers that it feeds."""
-    fed = [layer for layer in network.layers if layer.input == tensor]
-    bits = settings.bits
-    if tensor == network.input_name:
-        narrow = sum(layer.parameters for layer in fed) <= NARROW_INPUT
-        bits = settings.input_bits or (32 if narrow else 8)
-    if not settings.clip and bits != 32:
+    if bits == "two-step":
+        return ActivationFormat.in_two_steps(tensor, float(values.min()), float(values.max()))
+    if not clip and bits != 32:
         return ActivationFormat.spanning(tensor, float(values.min()), float(values.max()), bits)
+    fed = [layer for layer in network.layers if layer.input == tensor]
     weights = [network.weight(layer.name) for layer in fed]
     a_row = sum(weight.numel() * max(1, values[0].numel() // weight[0].numel()) for weight in weights)
     nodes = [_node(network, layer) for layer in fed]

@@ -90,4 +90,6 @@ def _varied_format(form: ActivationFormat, rules: Variability, generator: torch.
     if form.is_float:
         return form
     low, high = -form.zero_point * form.scale, (form.highest - form.zero_point) * form.scale
+    if form.fine_scale is not None:
+        return ActivationFormat.in_two_steps(form.tensor, factor * low, factor * high)
     return ActivationFormat.spanning(form.tensor, factor * low, factor * high, form.bits)

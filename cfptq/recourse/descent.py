@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -12,6 +13,8 @@ from cfptq.recourse.terrain import Terrain
 
 #: A step aims this share of the first shortfall beyond the boundary; refinement takes the surplus back.
 _SURPLUS = 0.1
+#: A walk is given up where it has cost so many times what another walk of its row paid for the whole way.
+_DEARER = 1.5
 
 
 @dataclass(frozen=True)
@@ -36,66 +39,78 @@ def descend(
     terrain: Terrain,
     index: Tensor,
     start: Tensor,
-    rule: Descent,
+    rules: Sequence[Descent],
     steps: int,
     ceiling: Tensor,
     banned: Tensor | None = None,
     seen: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Walk from ``start`` until the artefact gives the target.
+    """Walk from ``start`` until the artefact gives the target, by each of the rules.
 
     Args:
-        index: row of each walk, (M,). start: first action, (M, d). ceiling: a walk whose cost passes this is given up, (M,).
+        index: rows (M,). start: first action of each, (M, d).
+        rules: of one sharpness and pricing; their walks are taken in one batch.
+        ceiling: a walk whose cost passes that of its row is given up, (N,). Lowered as walks arrive: what is far dearer than another walk
+            will not be refined to something cheaper.
         banned: columns that may not be moved, (M, d) bool.
         seen: margins and gradients at the start where they are known and ``start`` is feasible.
 
     Returns:
-        The positions in 0..M-1 that arrived, and their actions.
+        Rows and actions of the walks that arrived.
     """
-    live = torch.arange(len(index))
-    total = start
-    delta = start if seen else terrain.project(index, start)
+    count, several = len(index), len(rules)
+    pace = torch.tensor([rule.pace for rule in rules]).repeat_interleave(count)
+    first = torch.tensor([rule.first for rule in rules]).repeat_interleave(count)
+    index, total = index.repeat(several), start.repeat(several, 1)
+    banned = None if banned is None else banned.repeat(several, 1)
+    delta = total if seen else terrain.project(index, total)
     shortfall = torch.zeros(len(index))
     doubt = torch.zeros(len(index))  # by how much the surrogate has been too hopeful
-    arrived: list[Tensor] = []
-    actions: list[Tensor] = []
+    stuck = torch.zeros(len(index), dtype=torch.bool)
+    arrived: list[tuple[Tensor, Tensor]] = []
+    ended: list[tuple[Tensor, Tensor]] = []  # where the surrogate does not see the target
     for step in range(steps):
-        if len(live) == 0:
+        if len(index) == 0:
             break
-        margin, gradient = seen if seen and step == 0 else terrain.slope(index, delta)
+        if seen and step == 0:
+            margin, gradient = seen[0].repeat(several), seen[1].repeat(several, 1)
+        else:
+            margin, gradient = terrain.slope(index, delta)
         there = margin >= terrain.level
         keep = torch.ones_like(there)
+        cost = terrain.cost(index, delta)
         if bool(there.any()):
             hopeful = there.nonzero()[:, 0]
             sure = terrain.margin(index[hopeful], delta[hopeful])
-            good = sure >= terrain.level
-            arrived.append(live[hopeful[good]])
-            actions.append(delta[hopeful[good]])
-            keep[hopeful[good]] = False
+            good = hopeful[sure >= terrain.level]
+            arrived.append((index[good], delta[good]))
+            ceiling.scatter_reduce_(0, index[good], _DEARER * cost[good], "amin")
+            keep[good] = False
             doubt[hopeful] = (margin[hopeful] - sure).clamp_min(0) + _SURPLUS * shortfall[hopeful]
-        keep &= terrain.cost(index, delta) < ceiling
+        keep &= cost < ceiling[index]
+        ended.append((index[keep & stuck], delta[keep & stuck]))
+        keep &= ~stuck
         if not bool(keep.all()):
-            live, index, total, delta, margin, gradient = live[keep], index[keep], total[keep], delta[keep], margin[keep], gradient[keep]
-            shortfall, doubt, ceiling = shortfall[keep], doubt[keep], ceiling[keep]
+            index, total, delta, margin, gradient = index[keep], total[keep], delta[keep], margin[keep], gradient[keep]
+            shortfall, doubt, pace, first = shortfall[keep], doubt[keep], pace[keep], first[keep]
             banned = banned[keep] if banned is not None else None
-            if len(live) == 0:
+            if len(index) == 0:
                 break
         need = terrain.level - margin + doubt
         if step == 0:
             shortfall = need
-        aim = torch.minimum(need + _SURPLUS * shortfall, (rule.pace + _SURPLUS) * shortfall).clamp_min(1e-6)
-        if rule.sharpness == inf:
-            total = _one_feature(terrain, index, total, delta, gradient, aim, banned, rule.first if step == 0 else 0)
+        aim = torch.minimum(need + _SURPLUS * shortfall, (pace + _SURPLUS) * shortfall).clamp_min(1e-6)
+        before = total
+        if rules[0].sharpness == inf:
+            total = _one_feature(terrain, index, total, delta, gradient, aim, banned, first if step == 0 else None)
         else:
-            total = _many_columns(terrain, index, total, gradient, aim, rule, banned)
+            total = _many_columns(terrain, index, total, gradient, aim, rules[0], banned)
+        stuck = (total == before).all(1)
         delta = terrain.project(index, total)
-    if len(live):
-        sure = terrain.margin(index, delta) >= terrain.level
-        arrived.append(live[sure])
-        actions.append(delta[sure])
-    if not arrived:
-        return live[:0], start[:0]
-    return torch.cat(arrived), torch.cat(actions)
+    rows, actions = (torch.cat(parts) for parts in zip(*ended, (index, delta), strict=True))
+    sure = terrain.margin(rows, actions) >= terrain.level
+    arrived.append((rows[sure], actions[sure]))
+    return torch.cat([rows for rows, _ in arrived]), torch.cat([actions for _, actions in arrived])
 
 
 def _many_columns(
@@ -121,9 +136,19 @@ def _many_columns(
 
 
 def _one_feature(
-    terrain: Terrain, index: Tensor, total: Tensor, delta: Tensor, gradient: Tensor, aim: Tensor, banned: Tensor | None, passed_over: int
+    terrain: Terrain,
+    index: Tensor,
+    total: Tensor,
+    delta: Tensor,
+    gradient: Tensor,
+    aim: Tensor,
+    banned: Tensor | None,
+    passed_over: Tensor | None,
 ) -> Tensor:
-    """Move the one feature that promises the target at the least cost: a single column as far as needed, or a whole level."""
+    """Move the one feature that promises the target at the least cost: a single column as far as needed, or a whole level.
+
+    ``passed_over`` (M,): how many better-looking features each walk leaves aside.
+    """
     need = aim[:, None]
     changed = terrain.changed(delta)
     whole, reach = _costs_by_column(terrain, index, total, delta, gradient, need, changed)
@@ -134,12 +159,12 @@ def _one_feature(
         if len(full):
             fresh = ~(changed[full].to(delta.dtype) @ terrain.member > 0)
             whole[full] = torch.where(fresh, inf, whole[full])
-    if passed_over:
+    if passed_over is not None and bool(passed_over.any()):
         # Features, not columns: two levels of one group are one feature.
         feature = torch.full((len(index), len(terrain.member)), inf)
         feature = feature.scatter_reduce(1, terrain.owner.clamp_min(0).expand_as(whole), whole, "amin")
-        rank = min(passed_over, len(terrain.member) - 1)
-        least = feature.sort(dim=1).values[:, rank : rank + 1]
+        rank = passed_over.clamp(max=len(terrain.member) - 1)[:, None]
+        least = feature.sort(dim=1).values.gather(1, rank)
         whole = torch.where(whole < least, inf, whole)
     best = whole.argmin(1, keepdim=True)
     stuck = whole.gather(1, best).isinf()

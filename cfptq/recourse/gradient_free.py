@@ -12,16 +12,16 @@ from cfptq.actions.space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.predictor import Predictor
 from cfptq.recourse.beam import combine
-from cfptq.recourse.exploration import anywhere, climb, one_move_each
-from cfptq.recourse.moves import evaluate, tabulate
+from cfptq.recourse.exploration import anywhere, climb, from_pairs
+from cfptq.recourse.moves import Moves, evaluate, tabulate
 from cfptq.recourse.refinement import refine, rescan
 from cfptq.recourse.terrain import Terrain, survey
 
 #: Rows worked on together: bounds memory.
 COMBINED_ROWS = 256
-#: For those whom the beam leaves without recourse: from how many places they climb, how many actions they keep, the most moves,
-#: and how many rows climb together.
-_PLACES, _KEEP, _CLIMB, _ROWS_RESCUED = 3, 8, 16, 32
+#: For those whom the beam leaves without recourse: how many pairs they climb from, how many actions they keep, the most moves, and
+#: how many rows climb together.
+_PAIRS, _KEEP, _CLIMB, _ROWS_RESCUED = 16, 8, 16, 32
 #: What a trade leaves of a number's change.
 _LEFT = (0.9, 0.6, 0.3)
 #: Numbers in the largest tensor of tried trades.
@@ -79,11 +79,12 @@ def combination_search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tens
     """Improve the actions ``best`` (N, d) of cost ``cost`` (N,), infinite where there is none, for the rows ``index``. Writes there."""
     lost = index[cost[index].isinf()]
     if len(lost):
-        _combine_all(terrain, lost, best, cost, settings)
-        _rescue(terrain, lost[cost[lost].isinf()], best, cost)
-    # With a cost to beat, the lengths tried are finer.
-    _combine_all(terrain, index[cost[index].isfinite()], best, cost, settings)
+        moves = _combine_all(terrain, lost, best, cost, settings)
+        if terrain.space.max_changes != 1:  # else there is nothing left to combine
+            _rescue(terrain, moves, best, cost)
     live = index[cost[index].isfinite()]
+    if len(live):  # with a cost to beat, the lengths tried are finer
+        _combine_all(terrain, live, best, cost, settings)
     for _ in range(settings.rounds):
         if len(live) == 0:
             break
@@ -94,13 +95,12 @@ def combination_search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tens
         live = live[cost[live] < before * (1 - 1e-6)]
 
 
-def _combine_all(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
-    """Combine moves from the factual row on. Writes into ``best``, ``cost``."""
-    if len(index) == 0:
-        return
+def _combine_all(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> Moves:
+    """Combine moves, which are handed back, from the factual row on. Writes into ``best``, ``cost``."""
     moves = tabulate(terrain, index, cost[index])
     start = torch.zeros_like(best[index])[:, None]
     _adopt(terrain, best, cost, *combine(terrain, moves, start, cost[index], settings.width, settings.depth, settings.kept))
+    return moves
 
 
 def swap(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
@@ -143,19 +143,14 @@ def trade(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings:
             _adopt(terrain, best, cost, index[owner[good]], tried[good])
 
 
-def _rescue(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor) -> None:
-    """For rows without recourse: raise the margin feature by feature from several places, whatever it costs."""
-    for place in range(_PLACES):
-        if len(index) == 0:
-            return
-        for part in torch.split(index, _ROWS_RESCUED):
-            if place == 0:
-                start = best[part][:, None]
-            else:
-                start = one_move_each(terrain, part) if place == 1 else anywhere(terrain, part, place)[:, None]
-            arrived, delta = climb(terrain, part, start, _KEEP, _CLIMB)
-            _adopt(terrain, best, cost, part[arrived], delta)
-        index = index[cost[index].isinf()]
+def _rescue(terrain: Terrain, moves: Moves, best: Tensor, cost: Tensor) -> None:
+    """For rows of ``moves`` without recourse: raise the margin move by move, from the best pairs of moves, then from anywhere."""
+    for pairs in (True, False):
+        lost = cost[moves.index].isinf().nonzero()[:, 0]
+        for row in torch.split(lost, _ROWS_RESCUED) if len(lost) else ():
+            start = from_pairs(terrain, moves, row, _PAIRS) if pairs else anywhere(terrain, moves.index[row], seed=0)
+            arrived, delta = climb(terrain, moves, row, start, _KEEP, _CLIMB)
+            _adopt(terrain, best, cost, moves.index[arrived], delta)
 
 
 def _adopt(terrain: Terrain, best: Tensor, cost: Tensor, index: Tensor, delta: Tensor) -> None:

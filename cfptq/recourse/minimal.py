@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from math import inf, isfinite, log
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from cfptq.actions.space import ActionSpace
 from cfptq.errors import DataError
@@ -16,7 +16,7 @@ from cfptq.network.predictor import Predictor
 from cfptq.recourse.descent import Descent, descend
 from cfptq.recourse.gradient_free import COMBINED_ROWS, GradientFree, combination_search, search_without_gradient
 from cfptq.recourse.moves import single_steps
-from cfptq.recourse.refinement import refine, rescan
+from cfptq.recourse.refinement import only, refine, rescan
 from cfptq.recourse.terrain import Terrain, survey
 
 #: Tried for everyone.
@@ -30,10 +30,13 @@ PORTFOLIO = (
 )
 #: Tried as well where cost is no sum over features: spreading the effort is then cheaper than the best single feature.
 SPREADING = (Descent(sharpness=1.0), Descent(sharpness=1.0, pace=0.25))
-#: Tried for those whom the portfolio leaves without recourse.
-LAST_RESORT = (Descent(sharpness=1.0, pace=0.1),)
-#: A thorough search ends with combinations of moves tried in the model, which no gradient has led to.
+#: Tried in the model for those whom no walk brings to the target, and at the end of a thorough search for everyone.
 COMBINATIONS = GradientFree(trades=False)
+#: What a fast search tries in the model where an action moves whole numbers or ordinals: over a step of a grid no slope can see.
+PAIRS = GradientFree(width=4, depth=2, rounds=0, trades=False)
+
+#: Numbers in a tensor of all walks of some rows: bounds memory.
+_AT_A_TIME = 2**22
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class MinimalCost:
 
     Attributes:
         confidence: probability of the target that the point must have against the strongest other class; 0.5 is the decision.
-        effort: ``"thorough"`` also tries single moves out in the model instead of trusting gradients, and repairs more often; it
-            costs several times as much and is seldom more than a few per cent from the optimum.
+        effort: ``"thorough"`` tries combinations of moves out in the model for everyone, instead of trusting gradients, and repairs more
+            often; it costs several times as much and is seldom more than a few per cent from the optimum.
         portfolio: the walks tried for every row.
         steps: most gradient evaluations of one walk.
         slack: logits by which a point must lie beyond the boundary, so that the last bits of another batch size cannot undo it.
@@ -87,12 +90,8 @@ def minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target:
     cost = torch.full((len(rows),), inf)
     thorough = settings.effort == "thorough"
     portfolio = settings.portfolio if terrain.additive else settings.portfolio + SPREADING
-    _search(terrain, torch.arange(len(rows)), best, cost, portfolio, settings.steps)
-    lost = cost.isinf().nonzero()[:, 0]
-    if len(lost):
-        _search(terrain, lost, best, cost, LAST_RESORT, 2 * settings.steps)
-    lost = cost.isinf().nonzero()[:, 0]
-    for index in torch.split(lost, COMBINED_ROWS):
+    _search(terrain, best, cost, portfolio, settings.steps)
+    for index in torch.split(cost.isinf().nonzero()[:, 0], COMBINED_ROWS):
         combination_search(terrain, index, best, cost, COMBINATIONS)
     found = cost.isfinite().nonzero()[:, 0]
     delta, price = best[found], cost[found]
@@ -103,25 +102,24 @@ def minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target:
         open_rows = _repair(terrain, best, cost, open_rows, settings.steps)
         if not bool(open_rows.any()):
             break
-    if thorough:
-        for index in torch.split(found, COMBINED_ROWS):
-            combination_search(terrain, index, best, cost, COMBINATIONS)
+    rounded = ((best[found] != 0) & (terrain.step > 0)).any(1)
+    for index in torch.split(found if thorough else found[rounded], COMBINED_ROWS):
+        combination_search(terrain, index, best, cost, COMBINATIONS if thorough else PAIRS)
     # Refinement takes feasible actions apart without asking; a space whose features hang together has the last word here.
     return space.project(rows, best)
 
 
-def _search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, rules: tuple[Descent, ...], steps: int) -> None:
+def _search(terrain: Terrain, best: Tensor, cost: Tensor, rules: tuple[Descent, ...], steps: int) -> None:
     """Walk by every rule, then refine all that arrived."""
-    start = torch.zeros_like(best[index])
-    ceiling = torch.full((len(index),), inf)
-    walks = [single_steps(terrain, index)]
-    seen = terrain.slope(index, start)  # every walk starts here
-    for rule in rules:
-        arrived, delta = descend(terrain, index, start, rule, steps, ceiling, seen=seen)
-        walks.append((index[arrived], delta))
-        # What is far dearer than another walk will not be refined to something cheaper.
-        ceiling[arrived] = torch.minimum(ceiling[arrived], 1.5 * terrain.cost(index[arrived], delta))
-    _keep_cheaper(best, cost, *refine(terrain, torch.cat([row for row, _ in walks]), torch.cat([delta for _, delta in walks])))
+    ceiling = torch.full_like(cost, inf)
+    some = max(1, _AT_A_TIME // (len(rules) * best.shape[1]))
+    for index in torch.split(torch.arange(len(best)), some):
+        start = torch.zeros_like(best[index])
+        walks = [single_steps(terrain, index)]
+        seen = terrain.slope(index, start)  # every walk starts here
+        for _, alike in groupby(rules, key=lambda rule: (rule.sharpness, rule.priced)):
+            walks.append(descend(terrain, index, start, tuple(alike), steps, ceiling, seen=seen))
+        _keep_cheaper(best, cost, *refine(terrain, torch.cat([row for row, _ in walks]), torch.cat([delta for _, delta in walks])))
 
 
 def _repair(terrain: Terrain, best: Tensor, cost: Tensor, open_rows: Tensor, steps: int) -> Tensor:
@@ -139,13 +137,13 @@ def _repair(terrain: Terrain, best: Tensor, cost: Tensor, open_rows: Tensor, ste
     banned = torch.cat((banned, torch.zeros_like(banned[several])))
     # A grid leaves a surplus: one step less, and another feature fills the rest.
     rounded, column = ((best != 0) & (terrain.step > 0) & (best.abs() > 1.5 * terrain.step) & open_rows[:, None]).nonzero(as_tuple=True)
-    this = one_hot(column, best.shape[1]).to(torch.bool)
+    this = only(column, best.shape[1])
     owner, banned = torch.cat((owner, rounded)), torch.cat((banned, this))
     start = torch.cat((start, best[rounded] - torch.where(this, best[rounded].sign() * terrain.step, 0.0)))
     rule = Descent(sharpness=inf) if terrain.additive else Descent(sharpness=1.0, pace=0.5)
-    arrived, delta = descend(terrain, owner, start, rule, steps, 1.1 * cost[owner], banned)
+    arrived, delta = descend(terrain, owner, start, (rule,), steps, 1.1 * cost, banned)
     before = cost.clone()
-    _keep_cheaper(best, cost, *refine(terrain, owner[arrived], delta))
+    _keep_cheaper(best, cost, *refine(terrain, arrived, delta))
     return cost < before
 
 

@@ -16,8 +16,8 @@ SHARES = (0.02, 0.05, 0.1, 0.17, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.87, 1.0)
 _PARTIAL = (0.35, 1.0)
 #: A push that leaves every bound behind, and beyond which a column counts as without bound.
 _FAR, _UNBOUNDED = 1e6, 1e5
-#: Without a bound and without a known cost the lengths tried are this factor apart.
-_APART = 4.0
+#: Without a bound and without a known cost the lengths tried are a factor apart.
+_SCALES = tuple(4.0 ** (place + 1 - len(SHARES)) for place in range(len(SHARES)))
 #: Numbers in the largest tensor made while moves are tried out.
 _AT_A_TIME = 2**21
 
@@ -106,8 +106,6 @@ def single_steps(terrain: Terrain, index: Tensor) -> tuple[Tensor, Tensor]:
 
 def evaluate(terrain: Terrain, index: Tensor, delta: Tensor) -> Tensor:
     """Target margins (M,) of any number of actions, memory bounded."""
-    if len(delta) == 0:
-        return delta.new_zeros(0)
     some = max(1, _AT_A_TIME // max(1, delta.shape[1]))
     if len(delta) <= some:
         return terrain.margin(index, delta)
@@ -150,11 +148,10 @@ def _listed(terrain: Terrain, index: Tensor, budget: Tensor) -> tuple[Tensor, ..
                 continue
             affordable = torch.nan_to_num(budget / terrain.price[where], posinf=2 * _FAR)
             # No more than is paid for already; where nothing is, unbounded columns are tried on all scales.
-            reach = torch.minimum(bound.abs(), affordable)
-            scales = reach > _UNBOUNDED
-            for place, share in enumerate(SHARES):
-                length = torch.where(scales, reach * _APART ** (place + 1.0 - len(SHARES)), reach * share)
-                add(where, bound.sign() * length, 0.0, False, share in _PARTIAL or stepped, len(column) - 1 if place else -1)
+            reach = torch.minimum(bound.abs(), affordable)[:, None]
+            lengths = torch.where(reach > _UNBOUNDED, reach * torch.tensor(_SCALES), reach * torch.tensor(SHARES))
+            for place, push in enumerate((bound.sign()[:, None] * lengths).T):
+                add(where, push, 0.0, False, SHARES[place] in _PARTIAL or stepped, len(column) - 1 if place else -1)
     empty = torch.zeros(len(index), 0)
     return (
         torch.tensor(feature, dtype=torch.int64),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from cfptq.recourse.terrain import Terrain
 
@@ -28,49 +27,74 @@ def refine(terrain: Terrain, index: Tensor, delta: Tensor) -> tuple[Tensor, Tens
     """
     if len(index) == 0:
         return index, delta, delta.new_zeros(0)
-    delta, cost = take_back(terrain, index, delta.clone(), terrain.cost(index, delta))
+    delta, cost = delta.clone(), terrain.cost(index, delta)
+    margins = take_back(terrain, index, delta, cost)
     kept = _one_of_a_kind(index, delta, cost)
-    index, delta, cost = index[kept], delta[kept], cost[kept]
+    index, delta, cost, margins = index[kept], delta[kept], cost[kept], margins[kept]
     live = torch.arange(len(index))
     for _ in range(_ROUNDS):
-        gained = shorten(terrain, index, delta, cost, live)
+        gained = shorten(terrain, index, delta, cost, live, margins)
         # With one feature left there is nothing more to trade.
         live = gained[terrain.changed(delta[gained]).sum(1) > 1]
         if len(live) == 0:
             break
-        delta[live], cost[live] = take_back(terrain, index[live], delta[live], cost[live])
+        action, price = delta[live], cost[live]
+        margins = take_back(terrain, index[live], action, price)
+        delta[live], cost[live] = action, price
     return index, delta, cost
 
 
-def take_back(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Undo whole features, the one that saves most first, while the target holds. Writes into its arguments."""
+def take_back(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
+    """Undo whole features, the one that saves most first, while the target holds. Writes into its arguments.
+
+    Returns:
+        Margins with each feature of what is left taken back, (M, F); those of features that are not changed mean nothing.
+    """
+    margins = terrain.outset[index][:, None].repeat(1, len(terrain.member))
     live = torch.arange(len(index))
     while True:
         changed = terrain.changed(delta[live])
         several = changed.sum(1) > 1  # taking back all there is would give the factual row
         live, changed = live[several], changed[several]
         if len(live) == 0:
-            return delta, cost
+            return margins
         owner, feature = changed.nonzero(as_tuple=True)
         walk = live[owner]
         tried = delta[walk] * (1 - terrain.member[feature])
-        price = torch.where(terrain.margin(index[walk], tried) >= terrain.level, terrain.cost(index[walk], tried), torch.inf)
+        margins[walk, feature] = margin = terrain.margin(index[walk], tried)
+        price = torch.where(margin >= terrain.level, terrain.cost(index[walk], tried), torch.inf)
         live = _adopt_best(delta, cost, walk, tried, price)
+        margins[live] = terrain.outset[index[live]][:, None]
 
 
-def shorten(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, live: Tensor) -> Tensor:
-    """Shorten the one column (or, where cost is no sum over features, all together) that saves most. Returns those that gained."""
+def shorten(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, live: Tensor, margins: Tensor) -> Tensor:
+    """Shorten the one column (or, where cost is no sum over features, all together) that saves most. Returns those that gained.
+
+    Args:
+        live: the actions to work on, (L,). margins: theirs with each feature taken back, (L, F).
+    """
     moved = (delta[live] != 0) & terrain.single
     owner, column = moved.nonzero(as_tuple=True)
-    part = one_hot(column, delta.shape[1]).to(torch.bool)
-    walk = live[owner]
+    low = margins[owner, terrain.owner[column]]
+    high = terrain.margin(index[live], delta[live])
+    worth = _worth_shortening(terrain, low, high[owner])
+    owner, column, low = owner[worth], column[worth], low[worth]
+    part = only(column, delta.shape[1])
     if not terrain.additive:
         together = (moved.sum(1) > 1).nonzero()[:, 0]
-        walk, part = torch.cat((walk, live[together])), torch.cat((part, moved[together]))
-    if len(walk) == 0:
-        return walk
-    shorter, price = _shortest(terrain, index[walk], delta[walk], cost[walk], part)
+        rest = terrain.margin(index[live[together]], torch.where(moved[together], 0, delta[live[together]]))
+        worth = _worth_shortening(terrain, rest, high[together])
+        owner, part, low = torch.cat((owner, together[worth])), torch.cat((part, moved[together[worth]])), torch.cat((low, rest[worth]))
+    if len(owner) == 0:
+        return owner
+    walk = live[owner]
+    shorter, price = _shortest(terrain, index[walk], delta[walk], cost[walk], part, low - terrain.level, high[owner] - terrain.level)
     return _adopt_best(delta, cost, walk, shorter, price)
+
+
+def _worth_shortening(terrain: Terrain, low: Tensor, high: Tensor) -> Tensor:
+    """Positions where the margin without the part is below the level and that with all of it is noticeably above."""
+    return ((low < terrain.level) & (high - terrain.level > _CLOSE * (high - low))).nonzero()[:, 0]
 
 
 def rescan(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, points: int) -> Tensor:
@@ -81,7 +105,7 @@ def rescan(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, points:
     owner, column = ((delta != 0) & terrain.single).nonzero(as_tuple=True)
     if len(owner) == 0:
         return owner
-    part = one_hot(column, delta.shape[1]).to(torch.bool).repeat_interleave(points, 0)
+    part = only(column, delta.shape[1]).repeat_interleave(points, 0)
     walk = owner.repeat_interleave(points)
     share = (torch.arange(1, points + 1) / (points + 1)).repeat(len(owner))
     tried = torch.where(part, share[:, None] * delta[walk], delta[walk])
@@ -90,21 +114,25 @@ def rescan(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, points:
         tried[stepped] = terrain.project(index[walk[stepped]], tried[stepped])
     price = torch.where(terrain.margin(index[walk], tried) >= terrain.level, terrain.cost(index[walk], tried), torch.inf)
     gained = _adopt_best(delta, cost, walk, tried, price)
-    shorten(terrain, index, delta, cost, gained)
+    action, price = delta[gained], cost[gained]
+    margins = take_back(terrain, index[gained], action, price)
+    delta[gained], cost[gained] = action, price
+    shorten(terrain, index, delta, cost, gained, margins)
     return gained
 
 
-def _shortest(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+def _shortest(
+    terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, part: Tensor, surplus_low: Tensor, surplus_high: Tensor
+) -> tuple[Tensor, Tensor]:
     """The least share of ``part`` (M, d) of each action that still reaches the target: a bracketed false position.
 
-    Margins of ReLU networks are piecewise linear along the line, so that the secant mostly lands on the boundary at once.
+    Margins of ReLU networks are piecewise linear along the line, so that the secant mostly lands on the boundary at once. The surpluses
+    of margin (M,) are those of the action without the part and with all of it.
     """
     best, price = delta.clone(), cost.clone()
-    surplus_high = terrain.margin(index, delta) - terrain.level
-    surplus_low = terrain.margin(index, torch.where(part, 0, delta)) - terrain.level
-    scale = (surplus_high - surplus_low).clamp_min(1e-9)
+    scale = surplus_high - surplus_low
     low, high = torch.zeros(len(index)), torch.ones(len(index))
-    live = ((surplus_low < 0) & (surplus_high > _CLOSE * scale)).nonzero()[:, 0]
+    live = torch.arange(len(index))
     for probe in range(_PROBES):
         if len(live) == 0:
             break
@@ -128,6 +156,11 @@ def _shortest(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, part
         done = (surplus_high[live] <= _CLOSE * scale[live]) | (high[live] - low[live] <= _CLOSE)
         live = live[~done]
     return best, price
+
+
+def only(column: Tensor, width: int) -> Tensor:
+    """Masks that hold in one column each, (M, width) bool; ``column`` (M,)."""
+    return torch.zeros(len(column), width, dtype=torch.bool).scatter_(1, column[:, None], True)
 
 
 def _one_of_a_kind(index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:

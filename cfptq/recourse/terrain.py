@@ -18,6 +18,8 @@ _FAR = 1e6
 _HALVINGS = 24
 #: Rows on which the reachable one-hot levels are looked for. Mutability belongs to the feature, not to the row.
 _PROBED_ROWS = 64
+#: Numbers in the largest tensor of pushes.
+_AT_A_TIME = 2**20
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Terrain:
 
     Attributes:
         level: the target margin to be reached, in logits.
+        outset: the artefact's target margin of the rows as they are, (N,).
         lowest, highest: range of each single-column feature's action in each row, (N, d); zero in one-hot columns.
         reachable: one-hot columns that some row can move to, (d,) bool.
         standing: the one-hot column each row stands on in every group that can move, (N, d) bool.
@@ -49,6 +52,7 @@ class Terrain:
     rows: Tensor
     target: Tensor
     level: float
+    outset: Tensor
     lowest: Tensor
     highest: Tensor
     reachable: Tensor
@@ -69,6 +73,8 @@ class Terrain:
 
     def margin(self, index: Tensor, delta: Tensor) -> Tensor:
         """Target margin of the artefact after feasible actions, (M,)."""
+        if len(index) == 0:
+            return delta.new_zeros(0)
         return target_margin(self.predictor.logits(self.space.apply(self.rows[index], delta)), self.target[index])
 
     def slope(self, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +141,7 @@ def survey(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tenso
         rows=rows,
         target=target,
         level=level,
+        outset=target_margin(predictor.logits(rows), target),
         lowest=lowest,
         highest=highest,
         reachable=reachable,
@@ -156,16 +163,24 @@ def survey(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tenso
 
 
 def _reachable_levels(rows: Tensor, space: ActionSpace, at_once: int) -> Tensor:
+    """Levels that some row can be pushed to. All pushes go through the projection in few calls."""
     start = space.zero(rows)
     reachable = torch.zeros(start.shape[1], dtype=torch.bool)
     groups = [columns for columns in space.feature_columns if len(columns) > 1]
-    for first in range(0, len(groups), at_once):
-        together = groups[first : first + at_once]
-        for position in range(max(len(columns) for columns in together)):
-            columns = [group[position] for group in together if position < len(group)]
-            pushed = start.clone()
-            pushed[:, columns] = _FAR
-            reachable[columns] |= (space.project(rows, pushed)[:, columns] > 0).any(0)
+    pushes = [
+        [group[position] for group in groups[first : first + at_once] if position < len(group)]
+        for first in range(0, len(groups), at_once)
+        for position in range(max(len(columns) for columns in groups[first : first + at_once]))
+    ]
+    some = max(1, _AT_A_TIME // start.numel())
+    for first in range(0, len(pushes), some):
+        together = pushes[first : first + some]
+        pushed = start.repeat(len(together), 1, 1)
+        for push, columns in zip(pushed, together, strict=True):
+            push[:, columns] = _FAR
+        left = space.project(rows.repeat(len(together), *[1] * (rows.dim() - 1)), pushed.flatten(0, 1)).reshape(pushed.shape)
+        for push, columns in zip(left, together, strict=True):
+            reachable[columns] |= (push[:, columns] > 0).any(0)
     return reachable
 
 

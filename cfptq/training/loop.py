@@ -19,6 +19,7 @@ from cfptq.files import write_text
 from cfptq.network import Head, Network, class_logits
 from cfptq.progress import track
 from cfptq.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from cfptq.training.judgement import Judgement, judge
 from cfptq.training.objective import Objective, loss
 from cfptq.training.policy import BitCost, BitPolicy, discretized, mean_bits, policy_scores
 from cfptq.training.schedule import Schedule
@@ -64,8 +65,10 @@ class History:
     """What happened.
 
     Attributes:
-        epochs: one entry an epoch: the loss's terms on training rows, the loss on validation rows, the widths.
+        epochs: one entry an epoch: the loss's terms on training rows, the judgement on rows set aside (None while widths are searched),
+            whether the epoch was eligible by :attr:`Schedule.max_drift`, the widths.
         best_epoch: the epoch kept; -1 is the start.
+        start: the judgement of the start, under the final widths.
         bits: final widths. overshot: the policy's own choice was over the budget and was brought back by the knapsack.
         policy: (L, widths) the learned π; empty where widths were not learned.
     """
@@ -73,8 +76,28 @@ class History:
     epochs: tuple[dict[str, Any], ...]
     best_epoch: int
     bits: tuple[int, ...]
+    start: dict[str, Any]
     overshot: bool = False
     policy: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What a user should know of the epoch kept; empty where there is nothing to say."""
+        validated = [entry for entry in self.epochs if entry["validation"] is not None]
+        if not validated or any(entry["eligible"] for entry in validated):
+            return ""
+        least = min(abs(entry["drift"]) for entry in validated)
+        return f"every epoch moved the favourable rate by {100 * least:.1f} points or more: farther than max_drift, and than the start"
+
+    def __str__(self) -> str:
+        kept = self.start if self.best_epoch < 0 else self.epochs[self.best_epoch]
+        which = "the start was kept" if self.best_epoch < 0 else f"epoch {self.best_epoch + 1} of {len(self.epochs)} was kept"
+        drop = kept["validity_drop"]
+        recourse = (
+            "" if drop is None else f", Validity Drop on rows set aside is {drop:.3f} (the start's {self.start['validity_drop']:.3f})"
+        )
+        told = f"{which}: the favourable rate moves by {100 * kept['drift']:+.1f} points{recourse}"
+        return f"{told}; {self.note}" if self.note else told
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file."""
@@ -87,6 +110,7 @@ class History:
             tuple(dict(entry) for entry in content["epochs"]),
             int(content["best_epoch"]),
             tuple(int(bits) for bits in content["bits"]),
+            dict(content["start"]),
             bool(content["overshot"]),
             tuple(tuple(float(share) for share in row) for row in content["policy"]),
         )
@@ -109,7 +133,7 @@ class Trainer:
         seed: int = 0,
         workers: Workers | None = None,
     ) -> None:
-        self.student, self.objective, self.schedule, self.search = student, objective, schedule, search
+        self.student, self.objective, self.search = student, objective, search
         self.bits = tuple(bits)
         self.seed = seed
         self.workers = workers or Workers.present()
@@ -117,14 +141,17 @@ class Trainer:
         order = torch.randperm(len(supervision.rows), generator=self._generator(-1))
         aside = max(1, round(schedule.validation_share * len(order)))
         self.fitted = supervision.select(order[aside:].sort().values)
+        self.schedule = schedule.lasting(len(self.fitted.rows))
+        self._everyone = supervision
         self.held_out = supervision.select(order[:aside].sort().values).whole(self._generator(-2))
         self.softness = objective.softness * supervision.median_margin
         self.overshot = False
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        #: Best epoch so far and its validation loss, its values, and one entry an epoch; -1 is the start.
-        self.best = (-1, self.validation_loss())
-        self.best_values = self._values()
+        #: The start's judgement; the best epoch so far and its own (-1 is the start), its values, and one entry an epoch.
+        self.start = self.judgement()
+        self.best = (-1, self.start)
+        self.start_values = self.best_values = self._values()
         self.log: list[dict[str, Any]] = []
 
     @property
@@ -159,20 +186,28 @@ class Trainer:
         self.student.choose(self.bits)
         return loss(self.objective, self.logits, batch, self.fitted.space, self.softness)
 
-    def validation_loss(self) -> float:
-        """The objective on the rows set aside, under the widths last fixed."""
+    def judgement(self) -> Judgement:
+        """The student on the rows set aside (its drift on all), under the widths last fixed."""
         self.student.choose(self.bits)
-        with torch.no_grad():
-            terms = loss(self.objective.without_match(), self.logits, self.held_out, self.fitted.space, self.softness)
-        return float(sum(terms.values()))
+        return judge(self.objective, self.logits, self.held_out, self._everyone, self.softness)
+
+    def eligible(self, judgement: Judgement) -> bool:
+        """Whether a student may be kept: recourse that survives because everybody is accepted has not survived."""
+        limit = self.schedule.max_drift
+        return limit is None or abs(judgement.drift) <= max(limit, abs(self.start.drift))
 
     def end_search(self) -> None:
-        """Fix the widths: arg max of the policy, brought back to the budget by the knapsack."""
+        """Fix the widths: arg max of the policy, brought back to the budget by the knapsack. The start is judged anew under them."""
         if self.search is None:
             return
         scores = policy_scores(self.search.policy, self.search.network)
         allocation, self.overshot = discretized(scores, self.search.budget, self.search.pinned)
-        self.bits = allocation.bits
+        if allocation.bits != self.bits:
+            self.bits, reached = allocation.bits, self._values()
+            self._put(self.start_values)
+            self.start = self.judgement()
+            self.best = (-1, self.start)
+            self._put(reached)
 
     def begin_epoch(self, epoch: int) -> None:
         """Hold the integers where settling starts."""
@@ -190,17 +225,13 @@ class Trainer:
             raise ModelError(
                 f"training diverged in epoch {epoch}: its loss is {dict(terms)}; lower learning_rate from {self.schedule.learning_rate}"
             )
-        reached = None
         if self.searching(epoch) and not self.searching(epoch + 1):
-            before = self.bits
             self.end_search()
-            if self.bits != before:
-                self.best = (self.best[0], math.inf)  # the start is a candidate only with the widths that were found
-        if not self.searching(epoch + 1):
-            reached = self.validation_loss()
-            if reached < self.best[1]:
-                self.best, self.best_values = (epoch, reached), self._values()
-        self.log.append({"epoch": epoch, **terms, "validation": reached, "bits": list(self.bits)})
+        found = None if self.searching(epoch + 1) else self.judgement()
+        eligible = None if found is None else self.eligible(found)
+        if found is not None and eligible and found.loss < self.best[1].loss:
+            self.best, self.best_values = (epoch, found), self._values()
+        self.log.append({"epoch": epoch, **terms, **_entry(found), "eligible": eligible, "bits": list(self.bits)})
 
     def finish(self) -> History:
         """Leave the student with the values of its best epoch."""
@@ -209,7 +240,7 @@ class Trainer:
         for parameter in self.parameters():
             parameter.grad = None
         shares = () if self.search is None else torch.softmax(self.search.policy.logits.detach(), dim=1).tolist()
-        return History(tuple(self.log), self.best[0], self.bits, self.overshot, tuple(tuple(row) for row in shares))
+        return History(tuple(self.log), self.best[0], self.bits, _entry(self.start), self.overshot, tuple(tuple(row) for row in shares))
 
     def fit(self, files: Files | None = None, progress: bool = True) -> History:
         """Train, and leave the student with the values of its best epoch.
@@ -299,7 +330,7 @@ class Trainer:
         restore_optimizer(self.optimizer, parts["moments"])
         state = found.progress
         self.bits, self.overshot, self.log = tuple(state["bits"]), bool(state["overshot"]), list(state["log"])
-        self.best = (int(state["best_epoch"]), math.inf if state["best"] is None else float(state["best"]))
+        self.start, self.best = Judgement(**state["start"]), (int(state["best_epoch"]), Judgement(**state["best"]))
         self.best_values = parts["best"]
         return int(state["next"])
 
@@ -315,12 +346,19 @@ class Trainer:
         state = {
             "next": following,
             "best_epoch": self.best[0],
-            "best": self.best[1] if math.isfinite(self.best[1]) else None,
+            "best": asdict(self.best[1]),
+            "start": asdict(self.start),
             "bits": list(self.bits),
             "overshot": self.overshot,
             "log": self.log,
         }
         Checkpoint(tensors, state).save(files.checkpoint, self._name)
+
+
+def _entry(judgement: Judgement | None) -> dict[str, Any]:
+    """A judgement in the log's words."""
+    names = {"validation": "loss", "drift": "drift", "flips": "flips", "validity_drop": "validity_drop"}
+    return {name: None if judgement is None else getattr(judgement, field) for name, field in names.items()}
 
 
 def _cell(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from cfptq.errors import RecipeError
 
@@ -14,6 +14,7 @@ class Schedule:
 
     Attributes:
         epochs: passes over the training rows.
+        least_steps: fewest optimizer steps; where the epochs hold fewer, there are more epochs, so that small data are trained too.
         batch_size: factual rows a step; the recourse points that go with them come on top.
         learning_rate: of weights and biases, as a share of the layer's root mean square weight, so that it suits every scale.
         quantizer_rate: of steps and clips, as a share of their mean.
@@ -24,9 +25,12 @@ class Schedule:
             a tie flip back and forth as long as they are trained; what they leave as error is taken up here.
         temperature: of the Gumbel-Softmax, at the first and at the last step of the search; falls geometrically.
         validation_share: share of the rows set aside to choose the epoch.
+        max_drift: how far an epoch that is kept may move the share of rows that get their target, or as far as the start moves it, if
+            that is more; where no epoch stays within, the start is kept. None chooses by the loss alone.
     """
 
     epochs: int = 10
+    least_steps: int = 0
     batch_size: int = 256
     learning_rate: float = 2e-3
     quantizer_rate: float = 1e-3
@@ -36,10 +40,13 @@ class Schedule:
     temperature: tuple[float, float] = (2.0, 0.3)
     settle: float = 0.0
     validation_share: float = 0.1
+    max_drift: float | None = 0.005
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise RecipeError(f"a schedule needs at least one epoch and one row a batch, not {self.epochs} and {self.batch_size}")
+        if self.least_steps < 0 or not (self.max_drift is None or self.max_drift >= 0):
+            raise RecipeError(f"Schedule.least_steps and max_drift are at least 0, not {self.least_steps} and {self.max_drift}")
         for name in ("learning_rate", "quantizer_rate", "policy_rate", "weight_decay"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -51,6 +58,16 @@ class Schedule:
             )
         if not min(self.temperature) > 0:
             raise RecipeError(f"Schedule.temperature is {self.temperature}; temperatures are above 0")
+
+    def lasting(self, rows: int) -> Schedule:
+        """The same schedule with as many epochs over ``rows`` rows as ``least_steps`` asks for."""
+        steps = -(-rows // self.batch_size)
+        return replace(self, epochs=max(self.epochs, -(-self.least_steps // steps)))
+
+    @property
+    def pretraining(self) -> Schedule:
+        """A third of it, for each full-precision training that comes first; a model that is meant to change may drift."""
+        return replace(self, epochs=max(2, self.epochs // 3), least_steps=self.least_steps // 3, max_drift=None)
 
     @property
     def search_epochs(self) -> int:

@@ -132,7 +132,7 @@ class LearnedClip(nn.Module):
         low, high = -form.zero_point * form.scale, (form.highest - form.zero_point) * form.scale
         self.signed = low < 0
         self.place = 0
-        self.clips = nn.Parameter(torch.full((count,), max(-low, high))) if learned and not form.is_float else None
+        self.clips = nn.Parameter(torch.full((count,), max(-low, high))) if learned and form.is_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.clips is None:
@@ -280,7 +280,7 @@ class Student(nn.Module):
         )
         formats = tuple(clip.format() for clip in self.clips)
         start = self._plan
-        return QuantizationPlan(layers, formats, start.network, method, start.seed, start.portable)
+        return QuantizationPlan(layers, formats, start.network, method, start.seed, start.portable, start.input_choice)
 
     def trained(self, network: Network) -> Network:
         """``network`` with the student's real weights and biases."""

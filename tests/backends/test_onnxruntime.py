@@ -15,6 +15,7 @@ from small_networks import MODELS, TEST_ROWS, made, planned
 from cfptq.backends.onnxruntime import OPSET, OPSET_INT2, prepared_onnx_model, stored_integers, to_onnx_model
 from cfptq.backends.quantize_static import vanilla_onnx
 from cfptq.errors import ModelError
+from cfptq.network import capture
 from cfptq.quantize import Activations, twin
 
 
@@ -81,6 +82,49 @@ def test_every_activation_format_computes_what_the_twin_computes(bits: int, inpu
         expected = twin(network, plan)(rows).numpy()
     difference = np.abs(run(to_onnx_model(network, plan), rows) - expected).max(axis=1)
     assert (difference <= 1e-3).mean() >= 0.999
+
+
+@pytest.mark.parametrize("widths", [(4, 4, 8), (2, 3, 4), (8, 8, 8)])
+def test_a_two_step_input_runs_in_integer_kernels_and_computes_what_the_twin_computes(widths: tuple[int, ...], tmp_path: Path) -> None:
+    network, rows = made("mlp")
+    plan = planned(network, rows, widths, activations=Activations(input_bits="two-step"))
+    model = to_onnx_model(network, plan)
+    session(model, tmp_path / "optimized.onnx")
+    operations = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert operations.count("QGemm") == 4 and "Gemm" not in operations  # the first layer runs twice
+    with torch.no_grad():
+        expected = twin(network, plan)(rows).numpy()
+    difference = np.abs(run(model, rows) - expected).max(axis=1)
+    assert (difference <= 1e-3).mean() >= 0.999
+    single = planned(network, rows, widths, activations=Activations(input_bits=8))
+    with torch.no_grad():
+        wanted = network(rows).numpy()
+    errors = [np.square(run(to_onnx_model(network, each), rows) - wanted).mean() for each in (plan, single)]
+    assert widths != (8, 8, 8) or errors[0] < errors[1]
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(said["cfptq.activations"])[network.input_name] == "uint8 in two steps"
+    assert said["cfptq.input_choice"] == "asked for"
+
+
+def test_layers_that_share_a_two_step_input_share_its_quantizers() -> None:
+    class Branches(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = torch.nn.Linear(6, 5), torch.nn.Linear(6, 5, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.left(x)) + self.right(x)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Branches().eval()
+    rows = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))
+    network = capture(model, rows[:2])
+    plan = planned(network, rows, (8, 8), activations=Activations(input_bits="two-step"))
+    file = to_onnx_model(network, plan)
+    assert [node.op_type for node in file.graph.node].count("QuantizeLinear") == 2
+    with torch.no_grad():
+        assert np.abs(run(file, rows) - twin(network, plan)(rows).numpy()).max() <= 1e-3
 
 
 def test_any_batch_runs_and_a_row_does_not_depend_on_its_neighbours() -> None:

@@ -198,6 +198,28 @@ class TestCalibrate:
         assert list(tmp_path.iterdir()) == []
 
 
+class TestQat:
+    def test_trains_keeps_a_log_and_says_what_was_kept(self, at_desk: Desk, tmp_path: Path) -> None:
+        files = ("--data", "train.csv", "--action-set", "actions.yaml", "--out", str(tmp_path / "q.onnx"), "--save", str(tmp_path / "plan"))
+        extras = ("--label", "granted", "--method", "distil-quant", "--log", str(tmp_path / "log.csv"), "--layer", "2=8", "--budget", "6")
+        again = ("--checkpoint", str(tmp_path / "run.safetensors"))
+        shown = []
+        for _ in range(2):  # the second goes on from the first one's last epoch
+            result = cfptq_says("qat", "--model", "fp32.onnx", *files, *extras, *again)
+            assert result.exit_code == 0, result.stderr
+            shown.append(result.stdout)
+        assert shown[0] == shown[1] and "Training: " in shown[0] and "favourable rate" in shown[0]
+        onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))
+        loaded = cfptq.load(tmp_path / "plan")
+        assert loaded.training is not None and len(pd.read_csv(tmp_path / "log.csv")) == len(loaded.training.epochs)
+        assert list(loaded.bits.values()) == [4, 8]
+
+    def test_a_method_it_does_not_know_is_one_line(self, at_desk: Desk, tmp_path: Path) -> None:
+        files = ("--data", "train.csv", "--action-set", "actions.yaml", "--out", str(tmp_path / "q.onnx"))
+        result = cfptq_says("qat", "--model", "fp32.onnx", *files, "--method", "magic")
+        assert result.exit_code == 2 and "choose one of cfq-qat" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
 class TestCompare:
     def test_writes_results_timings_and_the_files_compared(self, desk: Desk, tmp_path: Path) -> None:
         out = tmp_path / "made" / "here"
@@ -291,5 +313,5 @@ def test_the_version_is_printed() -> None:
 
 def test_help_names_every_command() -> None:
     shown = cfptq_says("--help").stdout
-    for command in ("quickstart", "run", "calibrate", "compare", "audit", "datasets"):
+    for command in ("quickstart", "run", "calibrate", "qat", "compare", "audit", "datasets"):
         assert command in shown

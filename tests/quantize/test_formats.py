@@ -81,3 +81,30 @@ def test_a_constant_zero_tensor_has_a_harmless_format() -> None:
 def test_impossible_formats_are_refused_by_name(bits: int, scale: float, zero: int) -> None:
     with pytest.raises(ModelError, match="'t'"):
         ActivationFormat("t", bits, scale, zero)
+
+
+@given(low=st.floats(-1e3, 0, width=32), high=st.floats(0.125, 1e3, width=32), seed=st.integers(0, 9))
+def test_two_steps_see_values_256_times_finer_than_one_and_one_hot_columns_exactly(low: float, high: float, seed: int) -> None:
+    form, single = ActivationFormat.in_two_steps("t", low, high), ActivationFormat.spanning("t", low, high)
+    x = low + (high - low) * torch.rand(200, generator=torch.Generator().manual_seed(seed))
+    x = torch.cat([x, torch.tensor([low, high])])
+    assert float((fake_quantize(x, form) - x).abs().max()) <= single.scale / 254 * 0.51 + 1e-6 * (high - low)
+    if high >= 1:
+        assert torch.allclose(fake_quantize(torch.tensor([0.0, 1.0]), form), torch.tensor([0.0, 1.0]), rtol=0, atol=2e-7 * (high - low))
+    assert (form.bits, form.is_float, form.is_affine, form.feeds_integers) == (16, False, False, True)
+
+
+def test_two_steps_clip_and_let_gradients_through_inside_the_range_only() -> None:
+    form = ActivationFormat.in_two_steps("t", -1.0, 1.0)
+    x = torch.tensor([-9.0, -0.5, 0.3, 9.0], requires_grad=True)
+    rounded = fake_quantize(x, form)
+    assert torch.allclose(rounded.detach(), torch.tensor([-1.0, -0.5, 0.3, 1.0]), atol=0.01)
+    rounded.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 1, 1, 0]
+
+
+def test_a_second_step_is_finer_than_the_first() -> None:
+    with pytest.raises(ModelError, match="second step"):
+        ActivationFormat("t", 16, 0.5, 0, fine_scale=0.5)
+    with pytest.raises(ModelError, match="second step"):
+        ActivationFormat("t", 8, 0.5, 0, fine_scale=0.1)

@@ -33,6 +33,22 @@ def test_a_saved_plan_comes_back_whole(tmp_path: Path) -> None:
         assert (mine.bias is None) == (theirs.bias is None)
 
 
+def test_two_step_inputs_and_their_reason_are_saved(tmp_path: Path) -> None:
+    two = replace(plan(), activations=(ActivationFormat.in_two_steps("x", -3, 5),), input_choice="asked for")
+    two.save(tmp_path / "plan")
+    again = QuantizationPlan.load(tmp_path / "plan")
+    assert (again.activations, again.input_choice, again.digest) == (two.activations, "asked for", two.digest)
+
+
+def test_a_bias_behind_two_steps_is_exact_to_the_finer_one() -> None:
+    form, entry = ActivationFormat.in_two_steps("x", -3, 5), layer("0")
+    (coarse, _), (fine, step) = entry.bias_integers(form)
+    deployed = entry.deployed_bias(form)
+    assert deployed is not None and entry.bias is not None
+    assert bool(((deployed - entry.bias).abs() <= 0.51 * step).all())
+    assert int(fine.abs().max()) <= 127 and coarse.dtype == torch.int32
+
+
 def test_equal_plans_are_equal_bytes_and_any_change_changes_the_digest(tmp_path: Path) -> None:
     plan().save(tmp_path / "a")
     plan().save(tmp_path / "b")

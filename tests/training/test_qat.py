@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import cfptq
 from cfptq import datasets, models
 from cfptq.actions import ActionSet
+from cfptq.auditing import Protocol
 from cfptq.errors import DataError, RecipeError
 from cfptq.network import as_predictor, decisions
 from cfptq.training import QAT_METHODS, QatMethod, Schedule
@@ -41,7 +42,7 @@ def model(columns: datasets.Columns) -> nn.Module:
 
 
 def batches(columns: datasets.Columns, size: int = 500) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(columns.train.split(size), columns.train_labels.split(size), strict=True))
+    return list(zip(columns.train[:1500].split(size), columns.train_labels[:1500].split(size), strict=True))
 
 
 def brief(name: str) -> QatMethod:
@@ -89,7 +90,7 @@ def test_training_goes_on_from_a_checkpoint(model: nn.Module, columns: datasets.
 def test_the_sweep_keeps_the_best_validation_accuracy_and_one_of_its_values(
     model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
 ) -> None:
-    swept = replace(brief("cfq-paper"), etas=(0.0, 4.0), schedule=Schedule(epochs=2))
+    swept = replace(brief("cfq-paper"), etas=(0.0, 4.0), schedule=Schedule(epochs=2, max_drift=None))
     result = cfptq.qat(model, batches(columns), action_set, method=swept, progress=False)
     each = [
         cfptq.qat(model, batches(columns), action_set, method=replace(swept, etas=(eta,)), progress=False).plan.digest
@@ -98,6 +99,17 @@ def test_the_sweep_keeps_the_best_validation_accuracy_and_one_of_its_values(
     assert result.plan.digest in each and each[0] != each[1]
     with pytest.raises(DataError, match="sweep"):
         cfptq.qat(model, batches(columns), action_set, method=swept, checkpoint=tmp_path / "run", progress=False)
+
+
+def test_compare_takes_methods_that_train_beside_those_that_do_not(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet
+) -> None:
+    comparison = cfptq.compare(
+        model, batches(columns), [(columns.test, columns.test_labels)], action_set, methods=("ptq", "distil-quant", brief("cfq-qat")),
+        max_rows=300, protocol=Protocol(max_people=30, resamples=20), progress=False,
+    )  # fmt: skip
+    assert list(comparison.methods) == ["ptq", "distil-quant", "cfq-qat"]
+    assert all(entry["average_bits"] <= 4.0 and entry["stored_bytes"] > 0 for entry in comparison.methods.values())
 
 
 def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
@@ -109,3 +121,5 @@ def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Colu
         QatMethod("mine", sparsity=1.0)
     with pytest.raises(RecipeError, match="epoch"):
         Schedule(epochs=0)
+    with pytest.raises(RecipeError, match="max_drift"):
+        Schedule(max_drift=-0.1)

@@ -1,0 +1,102 @@
+"""The choice of the input's format, the rows a wide network is rounded on, and runs in parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cfptq.calibration import CalibrationSet
+from cfptq.errors import ModelError
+from cfptq.network import Network, capture
+from cfptq.quantize import Activations, LayerByLayer, QuantizationPlan, Recording, affordable_rows, multiply_adds, quantize
+
+
+def network_of(*layers: nn.Module, shape: tuple[int, ...] = (12,)) -> Network:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for layer in layers:
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    return capture(nn.Sequential(*layers).eval(), torch.zeros(2, *shape))
+
+
+def calibration(network: Network, rows: int = 64) -> CalibrationSet:
+    x = torch.randn(rows, *network.input_shape, generator=torch.Generator().manual_seed(1))
+    zeros = torch.zeros(rows, dtype=torch.int64)
+    return CalibrationSet(x, zeros.to(torch.uint8), torch.ones(rows), torch.arange(rows), zeros)
+
+
+def planned(network: Network, input_bits: object) -> QuantizationPlan:
+    bits = {layer.name: 8 for layer in network.layers}
+    return quantize(
+        network, calibration(network), bits, method="test", seed=0, activations=Activations(input_bits=input_bits), progress=False
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("network", "chosen", "because"),
+    [
+        (network_of(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2)), "float", "96 weights"),
+        (network_of(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 2), shape=(300,)), "float", "300 inputs"),
+        (network_of(nn.Linear(600, 200), nn.ReLU(), nn.Linear(200, 2), shape=(600,)), "uint8 in two steps", "120000 weights"),
+        (network_of(nn.Conv2d(32, 300, 3), nn.Flatten(), nn.Linear(300, 2), shape=(32, 3, 3)), "uint8", "'0' is a convolution"),
+    ],
+)
+def test_the_inputs_format_follows_what_the_layers_cost_that_it_feeds(network: Network, chosen: str, because: str) -> None:
+    plan = planned(network, None)
+    assert str(plan.activations[0]) == chosen
+    assert because in plan.input_choice
+
+
+def test_two_steps_are_refused_where_a_convolution_takes_the_input() -> None:
+    network = network_of(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2), shape=(1, 3, 3))
+    with pytest.raises(ModelError, match="'0' is a convolution"):
+        planned(network, "two-step")
+    with pytest.raises(ModelError, match="two-step"):
+        Activations(input_bits=12)
+
+
+def test_multiply_adds_count_every_position_of_a_convolution() -> None:
+    network = network_of(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 2), shape=(3, 8, 8))
+    assert multiply_adds(network) == 4 * 3 * 9 * 64 + 4 * 64 * 2
+
+
+def test_rows_are_sampled_by_weight_where_they_cost_too_much() -> None:
+    network, weights = network_of(nn.Linear(12, 8), nn.Linear(8, 2)), torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    weights[::2] = 0
+    every, same = affordable_rows(network, weights, work=10**9, fewest=10)
+    assert torch.equal(every, torch.arange(1000)) and torch.equal(same, weights)
+    few, counts = affordable_rows(network, weights, work=multiply_adds(network) * 200, fewest=10)
+    assert int(counts.sum()) == 200 and len(few) <= 200 and bool((few % 2 == 1).all())
+    values = torch.linspace(0, 1, 1000)
+    sampled = float((values[few] * counts).sum() / counts.sum())
+    assert sampled == pytest.approx(float((values * weights).sum() / weights.sum()), abs=0.01)
+    assert int(affordable_rows(network, weights, work=1, fewest=10)[1].sum()) == 10
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + torch.relu(self.first(x))
+        return self.head(x + torch.relu(self.second(x)))  # type: ignore[no-any-return]
+
+
+def test_a_run_in_parts_computes_what_the_changed_network_computes() -> None:
+    network = capture(Residual().eval(), torch.zeros(2, 12))
+    rows = calibration(network).rows
+    changed = {layer.name: (network.weight(layer.name) * 1.1, network.bias(layer.name)) for layer in network.layers}
+    recording, by_layer = Recording(network, rows), LayerByLayer(network, rows)
+    assert torch.equal(recording.output, network(rows))
+    for number, layer in enumerate(network.layers):
+        assert torch.allclose(
+            recording.rerun(layer, *changed[layer.name]), network.with_parameters({layer.name: changed[layer.name]})(rows)
+        )
+        before = network.with_parameters({earlier.name: changed[earlier.name] for earlier in network.layers[:number]})
+        reached = by_layer.reach(layer)
+        assert torch.allclose(reached, before.observe(rows, [layer.input])[layer.input])
+        by_layer.put_out(reached, *changed[layer.name])
+    assert torch.equal(recording.output, network(rows))
