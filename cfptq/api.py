@@ -292,7 +292,8 @@ def compare(
 
         done = deploy_all(teacher, methods, budgets, folder, judged, progress)
         fp32 = teacher.network.to_onnx_model().SerializeToString(deterministic=True)
-        latency = latencies({"fp32": fp32, **done.files}, rows)
+        latency = latencies({"fp32": fp32, **done.runs}, rows)
+        eager = ", ".join(name for name, run in done.runs.items() if callable(run))
     return Comparison(
         dataset,
         seed,
@@ -302,6 +303,7 @@ def compare(
         unavailable=done.unavailable,
         seconds={"teacher": prepared, **done.seconds},
         latency=latency,
+        warnings=(f"{eager}: timed as the toolchain gives it; torch.compile is what makes it fast",) if eager else (),
     )
 
 

@@ -50,7 +50,7 @@ class Comparison:
         headline: the budget that ``methods`` shows.
         unavailable: methods that could not run here, and why.
         seconds: wall time of each method; kept apart, in ``timings.json``.
-        latency: by method that is an ONNX file, by rows a call: median microseconds on one thread, taken in turns; kept apart too.
+        latency: by method, by rows a call: median microseconds on one thread, taken in turns; kept apart too.
         warnings: sentences that the reader should see.
     """
 

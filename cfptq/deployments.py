@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cfptq.backends.latency import Runnable
 from cfptq.errors import CfptqError
 from cfptq.learner import learn
 from cfptq.method import Method, as_method
@@ -28,13 +29,13 @@ class Deployments:
     Attributes:
         budgets: by average bits as text, by method, its entry as in ``results.json``.
         unavailable: toolchains that are not installed or cannot quantize the model, and why.
-        files: the ONNX file of each method that has one, at the first budget.
+        runs: what runs each method's model of the first budget: its ONNX file, or a PyTorch toolchain's model as it is.
         seconds: wall time of each method and budget.
     """
 
     budgets: dict[str, dict[str, dict[str, Any]]]
     unavailable: dict[str, str] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
+    runs: dict[str, Runnable] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -62,13 +63,12 @@ def deploy_all(
         else:
             if name not in toolchains:
                 try:
-                    student, path = deployed_peer(name, teacher.network, teacher.rows, folder, teacher.head, teacher.threshold)
+                    student, path, run = deployed_peer(name, teacher.network, teacher.rows, folder, teacher.head, teacher.threshold)
                 except CfptqError as error:
                     done.unavailable[name] = str(error)
                     continue
                 toolchains[name] = judge(student, path, average_bits=float(PEERS[name]), activation_bits=8, input_bits=8)
-                if path.suffix == ".onnx":
-                    done.files[name] = path
+                done.runs[name] = run
             done.budgets[str(budget)][name] = toolchains[name]
         done.seconds[f"{name}@{budget:g}"] = time.perf_counter() - started
     return done
@@ -84,7 +84,7 @@ def _method(
         result = teacher.quantized(chosen, budget, progress=False)
     path = folder / f"{chosen.name}-{budget:g}.onnx"
     result.to_onnx(path)
-    done.files.setdefault(chosen.name, path)
+    done.runs.setdefault(chosen.name, path)
     student: Predictor = result.predictor(path)
     plan = result.plan
     entry = judge(student, path, average_bits=plan.average_bits, activation_bits=result.activation_bits, input_bits=result.input_bits)

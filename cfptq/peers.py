@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
 
+from cfptq.backends.latency import Runnable
 from cfptq.backends.quantize_static import vanilla_onnx
 from cfptq.errors import CfptqError, ModelError
 from cfptq.network import Head, Network, Predictor, as_predictor
@@ -21,8 +23,8 @@ PEERS: Mapping[str, int] = {"ort-int8": 8, "ort-int4": 4, "pt2e-int8": 8, "fx-in
 
 def deployed_peer(
     name: str, network: Network, rows: torch.Tensor, folder: Path, head: Head, threshold: float | None
-) -> tuple[Predictor, Path]:
-    """The peer called ``name`` (a key of :data:`PEERS`), calibrated on ``rows``, and the file that it is stored in.
+) -> tuple[Predictor, Path, Runnable]:
+    """The peer called ``name`` (a key of :data:`PEERS`), calibrated on ``rows``; the file that it is stored in; and what runs it.
 
     A PyTorch toolchain's model is run as it is, and its file is its state as ``torch.save`` writes it; recourse on it is looked for
     with the gradients of the full-precision model and judged by the quantized one.
@@ -34,14 +36,14 @@ def deployed_peer(
     if name.startswith("ort-"):
         path = folder / f"{name}.onnx"
         vanilla_onnx(network.to_onnx_model(), rows, PEERS[name], path)
-        return as_predictor(path, example=rows[:256], head=head, threshold=threshold, name=name), path
+        return as_predictor(path, example=rows[:256], head=head, threshold=threshold, name=name), path, path
     try:
         with _quiet():
             quantized = _vanilla(name)(network, rows)
         path = folder / f"{name}.state"
         torch.save(quantized.state_dict(), path)
         run = _run(quantized)
-        return as_predictor(run, example=rows[:256], head=head, threshold=threshold, name=name, twin=network.module()), path
+        return as_predictor(run, example=rows[:256], head=head, threshold=threshold, name=name, twin=network.module()), path, run
     except CfptqError:
         raise
     except Exception as error:
@@ -72,8 +74,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _run(quantized: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    def run(rows: torch.Tensor) -> torch.Tensor:
+def _run(quantized: nn.Module) -> Callable[[Any], torch.Tensor]:
+    def run(rows: Any) -> torch.Tensor:
         with torch.no_grad():
             answer: torch.Tensor = quantized(torch.as_tensor(rows))
         return answer

@@ -18,7 +18,7 @@ from cfptq.allocation import AllocationGap, BitAllocation, Budget, LayerScores, 
 from cfptq.auditing import MarginEstimate, estimate_margins
 from cfptq.backends import onnxruntime as ort_backend
 from cfptq.backends.matmul_nbits import in_float, weight_only_model
-from cfptq.backends.prepared import prepared_module
+from cfptq.backends.prepared import prepared_module, warn_of_two_steps
 from cfptq.backends.quantize_static import RowReader, quantize_static_arguments
 from cfptq.calibration import COUNTERFACTUAL, CalibrationSet, with_recourse
 from cfptq.errors import CfptqError, DataError, FileError, ModelError
@@ -206,18 +206,21 @@ class Result:
         """For PyTorch's ``prepare_fx`` and ``convert_fx`` on :meth:`prepared_model`; see :mod:`cfptq.backends.fx`."""
         from cfptq.backends.fx import qconfig_mapping
 
+        warn_of_two_steps(self.plan)
         return qconfig_mapping(self.network, self.plan)
 
     def pt2e_quantizer(self) -> PlanQuantizer:
         """For torchao's ``prepare_pt2e`` and ``convert_pt2e`` on :meth:`prepared_model`; see :mod:`cfptq.backends.pt2e`."""
         from cfptq.backends.pt2e import PlanQuantizer
 
+        warn_of_two_steps(self.plan)
         return PlanQuantizer(self.network, self.plan)
 
     def neural_compressor_config(self) -> PlanConfig:
         """For Neural Compressor's ``prepare``, ``convert`` and ``autotune``; see :mod:`cfptq.backends.neural_compressor`."""
         from cfptq.backends.neural_compressor import PlanConfig
 
+        warn_of_two_steps(self.plan)
         return PlanConfig(self.network, self.plan)
 
     def quantize_static_arguments(self, path: str | os.PathLike[str]) -> dict[str, Any]:

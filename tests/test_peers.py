@@ -56,9 +56,10 @@ def test_every_toolchain_quantizes_by_itself(name: str, teacher: Teacher, tmp_pa
     toolchain = {"pt2e-int8": "torchao", "inc-int8": "neural_compressor"}.get(name)
     if toolchain:
         pytest.importorskip(toolchain)
-    student, path = deployed_peer(name, teacher.network, teacher.rows, tmp_path, teacher.head, None)
+    student, path, run = deployed_peer(name, teacher.network, teacher.rows, tmp_path, teacher.head, None)
     said, expected = student.logits(teacher.rows), teacher.predictor.logits(teacher.rows)
     assert path.stat().st_size > 0
+    assert latencies({name: run}, teacher.rows, batches=(3,), rounds=1)[name][3] > 0
     assert not torch.allclose(said, expected, atol=1e-5)  # a toolchain that finds nothing to quantize says nothing
     assert (said.argmax(dim=1) == expected.argmax(dim=1)).float().mean() > 0.9
     points = teacher.rows[:4].clone().requires_grad_()
@@ -78,7 +79,7 @@ def test_a_missing_toolchain_is_a_row_that_names_its_extra(teacher: Teacher, tmp
     done = deploy_all(teacher, ["pt2e-int8", "ort-int8", "mixed-ptq"], [4.0, 8.0], tmp_path, judge, progress=False)
     assert set(done.budgets["4.0"]) == set(done.budgets["8.0"]) == {"ort-int8", "mixed-ptq"}
     assert "cfptq[pt2e]" in done.unavailable["pt2e-int8"]
-    assert set(done.files) == {"ort-int8", "mixed-ptq"}
+    assert set(done.runs) == {"ort-int8", "mixed-ptq"}
     comparison = cfptq.Comparison("data", 0, {}, done.budgets, "4.0", done.unavailable)
     assert comparison.to_dict()["unavailable"] == done.unavailable
 
@@ -126,6 +127,21 @@ def test_tuners_are_told_validity_drop_above_an_accuracy_floor(model: nn.Module,
     assert 0 < changed < 0.2
     assert score(drop) == pytest.approx(1 - lost, abs=0.02)
     assert score(Shifted(model, -100.0)) < 0
+
+
+def test_neural_compressor_tunes_on_validity_drop(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> None:
+    pytest.importorskip("neural_compressor")
+    from neural_compressor.torch.quantization import TuningConfig, autotune
+
+    from cfptq.backends import pt2e
+
+    made = [cfptq.calibrate(model, [rows], action_set, method="ptq", budget=bits, input_bits=8, progress=False) for bits in (2.0, 8.0)]
+    score = cfptq.tuning_score(model, [rows], action_set, max_accuracy_drop=0.1, progress=False)
+    coarse, fine = (score(result.module()) for result in made)
+    assert coarse < fine
+    configs = [result.neural_compressor_config() for result in made]
+    tuning = TuningConfig(config_set=configs, tolerable_loss=1 - (coarse + fine) / 2, max_trials=2)
+    pt2e.check_coverage(autotune(model, tuning, score), made[1].plan)
 
 
 def test_a_model_that_rejects_nobody_cannot_be_tuned_on(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> None:

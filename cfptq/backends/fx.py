@@ -3,6 +3,7 @@
 ``observed = prepare_fx(result.prepared_model(), result.qconfig_mapping(), (rows,))``, one batch through ``observed``, then
 ``convert_fx(observed)`` and :func:`check_coverage`. Layers whose output goes, rounded, to other planned layers alone become integer
 kernels. FX has none with a float output: the others become its reference modules, which hold the integers and compute in float.
+An input in float or in two steps stays in float.
 
 Checked with torch 2.13. PyTorch has announced that these functions will go; a torch without them has PT2E.
 """

@@ -1,8 +1,8 @@
 """Intel Neural Compressor 3.x: a plan as a config of its own for ``prepare``, ``convert`` and ``autotune``.
 
 ``convert(prepare(result.prepared_model(), result.neural_compressor_config()))`` gives the PT2E form of the plan (Neural Compressor's
-own static quantization is PT2E too), to be compiled like any of its. ``autotune`` on the user's own model tries the configs of several
-results in turn; ``cfptq.tuning_score`` is the evaluation function that knows about recourse.
+own static quantization is PT2E too), to be compiled like any of its; a two-step input stays in float. ``autotune`` on the user's own
+model tries the configs of several results in turn; ``cfptq.tuning_score`` is the evaluation function that knows about recourse.
 
 Checked with neural-compressor 3.9 and 3.10.
 """

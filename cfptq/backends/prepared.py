@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -108,6 +109,16 @@ def show(observed: nn.Module, rows: torch.Tensor, batch: int = 256) -> None:
             observed(rows[start : start + batch])
 
 
+def warn_of_two_steps(plan: QuantizationPlan) -> None:
+    """Say, to the caller's caller, where a plan has a two-step input: no PyTorch toolchain has that format."""
+    if any(form.fine_scale is not None for form in plan.activations):
+        warnings.warn(
+            "PyTorch's toolchains have no two-step input: the layers that take it hold the plan's integers and compute in float; "
+            "result.to_onnx() runs them in int8, and so does every toolchain after calibrating with input_bits=8",
+            stacklevel=3,
+        )
+
+
 def check_prepared(state: Mapping[str, torch.Tensor], network: Network, plan: QuantizationPlan) -> None:
     """Raise ModelError unless ``state``, a model's parameters by name, is bit for bit the prepared model's."""
     mend = "apply the toolchain to result.prepared_model(), whose weights lie on the plan's grid"
@@ -161,18 +172,10 @@ def _layer_module(node: fx.Node, layer: Layer, ready: Network) -> nn.Module:
     if layer.kind == "linear":
         module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:
-        settings = _convolution(node)
         build: Any = nn.Conv1d if layer.kind == "conv1d" else nn.Conv2d
-        channels = weight.shape[1] * settings.get("groups", 1)
-        module = build(channels, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, device="meta", **settings)
+        *window, groups = cast(tuple[Any, ...], node.args[3:])  # stride, padding and dilation, axis by axis
+        sizes = map(tuple, (weight.shape[2:], *window))
+        module = build(weight.shape[1] * groups, weight.shape[0], *sizes, groups, bias is not None, device="meta")
     module.weight = nn.Parameter(weight.clone(), requires_grad=False)
     module.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
     return module.eval()
-
-
-def _convolution(node: fx.Node) -> dict[str, Any]:
-    """Stride, padding, dilation and groups as the node has them, by the names of ``nn.Conv2d``; what it leaves out is default."""
-    schema = cast(torch._ops.OpOverload, node.target)._schema
-    given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
-    settings = {name: given[name] for name in ("stride", "padding", "dilation", "groups") if name in given}
-    return {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in settings.items()}

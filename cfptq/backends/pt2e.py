@@ -2,8 +2,8 @@
 
 ``program = torch.export.export(result.prepared_model(), (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},))``, then
 ``convert_pt2e(prepare_pt2e(program.module(), result.pt2e_quantizer()))``. No calibration: all scales are the plan's. Every format of a
-plan has a form here; a layer whose input stays in float is quantized in its weight alone. The converted graph is slow as it is;
-``torch.compile`` with ``torch._inductor.config.freezing = True`` gives it integer kernels.
+plan but the two-step input has a form here; a layer whose input is that, or float, is quantized in its weight alone. The converted
+graph is slow as it is; ``torch.compile`` with ``torch._inductor.config.freezing = True`` gives it integer kernels.
 
 Checked with torchao 0.18, the first that fits torch 2.13.
 """

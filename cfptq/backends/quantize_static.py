@@ -1,7 +1,7 @@
 """ONNX Runtime's own ``quantize_static``: handed a plan, and left to itself as the peer that users have today.
 
 Handed a plan, it stores every weight as INT8, whatever its width, and has no layers that are quantized in their weight alone: a layer
-whose input stays in float is left as it is, float32 on the plan's grid.
+whose input stays in float, or is in two steps, is left as it is, float32 on the plan's grid.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cfptq.errors import DataError, ModelError
+from cfptq.network.convolution import plain_convolutions
 from cfptq.network.fold import fold_batch_norms
 from cfptq.network.graph import Network
 from cfptq.network.layers import find_layers, weight_and_bias
@@ -40,6 +41,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
         outputs = [_outputs(model, rows)]
         graph = normalized(_exported(model, rows))
         outputs.append(_outputs(model, rows[:1]))
+    plain_convolutions(graph)
     fold_constants(graph, weight_and_bias)
     fold_batch_norms(graph)
     graph = renamed(graph)

@@ -26,9 +26,7 @@ def _named(operator: str) -> Rule:
     return lambda: (operator, {})
 
 
-def _convolution(stride: Any, padding: Any, dilation: Any, groups: int) -> tuple[str, dict[str, Any]] | None:
-    if isinstance(padding, str):
-        return None
+def _convolution(stride: Any, padding: Any, dilation: Any, groups: int) -> tuple[str, dict[str, Any]]:
     return "Conv", {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
 
 

@@ -99,6 +99,7 @@ def _read_graph(model: onnx.ModelProto, rows: str, output: str) -> tuple[list[No
     """The nodes that the output needs, in order, and the initializers they read."""
     opsets = {DOMAINS.get(entry.domain, entry.domain): entry.version for entry in model.opset_import}
     nodes = _needed(model.graph.node, output)
+    idle = _idle_casts(model, nodes, output)
     wanted = {name for node in nodes for name in node.input}
     constants: dict[str, Value] = {}
     for initializer in model.graph.initializer:
@@ -110,7 +111,10 @@ def _read_graph(model: onnx.ModelProto, rows: str, output: str) -> tuple[list[No
     known = {rows, "", *constants}
     missing: dict[str, None] = {}
     for proto in nodes:
-        unknown = [name for name in proto.input if name not in known]
+        if proto.output[0] in idle:
+            continue
+        inputs = tuple(idle.get(name, name) for name in proto.input)
+        unknown = [name for name in inputs if name not in known]
         if unknown:
             raise FileError(f"the ONNX graph reads {unknown[0]!r} before anything has made it; it is corrupt: export it again")
         known |= set(proto.output)
@@ -119,7 +123,7 @@ def _read_graph(model: onnx.ModelProto, rows: str, output: str) -> tuple[list[No
             constants[proto.output[0]] = _constant(proto)
             continue
         attributes = {a.name: _attribute(a) for a in proto.attribute if a.type not in (a.GRAPH, a.GRAPHS)}
-        node = Node(proto.op_type, domain, opsets.get(domain, 1), proto.name, tuple(proto.input), tuple(proto.output), attributes)
+        node = Node(proto.op_type, domain, opsets.get(domain, 1), proto.name, inputs, tuple(proto.output), attributes)
         if not supported(node):
             missing[f"{domain}.{node.op}" if domain else node.op] = None
         read.append(node)
@@ -135,6 +139,20 @@ def _needed(nodes: Iterable[onnx.NodeProto], output: str) -> list[onnx.NodeProto
             needed.append(node)
             wanted |= {name for name in node.input if name}
     return needed[::-1]
+
+
+def _idle_casts(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], output: str) -> dict[str, str]:
+    """What a Cast to the type that its input has already puts out -> that input. Keras writes them around every operation."""
+    casts = [node for node in nodes if node.op_type == "Cast" and node.output[0] != output]
+    if not casts:
+        return {}
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    idle: dict[str, str] = {}
+    for node in casts:
+        if types.get(node.input[0]) == next(attribute.i for attribute in node.attribute if attribute.name == "to"):
+            idle[node.output[0]] = idle.get(node.input[0], node.input[0])
+    return idle
 
 
 def _to_torch(tensor: onnx.TensorProto) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as functional
@@ -185,7 +185,7 @@ def _patches(network: Network, layer: Layer) -> Callable[[torch.Tensor], torch.T
     """Inputs of ``layer`` as the vectors that its weight rows are multiplied with: (n, ...) -> (groups, m, k)."""
     if layer.kind == "linear":
         return lambda inputs: inputs.reshape(1, -1, inputs.shape[-1])
-    stride, padding, dilation, groups = _convolution(network, layer)
+    stride, padding, dilation, groups = cast(tuple[Any, ...], _node(network, layer).args[3:])
     kernel = layer.weight_shape[2:]
 
     def unfolded(inputs: torch.Tensor) -> torch.Tensor:
@@ -199,17 +199,3 @@ def _patches(network: Network, layer: Layer) -> Callable[[torch.Tensor], torch.T
         return apart.permute(1, 0, 3, 2).reshape(groups, -1, apart.shape[2])
 
     return unfolded
-
-
-def _convolution(network: Network, layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
-    """Stride, padding, dilation and groups of a convolution's node, defaults filled in."""
-    given: list[Any] = list(_node(network, layer).args[3:])
-    size = len(layer.weight_shape) - 2
-    defaults: list[Any] = [1, 0, 1, 1]
-    stride, padding, dilation, groups = given + defaults[len(given) :]
-    return _each(stride, size), _each(padding, size), _each(dilation, size), int(groups)
-
-
-def _each(value: int | Sequence[int], size: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * size if len(values) == 1 else values

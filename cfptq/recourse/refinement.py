@@ -10,12 +10,15 @@ from cfptq.recourse.terrain import Terrain
 #: Most evaluations spent on finding how far a feature can be taken back, and the share of it that no longer matters.
 _PROBES = 8
 _CLOSE = 1e-4
+#: An action that costs so many times what another of its row costs, needless features gone, is not shortened.
+_DEARER = 1.25
 #: Passes of taking back and shortening; the second finds something only where columns are integers or the margin is not monotone.
 _ROUNDS = 3
 
 
 def refine(terrain: Terrain, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cheaper actions, fewer than came in: of one row's actions that change the same things, the cheapest is worked on.
+    """Cheaper actions, fewer than came in: of one row's actions that change the same things, the cheapest is worked on, if it is not far
+    dearer than another.
 
     ``delta`` must be feasible and valid on the artefact; so are the results.
 
@@ -30,6 +33,8 @@ def refine(terrain: Terrain, index: Tensor, delta: Tensor) -> tuple[Tensor, Tens
     delta, cost = delta.clone(), terrain.cost(index, delta)
     margins = take_back(terrain, index, delta, cost)
     kept = _one_of_a_kind(index, delta, cost)
+    least = torch.full((len(terrain.rows),), torch.inf).scatter_reduce(0, index, cost, "amin")
+    kept = kept[cost[kept] <= _DEARER * least[index[kept]]]
     index, delta, cost, margins = index[kept], delta[kept], cost[kept], margins[kept]
     live = torch.arange(len(index))
     for _ in range(_ROUNDS):
@@ -139,7 +144,7 @@ def _shortest(
         a, b = low[live], high[live]
         secant = a - (b - a) * surplus_low[live] / (surplus_high[live] - surplus_low[live])
         # Alternately a little to either side of the root, so that both ends of the bracket close in on it; at times the middle.
-        share = (a + b) / 2 if probe % 4 == 3 else secant + (_CLOSE if probe % 2 == 0 else -_CLOSE) * (b - a)
+        share = (a + b) / 2 if probe % 4 == 3 else secant + (_CLOSE if probe % 2 == 0 else -_CLOSE) / 2 * (b - a)
         share = torch.minimum(torch.maximum(share, a), b)
         tried = torch.where(part[live], share[:, None] * delta[live], delta[live])
         stepped = (part[live] & ~terrain.smooth).any(1)

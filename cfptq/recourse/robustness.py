@@ -69,20 +69,21 @@ class WorstOf:
 
     def margins(self, x: Tensor) -> Tensor:
         """Target margin of every member's artefact, (M, N)."""
-        wanted = torch.full((len(x),), self.target)
-        return torch.stack([target_margin(member.logits(x), wanted) for member in self.members])
+        return self._margins([member.logits(x) for member in self.members])
 
     def surrogate(self, x: Tensor) -> Tensor:
         """Class logits (N, C), differentiable with respect to ``x``: each row's gradient is that of its most reluctant member."""
         with torch.no_grad():
-            wanted = torch.full((len(x),), self.target)
-            worst = torch.stack([target_margin(member.surrogate(x.detach()), wanted) for member in self.members]).argmin(0)
-        margin = x.new_zeros(len(x))
-        for place, member in enumerate(self.members):
-            rows = (worst == place).nonzero()[:, 0]
-            if len(rows):
-                margin = margin.index_put((rows,), target_margin(member.surrogate(x[rows]), wanted[rows]))
-        return self._as_logits(margin)
+            worst = self._margins([member.surrogate(x.detach()) for member in self.members]).argmin(0)
+        owned = [(member, (worst == place).nonzero()[:, 0]) for place, member in enumerate(self.members)]
+        owned = [(member, rows) for member, rows in owned if len(rows)]
+        margin = self._margins([torch.cat([member.surrogate(x[rows]) for member, rows in owned])])[0]
+        return self._as_logits(margin[torch.cat([rows for _, rows in owned]).argsort()])
+
+    def _margins(self, logits: list[Tensor]) -> Tensor:
+        """Target margins (M, N) of M answers (N, C), all at once: for few rows a call costs more than what it computes."""
+        every = torch.cat(logits)
+        return target_margin(every, torch.full((len(every),), self.target)).reshape(len(logits), -1)
 
     def _as_logits(self, margin: Tensor) -> Tensor:
         column = nn.functional.one_hot(torch.tensor(self.target), self.n_classes).to(margin.dtype)

@@ -91,11 +91,14 @@ def solve(
         wanted = target_of_rows(target, x, logits)
         margins = target_margin(logits, wanted)
         parts = [slice(start, start + chunk_rows) for start in range(0, len(x), chunk_rows)]
-        chunks = [
-            _solve_chunk(predictor, x[part], action_set, wanted[part], margins[part], settings, seed, progress)
-            for part in track(parts, "recourse", enabled=progress)
-        ]
-        delta, points, cost, margin, status, bound = (torch.cat(pieces) for pieces in zip(*chunks, strict=True))
+        kept: tuple[Tensor, ...] = ()
+        for part in track(parts, "recourse", enabled=progress):
+            pieces = _solve_chunk(predictor, x[part], action_set, wanted[part], margins[part], settings, seed, progress)
+            # Written where they stay: chunks put together at the end would all be there twice.
+            kept = kept or tuple(piece.new_empty(len(x), *piece.shape[1:]) for piece in pieces)
+            for whole, piece in zip(kept, pieces, strict=True):
+                whole[part] = piece
+        delta, points, cost, margin, status, bound = kept
     proofs = {"status": status, "bound": bound} if isinstance(settings, Exact) else {}
     found = _reached(margin, settings)
     return RecourseBatch(x.clone(), points, delta, cost, found, margin, wanted, _name(settings), _confidence(settings), **proofs)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
+from packaging.requirements import Requirement
 from small_networks import MODELS, TEST_ROWS, factual, made, planned
 from torch import nn
 
@@ -20,7 +26,7 @@ from cfptq.allocation import BitAllocation, LayerScores
 from cfptq.backends.onnxruntime import stored_integers as file_integers
 from cfptq.datasets import locate
 from cfptq.errors import FileError, ModelError
-from cfptq.network import Head, as_predictor
+from cfptq.network import Head, Network, as_predictor
 from cfptq.quantize import Activations
 from cfptq.recipe import Recipe
 from cfptq.result import Result
@@ -30,14 +36,20 @@ Deployed = tuple[Run, Mapping[str, torch.Tensor]]
 
 INTEGER_INPUT = Activations(8, 8)
 FLOAT_INPUT = Activations(8, 32)
-RECIPES = Path(__file__).parents[2] / "recipes"
+TWO_STEP_INPUT = Activations(8, "two-step")
+REPOSITORY = Path(__file__).parents[2]
 
 
+@cache
 def result_of(kind: str, activations: Activations, widths: tuple[int, ...] = (4, 3, 8, 2), seed: int = 0) -> Result:
-    network, rows = made(kind, seed)
+    return result_on(*made(kind, seed), activations, widths, Head.LOGIT if kind == "batch norm" else Head.LOGITS)
+
+
+def result_on(
+    network: Network, rows: torch.Tensor, activations: Activations, widths: tuple[int, ...] = (4, 3, 8, 2), head: Head = Head.LOGITS
+) -> Result:
     plan = planned(network, rows, widths, activations=activations)
     names, parameters = tuple(plan.bits), tuple(layer.parameters for layer in plan.layers)
-    head = Head.LOGIT if kind == "batch norm" else Head.LOGITS
     return Result(
         network=network,
         plan=plan,
@@ -68,7 +80,7 @@ def by_quantize_static(result: Result, rows: torch.Tensor, folder: Path) -> Depl
     stored = {tensor.name: torch.tensor(onnx.numpy_helper.to_array(tensor)) for tensor in onnx.load(target).graph.initializer}
     integers = {}
     for layer in result.plan.layers:
-        if result.plan.input_format(layer).is_float:
+        if not result.plan.input_format(layer).is_affine:
             grid = layer.scale.reshape(-1, *[1] * (layer.integers.dim() - 1))
             integers[layer.name] = (stored[f"{layer.name}.weight"] / grid).round().to(torch.int8)
         else:
@@ -125,13 +137,22 @@ def session(path: Path) -> Run:
 
 def assert_agrees(result: Result, deployed: Deployed, people: torch.Tensor) -> None:
     """DESIGN's agreement: the plan's integers; within 1e-3 of the twin on 99.9 % of rows; equal decisions off the boundary."""
-    run, integers = deployed
-    for layer in result.plan.layers:
-        assert torch.equal(integers[layer.name], layer.integers), layer.name
-    with torch.no_grad():
-        said = as_predictor(lambda rows: run(torch.as_tensor(rows)).detach().numpy(), example=people[:8], head=result.head).logits(people)
-        expected = as_predictor(result.module(), example=people[:8], head=result.head).logits(people)
+    said, expected = logits(deployed[0], result, people), logits(result.module(), result, people)
+    assert_holds_the_plan_and_decides(result, deployed, said, expected)
     assert ((said - expected).abs().amax(dim=1) <= 1e-3).float().mean() >= 0.999
+
+
+def logits(run: Run, result: Result, people: torch.Tensor) -> torch.Tensor:
+    def numbers(rows: object) -> object:
+        with torch.no_grad():
+            return run(torch.as_tensor(rows)).numpy()
+
+    return as_predictor(numbers, example=people[:8], head=result.head).logits(people)
+
+
+def assert_holds_the_plan_and_decides(result: Result, deployed: Deployed, said: torch.Tensor, expected: torch.Tensor) -> None:
+    for layer in result.plan.layers:
+        assert torch.equal(deployed[1][layer.name], layer.integers), layer.name
     top = expected.topk(2, dim=1).values
     clear = top[:, 0] - top[:, 1] > 0.05
     assert clear.any()
@@ -150,6 +171,29 @@ def test_every_backend_holds_the_plan_and_computes_what_the_twin_computes(
     assert_agrees(result, BACKENDS[backend](result, result.calibration.rows, tmp_path), people)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "batch norm", "residual"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_two_step_input_runs_in_onnx_runtime_and_stays_in_float_elsewhere(backend: str, kind: str, tmp_path: Path) -> None:
+    result = result_of(kind, TWO_STEP_INPUT)
+    people = torch.randn(TEST_ROWS, 12, generator=torch.Generator().manual_seed(9))
+    if backend == "onnxruntime":
+        assert_agrees(result, BACKENDS[backend](result, people, tmp_path), people)
+        return
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        deployed = BACKENDS[backend](result, people, tmp_path)
+    if backend != "quantize_static":  # whose own warning is tested with a float input
+        (sentence,) = [str(warning.message) for warning in said if "two-step" in str(warning.message)]
+        assert "to_onnx" in sentence and "\n" not in sentence
+    formats = (
+        replace(form, bits=32, scale=1.0, zero_point=0, fine_scale=None) if form.fine_scale else form for form in result.plan.activations
+    )
+    in_float = replace(result, plan=replace(result.plan, activations=tuple(formats)))
+    assert_agrees(in_float, deployed, people)
+    said_logits, expected = (logits(run, result, people) for run in (deployed[0], result.module()))
+    assert_holds_the_plan_and_decides(result, deployed, said_logits, expected)
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "quantize_static", "pt2e", "neural_compressor"])
 def test_16_bit_activations_go_where_they_exist(backend: str, tmp_path: Path) -> None:
     result = result_of("mlp", Activations(16, 16))
@@ -159,13 +203,13 @@ def test_16_bit_activations_go_where_they_exist(backend: str, tmp_path: Path) ->
 
 @pytest.fixture(scope="module", params=["adult", "german"])
 def public(request: pytest.FixtureRequest) -> tuple[Result, torch.Tensor]:
-    beside = Path(__file__).parents[3] / "shared" / "data"
+    beside = REPOSITORY.parent / "shared" / "data"
     with pytest.MonkeyPatch.context() as patch:
         if beside.is_dir():
             patch.setenv("CFPTQ_DATA_DIR", str(beside))
         if not all(path is not None for path in locate(request.param).values()):
             pytest.skip(f"the files of {request.param} are not here; set CFPTQ_DATA_DIR")
-        recipe = Recipe.load(RECIPES / f"{request.param}.yaml")
+        recipe = Recipe.load(REPOSITORY / "recipes" / f"{request.param}.yaml")
         if request.param == "adult":
             recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": 1})})
         experiment = recipe.prepare(0, progress=False)
@@ -312,6 +356,35 @@ def test_neural_compressors_own_static_flow_keeps_narrow_layers_on_the_grid() ->
     quantized = convert(observed)
     layers = [node for node in quantized.graph.nodes if node.target == torch.ops.aten.linear.default]
     assert ["dequantize" in str(node.args[1].target) for node in layers] == [True, False, True]
+
+
+def test_a_file_that_disagrees_with_the_twin_is_refused_and_the_one_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = result_of("mlp", INTEGER_INPUT)
+    file = result.onnx_model()
+    bias = next(tensor for tensor in file.graph.initializer if tensor.name == "4.bias_integers")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 2**12, bias.name))
+    monkeypatch.setattr(Result, "onnx_model", lambda *_, **__: file)
+    (tmp_path / "model.onnx").write_bytes(b"before")
+    with pytest.raises(ModelError, match=r"agrees with the plan on 0\.00% of 600 rows"):
+        result.to_onnx(tmp_path / "model.onnx", check=True)
+    assert (tmp_path / "model.onnx").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "package", "extra"), [("pt2e", "torchao", "pt2e"), ("neural_compressor", "neural-compressor", "inc"), ("fx", "torch", None)]
+)
+def test_the_versions_an_adapter_was_checked_with_are_those_the_package_asks_for(adapter: str, package: str, extra: str | None) -> None:
+    source = (REPOSITORY / "cfptq" / "backends" / f"{adapter}.py").read_text()
+    (sentence,) = re.findall(rf"Checked with {package} [^\n]*", source)
+    checked = re.findall(r"\d+\.\d+", sentence)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    (asked,) = [requirement for requirement in map(Requirement, wanted) if requirement.name == package]
+    assert checked[0] in asked.specifier
+    if extra is not None:
+        assert f">={checked[0]}" == str(asked.specifier)  # the oldest one stands first
+    pytest.importorskip(package.replace("-", "_"))
+    assert asked.specifier.contains(version(package).partition("+")[0])
 
 
 BARE = """

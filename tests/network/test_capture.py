@@ -404,3 +404,22 @@ def test_a_parameter_that_stands_at_a_layers_place_is_moved_aside():
     network = capture(Computing(lambda m, x: F.linear(x, m.pair["weight"]) * m.pair["bias"], pair=weights), rows(3, 4))
     changed = network.with_parameters({"pair": (torch.zeros(2, 4), torch.ones(2))})
     assert torch.equal(changed(rows(1, 4)), torch.tensor([[3.0, 4.0]]))
+
+
+@pytest.mark.parametrize(
+    ("forward", "written"),
+    [
+        (lambda m, x: m.c(x), [[1, 1], [1, 1], [1, 1], 1]),
+        (lambda m, x: F.conv2d(x, m.c.weight, stride=2), [[2, 2], [0, 0], [1, 1], 1]),
+        (lambda m, x: F.conv2d(x, m.c.weight, padding="valid", dilation=(1, 2)), [[1, 1], [0, 0], [1, 2], 1]),
+        (lambda m, x: F.conv2d(x, m.c.weight, padding="same", dilation=(1, 2)), [[1, 1], [1, 2], [1, 2], 1]),
+        (lambda m, x: torch.convolution(x, m.c.weight, None, [2, 1], [1, 0], [1, 1], False, [0, 0], 1), [[2, 1], [1, 0], [1, 1], 1]),
+    ],
+    ids=["module", "functional", "valid", "same", "general"],
+)
+def test_convolutions_are_written_in_one_way_however_the_model_writes_them(forward, written):
+    model = Computing(lambda m, x: forward(m, x).mean((2, 3)), c=nn.Conv2d(2, 3, 3, padding=1))
+    network = capture(model, rows(3, 2, 8, 8))
+    (node,) = [node for node in network.graph.graph.nodes if node.name == network.layers[0].node]
+    assert node.target is torch.ops.aten.conv2d.default and not node.kwargs
+    assert [list(entry) if isinstance(entry, list | tuple) else entry for entry in node.args[3:]] == written

@@ -53,6 +53,7 @@ PLAIN = {
         images(nn.Conv2d(2, 4, 3, groups=2, dilation=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
         (2, 8, 8),
     ),
+    "padding by name": (images(nn.Conv2d(2, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 2)), (2, 8, 8)),
     "signals": (images(nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)), (2, 8)),
 }
 
@@ -61,7 +62,7 @@ OTHER = {
     "a scaled sum": (Calls(lambda h: torch.add(h, torch.relu(h), alpha=2)), (6,)),
     "an operation that is not listed": (Calls(functional.gelu), (6,)),
     "a pool with a ragged edge": (images(nn.Conv2d(2, 4, 3), nn.MaxPool2d(4, ceil_mode=True), nn.Flatten(), nn.Linear(16, 2)), (2, 8, 8)),
-    "padding by name": (images(nn.Conv2d(2, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 2)), (2, 8, 8)),
+    "padding on one side": (images(nn.Conv2d(2, 4, 2, padding="same"), nn.Flatten(), nn.Linear(256, 2)), (2, 8, 8)),
     "linear on sequences": (nn.Sequential(nn.Linear(6, 4), nn.Flatten(), nn.Linear(12, 2)), (3, 6)),
 }
 

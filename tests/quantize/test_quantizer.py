@@ -9,7 +9,17 @@ from torch import nn
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import ModelError
 from cfptq.network import Network, capture
-from cfptq.quantize import Activations, LayerByLayer, QuantizationPlan, Recording, affordable_rows, multiply_adds, quantize
+from cfptq.quantize import (
+    ActivationFormat,
+    Activations,
+    LayerByLayer,
+    QuantizationPlan,
+    Recording,
+    affordable_rows,
+    layer_problem,
+    multiply_adds,
+    quantize,
+)
 
 
 def network_of(*layers: nn.Module, shape: tuple[int, ...] = (12,)) -> Network:
@@ -73,6 +83,31 @@ def test_rows_are_sampled_by_weight_where_they_cost_too_much() -> None:
     sampled = float((values[few] * counts).sum() / counts.sum())
     assert sampled == pytest.approx(float((values * weights).sum() / weights.sum()), abs=0.01)
     assert int(affordable_rows(network, weights, work=1, fewest=10)[1].sum()) == 10
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2),
+        nn.Conv2d(4, 6, 3, padding="same", dilation=2),
+        nn.Conv2d(4, 6, (2, 3), padding="same"),
+        nn.Conv2d(4, 6, 3, padding="valid"),
+        nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2),
+        nn.Conv1d(4, 6, 4, padding="same"),
+    ],
+    ids=str,
+)
+def test_the_patches_of_a_convolution_times_its_weight_are_its_output(layer: nn.Conv1d | nn.Conv2d) -> None:
+    shape = (4, 7, 8)[: layer.weight.dim() - 1]
+    network = network_of(layer, nn.ReLU(), nn.Flatten(), nn.Linear(layer(torch.zeros(1, *shape)).numel(), 2), shape=shape)
+    found, rows = network.layers[0], calibration(network, 5).rows
+    inputs = network.observe(rows, [found.input])[found.input]
+    problem = layer_problem(network, found, 8, inputs, inputs, ActivationFormat(found.input, 32), torch.ones(5))
+    weight = network.weight("0").reshape(layer.groups, -1, problem.patches(inputs).shape[2])
+    products = torch.einsum("gmk,gok->mgo", problem.patches(inputs), weight).reshape(5, -1, 6).transpose(1, 2)
+    with torch.no_grad():
+        expected = (layer(rows) - layer.bias.reshape(-1, *[1] * (rows.dim() - 2))).flatten(2)
+    torch.testing.assert_close(products, expected, atol=1e-5, rtol=1e-5)
 
 
 class Residual(nn.Module):

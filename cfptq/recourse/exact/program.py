@@ -78,12 +78,14 @@ class _Program:
         price[list(objective)] = list(objective.values())
         rows, columns, values = (np.concatenate(parts) for parts in zip(*self.parts, strict=True))
         matrix = sparse.csr_matrix((values, (rows, columns)), shape=(len(self.least), count))
+        # The bounds leave HiGHS's presolve little to find: without it programs are solved half again to four times as fast, and no answer
+        # has to be carried back through it and repaired, which HiGHS reports on standard output whatever it is told.
         return milp(
             price,
             integrality=np.array(self.whole, dtype=np.uint8),
             bounds=Box(np.array(self.lower), np.array(self.upper)),
             constraints=LinearConstraint(matrix, np.array(self.least), np.array(self.most)),
-            options={"time_limit": max(time_limit, 0.01), "mip_rel_gap": gap},
+            options={"time_limit": max(time_limit, 0.01), "mip_rel_gap": gap, "presolve": False},
         )
 
 
