@@ -143,7 +143,7 @@ def robust() -> Iterator[str]:
     rows = []
     for name, seeds in content.items():
         if isinstance(seeds, dict):
-            for solver, entry in seeds["mean"].items():
+            for solver, entry in seeds["mean and deviation"].items():
                 rows.append([name, solver, *("{:.3f} ± {:.3f}".format(*entry[key]) for key in shown)])
     yield from table(["data set", "solver", *shown], rows)
 

@@ -7,8 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cfptq.actions import ActionSet
 from cfptq.actions.space import ActionSpace
 from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
+from cfptq.calibration.recombine import recombined
+from cfptq.calibration.split import SET_ASIDE
 from cfptq.errors import DataError, name_rows
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
@@ -21,6 +24,10 @@ PAPER_TEACHER = ProjectedGradient(steps=3, early_stop=False)
 #: moves few features, and those further than gradient steps do: what calibration has not seen, the ranges of hidden tensors cut off.
 #: It lies on the boundary itself, where weights are largest, so it counts less.
 CHEAPEST, CHEAPEST_WEIGHT = 256, 0.25
+
+#: People with recourse that calibration wants, or as many as it has rows. What few rejected rows leave to be wished for is looked for
+#: among recombined people, so many for each that is wanted, since most may be accepted.
+ENOUGH, CANDIDATES = 1024, 20
 
 #: About how often the model is run for one person's projected-gradient recourse, and for her minimal-cost recourse; and how many people's
 #: minimal-cost recourse says anything.
@@ -84,7 +91,8 @@ def near_boundary(
     """X_cal, the points where the rejected rows' recourse ends, and a weight on every row that falls with its margin.
 
     Recourse is projected-gradient, to the first step that reaches the target; a seeded sample of those who have it adds its
-    minimal-cost recourse. A row of target margin m weighs exp(-|m| / T), with T half the median |m| of the factual rows: what is
+    minimal-cost recourse. Where few are rejected, people recombined of the rows' features add theirs (:func:`recombined`), if actions
+    live on the model's own columns. A row of target margin m weighs exp(-|m| / T), with T half the median |m| of the factual rows: what is
     far from the boundary, on either side, counts little, for rounding cannot flip it.
 
     Args, Raises: as :func:`augment`; also ``runs``, about how many rows the model may be run on to find recourse: where it is too
@@ -92,7 +100,7 @@ def near_boundary(
 
     Returns:
         The calibration set, and the projected-gradient recourse of the rejected rows that have some, in the order of the first
-        counterfactual rows; minimal-cost points follow.
+        counterfactual rows; minimal-cost points follow, then those of recombined people.
     """
     logits = predictor.logits(rows)
     factual = _factual(rows, labels, logits, target)
@@ -102,24 +110,32 @@ def near_boundary(
         most, cheapest_most = runs // GRADIENT_RUNS, min(CHEAPEST, runs // CHEAPEST_RUNS)
     people = rejected[_sample(len(rejected), most, seed)]
 
-    def solved(some: Tensor, method: Method) -> RecourseBatch:
-        if len(some) == 0:
-            return _nobody(rows, space, method)
-        wanted = factual.target[some]
-        return solve(predictor, rows[some], space, target=wanted, method=method, seed=seed, threads=threads, progress=progress)
+    def solved(asking: Tensor, source: Tensor, method: Method) -> tuple[RecourseBatch, Tensor]:
+        """The recourse of those ``asking`` who have some, and the factual row that each of them goes back to."""
+        if len(asking) == 0:
+            return _nobody(rows, space, method), source
+        wanted = factual.target[source]
+        batch = solve(predictor, asking, space, target=wanted, method=method, seed=seed, threads=threads, progress=progress)
+        return batch[batch.found], source[batch.found]
 
     space.check(rows)
-    recourse = solved(people, ProjectedGradient())
-    people, recourse = people[recourse.found], recourse[recourse.found]
+    recourse, people = solved(rows[people], people, ProjectedGradient())
     drawn = people[_sample(len(people), cheapest_most if cheapest_most >= FEWEST_CHEAPEST else 0, seed)]
-    cheapest = solved(drawn, MinimalCost())
-    drawn, cheapest = drawn[cheapest.found], cheapest[cheapest.found]
-    points = _joined(_joined(factual, recourse, people), cheapest, drawn)
-    margin = torch.cat((target_margin(logits, factual.target), recourse.margin, cheapest.margin)).abs()
+    cheapest, drawn = solved(rows[drawn], drawn, MinimalCost())
+    missing = min(ENOUGH, len(rows), ENOUGH if runs is None else most) - len(people)
+    made, like = rows[:0], people[:0]
+    if len(people) > 0 and missing > 0 and isinstance(space, ActionSet):
+        made, like = recombined(rows, space.feature_columns, CANDIDATES * missing, seed, folds=SET_ASIDE)
+        refused = (predictor.logits(made).argmax(1) != factual.target[like]).nonzero()[:missing, 0]
+        made, like = made[refused], like[refused]
+    others, like = solved(made, like, ProjectedGradient())
+    points = _joined(_joined(_joined(factual, recourse, people), cheapest, drawn), others, like)
+    margin = torch.cat((target_margin(logits, factual.target), recourse.margin, cheapest.margin, others.margin)).abs()
     tiny = torch.finfo(torch.float32).tiny
     temperature = max(float(margin[: len(rows)].median()) / 2, tiny)
     weights = torch.exp(-margin / temperature)
-    weights[len(rows) + len(recourse) :] *= CHEAPEST_WEIGHT
+    ends = len(rows) + len(recourse)
+    weights[ends : ends + len(cheapest)] *= CHEAPEST_WEIGHT
     return replace(points, weights=weights.clamp_min(tiny)), recourse
 
 

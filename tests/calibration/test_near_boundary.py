@@ -7,7 +7,7 @@ from torch import nn
 
 from cfptq.actions import ActionSet, Continuous
 from cfptq.calibration import near_boundary
-from cfptq.calibration.teacher import CHEAPEST, CHEAPEST_WEIGHT
+from cfptq.calibration.teacher import CHEAPEST, CHEAPEST_WEIGHT, ENOUGH
 from cfptq.network import as_predictor, decisions, target_margin
 
 
@@ -22,17 +22,17 @@ def test_rows_are_people_and_where_their_recourse_ends_weighted_by_how_near_the_
     points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
     rejected = (decisions(predictor.logits(x)) != 1).nonzero()[:, 0]
     assert torch.equal(points.factual, x)
-    cheapest = points.counterfactual[len(recourse) :]
-    assert len(recourse) == len(rejected) and len(cheapest) == min(len(rejected), CHEAPEST)
+    own = len(recourse) + min(len(rejected), CHEAPEST)
+    assert len(recourse) == len(rejected) and len(points.counterfactual) == own + min(ENOUGH, len(x)) - len(rejected)
     assert torch.equal(points.counterfactual[: len(recourse)], recourse.points)
-    assert set(points.source[points.origin == 1].tolist()) <= set(rejected.tolist())
+    assert set(points.source[points.origin == 1][:own].tolist()) <= set(rejected.tolist())
     assert bool((decisions(predictor.logits(points.counterfactual)) == 1).all())
     margin = target_margin(predictor.logits(points.rows), points.target).abs()
     farthest = margin.argmax()
     plain = len(x) + len(recourse)
     assert points.weights[farthest] == points.weights.min() and points.weights[:plain].argmax() == margin[:plain].argmin()
     weights = torch.exp(-margin / (margin[: len(x)].median() / 2))
-    weights[plain:] *= CHEAPEST_WEIGHT
+    weights[plain : len(x) + own] *= CHEAPEST_WEIGHT
     assert torch.allclose(points.weights, weights, atol=1e-6)
 
 
@@ -45,7 +45,7 @@ def test_minimal_cost_points_lie_on_the_boundary_and_cost_no_more_than_gradient_
     space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
     predictor = as_predictor(model, example=x)
     points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
-    behind = points.origin.nonzero()[len(recourse) :, 0]
+    behind = points.origin.nonzero()[len(recourse) : len(recourse) + min(len(recourse), CHEAPEST), 0]
     margin = target_margin(predictor.logits(points.rows[behind]), points.target[behind])
     assert bool((margin > 0).all()) and float(margin.max()) < 1e-2
     price = {int(row): float(cost) for row, cost in zip(points.source[points.origin == 1], recourse.cost, strict=False)}
@@ -64,3 +64,22 @@ def test_where_nobody_is_rejected_only_the_people_are_there() -> None:
     space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1)], favourable=1)
     points, recourse = near_boundary(x, None, as_predictor(model, example=x), space, target=1, progress=False)
     assert len(recourse) == 0 and len(points) == 20
+
+
+def test_where_few_are_rejected_people_recombined_of_the_rows_add_their_recourse() -> None:
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(2))
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
+        model.bias.copy_(torch.tensor([0.0, 2.2]))  # about a tenth is rejected
+    space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
+    predictor = as_predictor(model, example=x)
+    points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
+    rejected = int((decisions(predictor.logits(x)) != 1).sum())
+    assert len(recourse) == rejected < 60
+    others = points.counterfactual[2 * rejected :]
+    assert len(others) == 400 - rejected and bool((decisions(predictor.logits(others)) == 1).all())
+    margin = target_margin(predictor.logits(points.rows), points.target).abs()
+    assert margin[-len(others) :].median() < margin[: len(x)].median() / 2
+    again, _ = near_boundary(x, None, predictor, space, target=1, progress=False)
+    assert torch.equal(points.rows, again.rows)
