@@ -2,8 +2,8 @@
 
 Two nets with random weights (figures depend on shapes alone), one thread, files taken in turns, medians; ratios are to ONNX Runtime's
 int8 file, and the bars are set for our 4-bit file with an 8-bit input. Every file is opened several times: where its weights come to lie
-in memory makes one opening up to a tenth slower than the next, even of the same kernels on the same shapes. ``--compile`` adds PT2E graphs compiled with freezing, which
-takes minutes and needs a C++ compiler.
+in memory makes one opening up to a tenth slower than the next, even of the same kernels on the same shapes. ``--compile`` adds PT2E
+graphs compiled with freezing to the results of an earlier run; it needs torchao and a C++ compiler.
 
     python benchmarks/deployment.py --out benchmarks/results/deployment.json
 """
@@ -32,7 +32,6 @@ import cfptq
 from cfptq.actions import ActionSet, Continuous
 from cfptq.backends.latency import BATCHES, latencies, slower_than
 from cfptq.backends.quantize_static import vanilla_onnx
-from cfptq.errors import MissingDependencyError
 from cfptq.files import write_text
 from cfptq.quantize import InputBits
 
@@ -65,16 +64,23 @@ def net(widths: tuple[int, ...]) -> nn.Module:
         return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1])).eval()
 
 
-def files(model: nn.Module, rows: torch.Tensor, folder: Path) -> tuple[dict[str, Path], cfptq.Result]:
-    """Every file to compare, by name; and a result with 4 bits and an 8-bit input."""
+def rows_of(net_name: str) -> torch.Tensor:
+    """Random rows for a net."""
+    return torch.randn(ROWS, NETS[net_name][0], generator=torch.Generator().manual_seed(0))
+
+
+def quantized(model: nn.Module, rows: torch.Tensor, bits: float, input_bits: InputBits) -> cfptq.Result:
+    """A plan with rounding to nearest."""
     columns = [Continuous(f"x{column}", column=column) for column in range(rows.shape[1])]
     action_set = ActionSet.from_columns(rows, columns, favourable=1)
-    results = {
-        (bits, input_bits): cfptq.calibrate(model, [rows], action_set, method="ptq", budget=bits, input_bits=input_bits, progress=False)
-        for bits, input_bits in dict.fromkeys((bits, input_bits) for bits, input_bits, _ in OURS.values())
-    }
-    whole = results[4.0, 8]
-    exported = whole.network.to_onnx_model()
+    return cfptq.calibrate(model, [rows], action_set, method="ptq", budget=bits, input_bits=input_bits, progress=False)
+
+
+def files(model: nn.Module, rows: torch.Tensor, folder: Path) -> dict[str, Path]:
+    """Every file to compare, by name."""
+    wanted = dict.fromkeys((bits, input_bits) for bits, input_bits, _ in OURS.values())
+    results = {(bits, input_bits): quantized(model, rows, bits, input_bits) for bits, input_bits in wanted}
+    exported = results[OURS[JUDGED][:2]].network.to_onnx_model()
     found = {"fp32": folder / "fp32.onnx", REFERENCE: folder / "int8.onnx", "ONNX Runtime int4": folder / "int4.onnx"}
     found["fp32"].write_bytes(exported.SerializeToString())
     vanilla_onnx(exported, rows, 8, found[REFERENCE])
@@ -82,15 +88,17 @@ def files(model: nn.Module, rows: torch.Tensor, folder: Path) -> tuple[dict[str,
     for number, (name, (bits, input_bits, more)) in enumerate(OURS.items()):
         found[name] = folder / f"{number}.onnx"
         results[bits, input_bits].to_onnx(found[name], **more)
-    return found, whole
+    return found
 
 
-def compiled(result: cfptq.Result, rows: torch.Tensor) -> dict[str, dict[int, float]]:
-    """Median microseconds a call of fp32, our plan and PT2E's own, compiled by inductor with freezing, taken in turns."""
+def compiled(net_name: str) -> dict[str, Any]:
+    """Entries of fp32, our plan and PT2E's own, compiled by inductor with freezing: median microseconds a call, taken in turns."""
     import torch._inductor.config as inductor
 
     from cfptq.backends import pt2e
 
+    rows = rows_of(net_name)
+    result = quantized(net(NETS[net_name]), rows, *OURS[JUDGED][:2])
     ours = pt2e.convert_pt2e(pt2e.prepare_pt2e(pt2e.exported(result.prepared_model(), rows[:4]), result.pt2e_quantizer()))
     graphs = {
         "compiled fp32": result.network.module(),
@@ -111,15 +119,14 @@ def compiled(result: cfptq.Result, rows: torch.Tensor) -> dict[str, dict[int, fl
                         taken[name].append(1e6 * (time.perf_counter() - started))
             for name, seconds in taken.items():
                 times[name][batch] = statistics.median(seconds)
-    return times
+    return {name: {"us": {str(batch): round(value, 1) for batch, value in taken.items()}} for name, taken in times.items()}
 
 
-def measure(net_name: str, rounds: float, with_compiled: bool) -> dict[str, Any]:
+def measure(net_name: str, rounds: float) -> dict[str, Any]:
     """One net's entry: bytes, microseconds and ratios by file, what the bars say, and where fp32 is faster."""
-    widths = NETS[net_name]
-    rows = torch.randn(ROWS, widths[0], generator=torch.Generator().manual_seed(0))
+    rows = rows_of(net_name)
     with tempfile.TemporaryDirectory() as place:
-        found, result = files(net(widths), rows, Path(place))
+        found = files(net(NETS[net_name]), rows, Path(place))
         openings = [
             {batch: latencies(found, rows, [batch], max(3, round(rounds * ROUNDS[batch]))) for batch in BATCHES} for _ in range(OPENINGS)
         ]
@@ -138,12 +145,6 @@ def measure(net_name: str, rounds: float, with_compiled: bool) -> dict[str, Any]
     }
     judged = {"bytes_ratio": entry[JUDGED]["bytes_ratio"], "largest_us_ratio": max(entry[JUDGED]["us_ratio"].values())}
     small = net_name != LARGEST or judged["bytes_ratio"] <= MOST_BYTES
-    if with_compiled:
-        try:
-            for name, taken in compiled(result, rows).items():
-                entry[name] = {"us": {str(batch): round(value, 1) for batch, value in taken.items()}}
-        except MissingDependencyError as error:
-            entry["compiled PT2E"] = {"not run": str(error)}
     return {
         "files": entry,
         "judged": {"file": JUDGED, **judged, "holds": small and judged["largest_us_ratio"] <= MOST_TIME},
@@ -157,9 +158,6 @@ def show(name: str, measured: dict[str, Any], console: Console) -> None:
     for heading in ("file", "KiB", *(f"batch {batch}" for batch in BATCHES)):
         table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=True)
     for file, entry in measured["files"].items():
-        if "not run" in entry:
-            console.print(f"note: {file} was not run: {entry['not run']}")
-            continue
         size = f"{entry['bytes'] / 1024:.0f} ({entry['bytes_ratio']:.2f})" if "bytes" in entry else "–"
         ratios = entry.get("us_ratio", {})
         cells = (f"{taken:.0f}" + (f" ({ratios[batch]:.2f})" if ratios else "") for batch, taken in entry["us"].items())
@@ -180,15 +178,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/deployment.json"))
     parser.add_argument("--rounds", type=float, default=1.0, help="multiply the number of turns by this")
     parser.add_argument("--net", choices=NETS, action="append", help="both by default")
-    parser.add_argument("--compile", action="store_true", help="PT2E graphs compiled with freezing, too")
+    parser.add_argument("--compile", action="store_true", help="add PT2E graphs compiled with freezing to what --out holds")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     console = Console(width=120)
     results: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__, "nets": {}}
+    if arguments.compile:
+        results = json.loads(arguments.out.read_text())
     for name in arguments.net or NETS:
-        results["nets"][name] = measure(name, arguments.rounds, arguments.compile)
+        if arguments.compile:
+            results["nets"][name]["files"] |= compiled(name)
+        else:
+            results["nets"][name] = measure(name, arguments.rounds)
         show(name, results["nets"][name], console)
         write_text(arguments.out, json.dumps(results, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""CFQ and the baselines that train, on the public data sets: Tables 1, 2, 5, 6, 11, 17, 18 and 20 of the paper, measured.
+"""CFQ and the baselines that train, on the public data sets: Tables 1, 2, 5-7, 10, 11, 17, 18 and 20, Figures 3-5 and 8, measured.
 
 All methods share one trained model, its training rows, their activation formats (float input where it is narrow, 8-bit hidden tensors)
 and the people they are judged on under the standard protocol; every number about a quantized model comes from running its ONNX file.
@@ -6,9 +6,12 @@ and the people they are judged on under the standard protocol; every number abou
 results file after every seed; what it holds of other methods and data sets stays.
 
     CFPTQ_DATA_DIR=... python benchmarks/qat.py --out benchmarks/results/qat.json
-    python benchmarks/qat.py --datasets adult --tables ablation overhead
+    python benchmarks/qat.py --datasets adult --tables ablation teacher     # Tables 2, 17, 18
+    python benchmarks/qat.py --datasets adult compas --tables curve         # Figures 3-5 and 8
+    python benchmarks/qat.py --datasets adult german --tables variants      # Tables 6 and 7
+    python benchmarks/qat.py --datasets adult --tables overhead             # Tables 10 and 20
     python benchmarks/qat.py --datasets adult compas --methods cfq-qat lsq-qat
-    python benchmarks/qat.py --show benchmarks/results/qat.json
+    python benchmarks/qat.py --show benchmarks/results/qat.json             # the tables, and the plots beside the file
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +33,9 @@ import cfptq
 from cfptq.auditing import Protocol, TeacherRecourse, evaluate, teacher_recourse
 from cfptq.files import write_text
 from cfptq.network import Predictor, as_predictor
-from cfptq.recipe import Backbone, Experiment, Recipe
+from cfptq.recipe import Backbone, Mix, Recipe
 from cfptq.recourse import ProjectedGradient
-from cfptq.training import QAT_METHODS, QatMethod, TeacherSettings
+from cfptq.training import QAT_METHODS, History, QatMethod, TeacherSettings, Trainer
 
 SEEDS: dict[str, Sequence[int]] = {"adult": range(3), "german": range(10), "compas": range(3), "bank": range(3), "default": range(3)}
 BUDGET = 4.0
@@ -92,23 +95,31 @@ TABLES: dict[str, tuple[str | QatMethod, ...]] = {
         *(_named(LITERAL, f"cfq-paper, sigma={noise:g}", teacher=_low_step(3, noise)) for noise in (0.01, 0.05, 0.1)),
         *(_named(CFQ, f"cfq-qat, sigma={noise:g}", teacher=replace(CFQ.teacher, noise=noise)) for noise in (0.01, 0.05, 0.1)),
     ),
-    # The same trainer and policy with η = 0 is what times are set against.
-    "overhead": (
-        _named(LITERAL, "qat", objective=replace(LITERAL.objective, eta=0.0)),
-        *(_named(LITERAL, f"cfq, K={steps}", teacher=_low_step(steps, cached=False)) for steps in (1, 2, 3)),
-        _named(LITERAL, "cfq, cached"),
-        _named(LITERAL, "cfq, cached, a third of the actions", teacher=replace(_low_step(3), share=1 / 3)),
-    ),
 }
+
+#: Tables 10 and 20: the same trainer and policy with η = 0 first, which times are set against.
+OVERHEAD = (
+    _named(LITERAL, "η = 0", objective=replace(LITERAL.objective, eta=0.0)),
+    *(_named(LITERAL, f"K = {steps}", teacher=_low_step(steps, cached=False)) for steps in (1, 2, 3)),
+    _named(LITERAL, "K = 3, cached"),
+    _named(LITERAL, "K = 3, cached, a third of the actions", teacher=replace(_low_step(3), share=1 / 3)),
+)
+#: Epochs of each, and how often all take turns.
+OVERHEAD_EPOCHS, TURNS = 4, 7
 
 #: Metrics of the tables.
 SUMMARIZED = ("accuracy", "validity_drop", "recourse_gap", "recourse_gap_of_sums", "direction_similarity", "favourable_rate_drift")
 
-#: Table 6: the backbones, by name.
-BACKBONES = {
-    "logistic": Backbone(kind="logistic-regression"),
-    "mlp": Backbone(),
-    "mlp-4": Backbone(hidden=(64, 64, 64, 64)),
+#: Methods of the budget curves, and of Tables 6 and 7.
+CURVED = ("lsq-qat", "mixed-qat", "cfq-qat", "cfq-learned")
+VARIED = ("mixed-qat", "cfq-qat")
+
+#: Tables 6 and 7: other backbones and other costs, as changes of the recipe.
+VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
+    "logistic regression": lambda recipe: recipe.model_copy(update={"backbone": Backbone(kind="logistic-regression")}),
+    "MLP 4x64": lambda recipe: recipe.model_copy(update={"backbone": Backbone(hidden=(64, 64, 64, 64))}),
+    "ℓ2 cost": lambda recipe: recipe.model_copy(update={"actions": recipe.actions.model_copy(update={"norm": "l2"})}),
+    "ℓ1 + ℓ2 cost": lambda recipe: recipe.model_copy(update={"actions": recipe.actions.model_copy(update={"norm": Mix(l1=0.5, l2=0.5)})}),
 }
 
 #: What a results file keeps of each evaluation.
@@ -118,63 +129,104 @@ KEPT = (
 )  # fmt: skip
 
 
-def judged(result: cfptq.Result, f: Predictor, people: TeacherRecourse, experiment: Experiment) -> dict[str, Any]:
-    """One method's entry, from its ONNX file."""
-    columns = experiment.columns
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        result.to_onnx(path)
-        metrics = evaluate(f, result.predictor(path), people, columns.test, columns.test_labels, experiment.action_set, progress=False)
-    content = metrics.to_dict()
-    entry = {key: content[key] for key in KEPT}
-    return {**entry, "average_bits": result.plan.average_bits, "bits": result.bits}
+class Judge:
+    """One trained model, the people that quantized versions of it are judged by, and how each version is made."""
 
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        self.experiment = recipe.prepare(seed, progress=False)
+        self.seed, self.rows = seed, recipe.calibration.rows
+        self.f, self.people = self.reference(self.experiment.model)
 
-def measure(name: str, seed: int, tables: Sequence[str], only: Sequence[str] = (), backbone: str | None = None) -> dict[str, Any]:
-    """Train the model, quantize it by every method of the tables (or by ``only`` some), judge: one data set, one seed."""
-    recipe = Recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
-    if backbone is not None:
-        recipe = recipe.model_copy(update={"backbone": BACKBONES[backbone]})
-    experiment = recipe.prepare(seed, progress=False)
-    columns, space = experiment.columns, experiment.action_set
-    loader = [(columns.train, columns.train_labels)]
-    given: dict[str, Any] = {"budget": BUDGET, "seed": seed, "progress": False}
-
-    def reference(network: torch.nn.Module) -> tuple[Predictor, TeacherRecourse]:
+    def reference(self, network: torch.nn.Module) -> tuple[Predictor, TeacherRecourse]:
+        """A full-precision model and its people's recourse."""
+        columns, space = self.experiment.columns, self.experiment.action_set
         f = as_predictor(network, example=columns.train[:256], name="fp32")
-        return f, teacher_recourse(f, columns.test, space, experiment.dataset.favourable, Protocol(), seed, progress=False)
+        return f, teacher_recourse(f, columns.test, space, self.experiment.dataset.favourable, Protocol(), self.seed, progress=False)
 
-    f, people = reference(experiment.model)
-    started = time.perf_counter()
-    faithful = cfptq.calibrate(experiment.model, loader, space, max_rows=recipe.calibration.rows, **given)
-    seconds = {"faithful": time.perf_counter() - started}
-    methods = {"faithful": judged(faithful, f, people, experiment)}
-    for table in tables:
-        for entry in TABLES[table]:
-            label = entry if isinstance(entry, str) else entry.name
-            if only and label not in only:
-                continue
-            started = time.perf_counter()
-            result = cfptq.qat(experiment.model, loader, space, method=entry, calibration_rows=recipe.calibration.rows, **given)
-            seconds[label] = time.perf_counter() - started
-            # A robustly trained model is the reference of its own quantization (E.1).
-            own = reference(result.network.module()) if label.startswith("r-") else (f, people)
-            methods[label] = judged(result, *own, experiment)
-            history = result.training
-            assert history is not None
-            eligible = sum(entry["eligible"] is True for entry in history.epochs)
-            methods[label] |= {
-                "best_epoch": history.best_epoch, "epochs": len(history.epochs), "eligible_epochs": eligible, "overshot": history.overshot
+    def quantized(self, method: str | QatMethod, budget: float = BUDGET, **more: Any) -> cfptq.Result:
+        """By training, or training-free."""
+        experiment = self.experiment
+        loader = [(experiment.columns.train, experiment.columns.train_labels)]
+        given: dict[str, Any] = {"budget": budget, "seed": self.seed, "progress": False, **more}
+        if method == "faithful":
+            return cfptq.calibrate(experiment.model, loader, experiment.action_set, max_rows=self.rows, **given)
+        return cfptq.qat(experiment.model, loader, experiment.action_set, method=method, **given)
+
+    def __call__(self, method: str | QatMethod, budget: float = BUDGET) -> dict[str, Any]:
+        """One method's entry, from its ONNX file."""
+        started = time.perf_counter()
+        result = self.quantized(method, budget)
+        seconds = time.perf_counter() - started
+        # A robustly trained model is the reference of its own quantization (E.1).
+        robust = isinstance(method, str) and method.startswith("r-")
+        f, people = self.reference(result.network.module()) if robust else (self.f, self.people)
+        columns = self.experiment.columns
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            result.to_onnx(path)
+            deployed = result.predictor(path)
+            metrics = evaluate(f, deployed, people, columns.test, columns.test_labels, self.experiment.action_set, progress=False)
+        content = metrics.to_dict()
+        entry = {key: content[key] for key in KEPT}
+        entry |= {"average_bits": result.plan.average_bits, "bits": result.bits, "seconds": round(seconds, 2)}
+        if (history := result.training) is not None:
+            entry |= {
+                "best_epoch": history.best_epoch, "epochs": len(history.epochs), "overshot": history.overshot,
+                "eligible_epochs": sum(each["eligible"] is True for each in history.epochs),
             }  # fmt: skip
-    curve: dict[str, dict[str, Any]] = {}
-    if "curve" in tables:
-        for budget in CURVE:
-            for label in ("lsq-qat", "mixed-qat", "cfq-qat", "cfq-learned"):
-                result = cfptq.qat(
-                    experiment.model, loader, space, method=label, calibration_rows=recipe.calibration.rows, **{**given, "budget": budget}
-                )
-                curve.setdefault(f"{budget:g}", {})[label] = judged(result, f, people, experiment)
-    return {"seed": seed, "fp32": people.to_dict(columns.test_labels), "methods": methods, "curve": curve, "seconds": seconds}
+        return entry
+
+
+def measure(recipe: Recipe, seed: int, tables: Sequence[str], only: Sequence[str] = ()) -> dict[str, Any]:
+    """Train the model, quantize it by every method of the tables (or by ``only`` some), judge: one data set, one seed."""
+    judge = Judge(recipe, seed)
+    chosen: dict[str, str | QatMethod] = {"faithful": "faithful"}
+    for table in tables:
+        chosen |= {entry if isinstance(entry, str) else entry.name: entry for entry in TABLES.get(table, ())}
+    methods = {label: judge(entry) for label, entry in chosen.items() if not only or label in (*only, "faithful")}
+    budgets = CURVE if "curve" in tables else ()
+    curve = {f"{budget:g}": {label: judge(label, budget) for label in ("faithful", *CURVED)} for budget in budgets}
+    return {"seed": seed, "fp32": judge.people.to_dict(judge.experiment.columns.test_labels), "methods": methods, "curve": curve}
+
+
+def overhead(recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Time of CFQ over the same trainer with η = 0, taken in turns; what share of a batch carries validity, and where time goes.
+
+    Ratios of medians: of training alone, of preparing its batches alone (where a teacher that is not cached works), and of everything
+    from the model to the plan.
+    """
+    judge = Judge(recipe, seed)
+    taken: dict[str, dict[str, list[float]]] = {method.name: {"training": [], "batches": [], "everything": []} for method in OVERHEAD}
+    points: dict[str, float] = {}
+    for _ in range(TURNS):
+        for method in OVERHEAD:
+            times = taken[method.name]
+
+            def timed(trainer: Trainer, name: str = method.name, times: dict[str, list[float]] = times) -> History:
+                started = time.perf_counter()
+                sizes = [(len(batch.rows), len(batch.points)) for batch in trainer.batches(0)]
+                times["batches"].append((time.perf_counter() - started) * trainer.schedule.epochs)
+                points[name] = sum(size for _, size in sizes) / sum(size for size, _ in sizes)
+                started = time.perf_counter()
+                history = trainer.fit(progress=False)
+                times["training"].append(time.perf_counter() - started)
+                return history
+
+            schedule = replace(method.schedule, epochs=OVERHEAD_EPOCHS, least_steps=0)
+            started = time.perf_counter()
+            judge.quantized(replace(method, schedule=schedule), fit=timed)
+            times["everything"].append(time.perf_counter() - started - times["batches"][-1] / OVERHEAD_EPOCHS)
+    middle = {name: {part: statistics.median(values) for part, values in times.items()} for name, times in taken.items()}
+    base = middle[OVERHEAD[0].name]
+    return {
+        name: {
+            "training": round(times["training"] / base["training"], 3),
+            "everything": round(times["everything"] / base["everything"], 3),
+            "points_per_row": round(points[name], 3),
+            "share_spent_on_batches": round(times["batches"] / times["training"], 3),
+        }
+        for name, times in middle.items()
+    }
 
 
 def summary(runs: list[dict[str, Any]], pooled: bool) -> dict[str, dict[str, list[float]]]:
@@ -197,31 +249,97 @@ def summary(runs: list[dict[str, Any]], pooled: bool) -> dict[str, dict[str, lis
 def merged(runs: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[dict[str, Any]]:
     """``runs`` with one more: a seed's earlier methods stay beside its new ones."""
     before = next((each for each in runs if each["seed"] == run["seed"]), {})
-    whole = run | {key: before.get(key, {}) | run[key] for key in ("methods", "curve", "seconds")}
+    whole = run | {key: before.get(key, {}) | run[key] for key in ("methods", "curve")}
     return sorted([*(each for each in runs if each["seed"] != run["seed"]), whole], key=lambda each: int(each["seed"]))
 
 
-def markdown(results: dict[str, Any]) -> str:
+def cells(row: Mapping[str, Sequence[float]]) -> list[str]:
+    """A method's metrics, mean ± deviation, and the drift of its worst seed."""
+    shown = (
+        ("accuracy", 3), ("validity_drop", 4), ("recourse_gap", 3), ("recourse_gap_of_sums", 3), ("direction_similarity", 3)
+    )  # fmt: skip
+    told = [f"{row[metric][0]:.{digits}f} ± {row[metric][1]:.{digits}f}" if metric in row else "–" for metric, digits in shown]
+    return [*told, f"{100 * row['favourable_rate_drift'][2]:+.2f} points" if "favourable_rate_drift" in row else "–"]
+
+
+def markdown(results: dict[str, Any]) -> Iterator[str]:
     """Our tables with the paper's figures beside them."""
-    lines: list[str] = []
+    heads = ["accuracy", "VD", "CRG", "CRG of sums", "DirSim", "drift, worst seed"]
     for name, content in results["datasets"].items():
         accuracy = statistics.mean(run["fp32"]["accuracy"] for run in content["runs"])
-        lines += ["", f"**{name}**, {BUDGET:g} average bits, {len(content['runs'])} seeds (full precision {accuracy:.3f})", ""]
-        lines.append("| method | accuracy | VD | CRG | CRG of sums | DirSim | drift, worst seed | seconds | paper: acc / VD / CRG |")
-        lines.append("|---|---|---|---|---|---|---|---|---|")
+        yield f"\n**{name}**, {BUDGET:g} average bits, {len(content['runs'])} seeds (full precision {accuracy:.3f})\n"
+        yield f"| method | {' | '.join(heads)} | seconds | paper: acc / VD / CRG |"
+        yield "|---" * (len(heads) + 3) + "|"
         for method, row in content["summary"].items():
-            cells = [
-                f"{row[metric][0]:.{digits}f} ± {row[metric][1]:.{digits}f}" if metric in row else "–"
-                for metric, digits in (
-                    ("accuracy", 3), ("validity_drop", 4), ("recourse_gap", 3), ("recourse_gap_of_sums", 3), ("direction_similarity", 3),
-                )
-            ]  # fmt: skip
-            drift = f"{100 * row['favourable_rate_drift'][2]:+.2f} points" if "favourable_rate_drift" in row else "–"
-            taken = statistics.mean(run["seconds"][method] for run in content["runs"])
+            taken = statistics.mean(run["methods"][method]["seconds"] for run in content["runs"])
             paper = PAPER.get(name, {}).get(method)
             told = " / ".join(f"{figure:.3f}" for figure in paper) if paper else "–"
-            lines.append(f"| {method} | {' | '.join(cells)} | {drift} | {taken:.0f} | {told} |")
-    return "\n".join(lines)
+            yield f"| {method} | {' | '.join(cells(row))} | {taken:.0f} | {told} |"
+    if results.get("variants"):
+        yield "\n**Other backbones and other costs** (Tables 6 and 7)\n"
+        yield f"| variant | data set | method | {' | '.join(heads)} |"
+        yield "|---" * (len(heads) + 3) + "|"
+        for variant, datasets in results["variants"].items():
+            for name, content in datasets.items():
+                for method, row in content["summary"].items():
+                    yield f"| {variant} | {name} | {method} | {' | '.join(cells(row))} |"
+    for name, entries in results.get("overhead", {}).items():
+        yield f"\n**Time over the same training with η = 0** (Tables 10 and 20), {name}\n"
+        yield "| | training | model to plan | validity points a factual row | share of training spent on making batches |"
+        yield "|---|---|---|---|---|"
+        for label, entry in entries.items():
+            yield "| {} | {:.2f} | {:.2f} | {:.2f} | {:.0%} |".format(
+                label, *(entry[key] for key in ("training", "everything", "points_per_row", "share_spent_on_batches"))
+            )
+
+
+def plot(results: dict[str, Any], folder: Path) -> None:
+    """``qat_curves.svg``: VD and CRG against average bits (Figures 3-5); ``qat_bits.svg``: widths by layer (Figure 8)."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "cfptq"
+    from matplotlib import pyplot
+
+    curves = {
+        name: [run["curve"] for run in content["runs"] if run["curve"]] for name, content in results["datasets"].items()
+    }  # fmt: skip
+    curves = {name: runs for name, runs in curves.items() if runs}
+    if not curves:
+        return
+    looks = {"lsq-qat": ("#999999", "s"), "mixed-qat": ("#d95f02", "^"), "cfq-qat": ("#7b3294", "v"), "cfq-learned": ("#008837", "d"),
+             "faithful": ("#1b6ca8", "o")}  # fmt: skip
+    figure, panels = pyplot.subplots(2, len(curves), figsize=(3.1 * len(curves), 5.4), sharex=True, sharey="row", squeeze=False)
+    for column, (name, runs) in enumerate(curves.items()):
+        budgets = sorted(map(float, runs[0]))
+        for panel, metric in zip(panels[:, column], ("validity_drop", "recourse_gap"), strict=True):
+            for method, (colour, marker) in looks.items():
+                values = [[run[f"{budget:g}"][method][metric] for run in runs] for budget in budgets]
+                means = [statistics.mean(figure for figure in each if figure is not None) for each in values]
+                panel.plot(budgets, means, color=colour, marker=marker, markersize=4, linewidth=1, label=method)
+            panel.grid(alpha=0.3)
+        panels[0, column].set(title=name, yscale="symlog")
+        panels[0, column].set_yscale("symlog", linthresh=0.01)
+        panels[1, column].set_yscale("symlog", linthresh=0.05)
+        panels[1, column].set(xlabel="average bits", xticks=budgets)
+    panels[0, 0].set_ylabel("Validity Drop")
+    panels[1, 0].set_ylabel("CRG (mean)")
+    panels[0, -1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(folder / "qat_curves.svg", metadata={"Date": None})
+
+    figure, panels = pyplot.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.6), sharey=True, squeeze=False)
+    for panel, (name, runs) in zip(panels[0], curves.items(), strict=True):
+        layers = list(runs[0][f"{BUDGET:g}"]["cfq-learned"]["bits"])
+        for offset, method in enumerate(("mixed-qat", "cfq-learned", "faithful")):
+            widths = [statistics.mean(run[f"{BUDGET:g}"][method]["bits"][layer] for run in runs) for layer in layers]
+            panel.bar([place + 0.27 * (offset - 1) for place in range(len(layers))], widths, 0.25, color=looks[method][0], label=method)
+        panel.set(title=name, xticks=range(len(layers)), xticklabels=layers, xlabel="layer", yticks=(2, 3, 4, 8))
+        panel.grid(alpha=0.3, axis="y")
+    panels[0, 0].set_ylabel(f"bits at {BUDGET:g} on average")
+    panels[0, -1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(folder / "qat_bits.svg", metadata={"Date": None})
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -229,27 +347,40 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/qat.json"))
     parser.add_argument("--datasets", nargs="+", default=list(SEEDS), choices=list(SEEDS))
-    parser.add_argument("--tables", nargs="+", default=["main"], choices=[*TABLES, "curve"])
+    parser.add_argument("--tables", nargs="+", default=["main"], choices=[*TABLES, "curve", "variants", "overhead"])
     parser.add_argument("--methods", nargs="+", default=[], help="these methods of the tables only; faithful always runs")
     parser.add_argument("--seeds", nargs="+", type=int, help="these seeds only")
-    parser.add_argument("--backbone", choices=list(BACKBONES), help="in place of the recipe's; give another --out as well")
-    parser.add_argument("--show", type=Path, help="print the tables of a results file and leave")
+    parser.add_argument("--show", type=Path, help="print the tables of a results file, draw its plots beside it, and leave")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     if chosen.show:
-        print(markdown(json.loads(chosen.show.read_text())))
+        results = json.loads(chosen.show.read_text())
+        plot(results, chosen.show.parent)
+        print("\n".join(markdown(results)))
         return
     warnings.filterwarnings("ignore")
-    results: dict[str, Any] = {"schema": 1, "budget": BUDGET, "datasets": {}}
+    results = {"schema": 2, "budget": BUDGET, "datasets": {}, "variants": {}, "overhead": {}}
     if chosen.out.exists():
         results = json.loads(chosen.out.read_text())
+
+    def keep(place: dict[str, Any], name: str, run: dict[str, Any]) -> None:
+        runs = merged(place.get(name, {"runs": []})["runs"], run)
+        place[name] = {"runs": runs, "summary": summary(runs, pooled=name == "german")}
+        write_text(chosen.out, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
+
     for name in chosen.datasets:
+        recipe = Recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
         for seed in chosen.seeds or SEEDS[name]:
-            run = measure(name, seed, chosen.tables, chosen.methods, chosen.backbone)
-            print(f"{name} seed {seed}: {sum(run['seconds'].values()):.0f} s", flush=True)
-            runs = merged(results["datasets"].get(name, {"runs": []})["runs"], run)
-            results["datasets"][name] = {"runs": runs, "summary": summary(runs, pooled=name == "german")}
+            started = time.perf_counter()
+            if set(chosen.tables) - {"variants", "overhead"}:
+                keep(results["datasets"], name, measure(recipe, seed, chosen.tables, chosen.methods))
+            for variant, changed in VARIANTS.items() if "variants" in chosen.tables else ():
+                varied = results["variants"].setdefault(variant, {})
+                keep(varied, name, measure(changed(recipe), seed, ["main"], chosen.methods or VARIED))
+            print(f"{name} seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
+        if "overhead" in chosen.tables:
+            results["overhead"][name] = overhead(recipe, 0)
             write_text(chosen.out, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
-    print(markdown(results))
+    print("\n".join(markdown(results)))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "Validity Drop by activation format, by ingredient, and on other networks (german's 700 rows are too few for those).",
      "faithful.py", lambda: faithful.markdown(results("faithful"))),
     ("Training (Tables 1, 2, 5)", "`cfptq.qat` and its baselines; `faithful` needs no training.", "qat.py",
-     lambda: iter(qat.markdown(results("qat")).splitlines())),
+     lambda: qat.markdown(results("qat"))),
     ("Time", "From a model in memory to a quantized file on disk, over `torch.onnx.export` + `quantize_static`.", "overhead.py", overhead),
     ("Files", "Bytes on disk and latency, one thread.", "deployment.py", deployment),
     ("Toolchains left to themselves", "adult, three seeds; ModelOpt only simulates, so it has no file; PyTorch's are timed uncompiled.",
