@@ -66,9 +66,9 @@ def unweighted(problem: LayerProblem) -> RoundedWeight:
     return compensated(replace(problem, row_weights=torch.ones_like(problem.row_weights)))
 
 
-def without_cheapest() -> AbstractContextManager[Any]:
-    """Calibration without the sample of minimal-cost recourse."""
-    return patch.object(calibration_teacher, "CHEAPEST", 0)
+def without(constant: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Calibration with one of the numbers that size it at zero."""
+    return lambda: patch.object(calibration_teacher, constant, 0)
 
 
 #: What is removed -> the method left, and what has to be patched meanwhile.
@@ -76,7 +76,9 @@ ABLATION: Mapping[str, tuple[Method, Callable[[], AbstractContextManager[Any]]]]
     "nothing": (FAITHFUL, nullcontext),
     "counterfactual points (factual rows only)": (replace(FAITHFUL, rows="factual"), nullcontext),
     "points at the boundary (the paper's U_cal)": (replace(FAITHFUL, rows="augmented"), nullcontext),
-    "minimal-cost points": (FAITHFUL, without_cheapest),
+    "minimal-cost and single-feature points": (FAITHFUL, without("CHEAPEST")),
+    "single-feature points": (FAITHFUL, without("SINGLE")),
+    "recombined people": (FAITHFUL, without("ENOUGH")),
     "boundary weights": (replace(FAITHFUL, rounding=unweighted), nullcontext),
     "float input (8 bits instead)": (FAITHFUL.with_activations(None, 8), nullcontext),
     "equalized channels": (replace(FAITHFUL, equalize=False), nullcontext),

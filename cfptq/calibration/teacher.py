@@ -15,7 +15,7 @@ from cfptq.calibration.split import SET_ASIDE
 from cfptq.errors import DataError, name_rows
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
-from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, solve, target_of_rows
+from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, single_feature, solve, target_of_rows
 
 #: Appendix F to the letter: K = 3 steps and the final iterate, whether it reaches the target or not.
 PAPER_TEACHER = ProjectedGradient(steps=3, early_stop=False)
@@ -24,6 +24,10 @@ PAPER_TEACHER = ProjectedGradient(steps=3, early_stop=False)
 #: moves few features, and those further than gradient steps do: what calibration has not seen, the ranges of hidden tensors cut off.
 #: It lies on the boundary itself, where weights are largest, so it counts less.
 CHEAPEST, CHEAPEST_WEIGHT = 256, 0.25
+
+#: People whose recourse by each feature alone joins them. What few take at the price asked, many may at another price, or when they ask
+#: for a more confident decision; it may lie farther out than anything else here.
+SINGLE = 64
 
 #: People with recourse that calibration wants, or as many as it has rows. What few rejected rows leave to be wished for is looked for
 #: among recombined people, so many for each that is wanted, since most may be accepted.
@@ -91,16 +95,17 @@ def near_boundary(
     """X_cal, the points where the rejected rows' recourse ends, and a weight on every row that falls with its margin.
 
     Recourse is projected-gradient, to the first step that reaches the target; a seeded sample of those who have it adds its
-    minimal-cost recourse. Where few are rejected, people recombined of the rows' features add theirs (:func:`recombined`), if actions
-    live on the model's own columns. A row of target margin m weighs exp(-|m| / T), with T half the median |m| of the factual rows: what is
-    far from the boundary, on either side, counts little, for rounding cannot flip it.
+    minimal-cost recourse, and a part of that sample what each feature alone could do. Where few are rejected, people recombined of the
+    rows' features add theirs (:func:`recombined`), if actions live on the model's own columns. A row of target margin m weighs
+    exp(-|m| / T), with T half the median |m| of the factual rows: what is far from the boundary, on either side, counts little, for
+    rounding cannot flip it.
 
     Args, Raises: as :func:`augment`; also ``runs``, about how many rows the model may be run on to find recourse: where it is too
     wide for more, a seeded sample of the rejected rows is solved, and no minimal-cost recourse in the end. None solves all.
 
     Returns:
         The calibration set, and the projected-gradient recourse of the rejected rows that have some, in the order of the first
-        counterfactual rows; minimal-cost points follow, then those of recombined people.
+        counterfactual rows; minimal-cost points follow, single-feature ones, then those of recombined people.
     """
     logits = predictor.logits(rows)
     factual = _factual(rows, labels, logits, target)
@@ -122,6 +127,10 @@ def near_boundary(
     recourse, people = solved(rows[people], people, ProjectedGradient())
     drawn = people[_sample(len(people), cheapest_most if cheapest_most >= FEWEST_CHEAPEST else 0, seed)]
     cheapest, drawn = solved(rows[drawn], drawn, MinimalCost())
+    few = drawn[_sample(len(drawn), SINGLE, seed)]
+    alone, which = (
+        single_feature(predictor, rows[few], space, factual.target[few]) if len(few) else (_nobody(rows, space, MinimalCost()), few[:0])
+    )
     missing = min(ENOUGH, len(rows), ENOUGH if runs is None else most) - len(people)
     made, like = rows[:0], people[:0]
     if len(people) > 0 and missing > 0 and isinstance(space, ActionSet):
@@ -129,13 +138,15 @@ def near_boundary(
         refused = (predictor.logits(made).argmax(1) != factual.target[like]).nonzero()[:missing, 0]
         made, like = made[refused], like[refused]
     others, like = solved(made, like, ProjectedGradient())
-    points = _joined(_joined(_joined(factual, recourse, people), cheapest, drawn), others, like)
-    margin = torch.cat((target_margin(logits, factual.target), recourse.margin, cheapest.margin, others.margin)).abs()
+    points = factual
+    for batch, source in ((recourse, people), (cheapest, drawn), (alone, few[which]), (others, like)):
+        points = _joined(points, batch, source)
+    margin = torch.cat((target_margin(logits, factual.target), recourse.margin, cheapest.margin, alone.margin, others.margin)).abs()
     tiny = torch.finfo(torch.float32).tiny
     temperature = max(float(margin[: len(rows)].median()) / 2, tiny)
     weights = torch.exp(-margin / temperature)
     ends = len(rows) + len(recourse)
-    weights[ends : ends + len(cheapest)] *= CHEAPEST_WEIGHT
+    weights[ends : ends + len(cheapest) + len(alone)] *= CHEAPEST_WEIGHT
     return replace(points, weights=weights.clamp_min(tiny)), recourse
 
 

@@ -9,6 +9,7 @@ from cfptq.recourse.gradient_free import GradientFree, search_without_gradient
 from cfptq.recourse.minimal import MinimalCost, minimal_cost
 from cfptq.recourse.missing import prove_missing
 from cfptq.recourse.robustness import WorstOf, holds, robust
+from cfptq.recourse.single_feature import single_feature
 from cfptq.recourse.solver import METHODS, Method, solve
 from cfptq.recourse.target import Target, TargetRule, opposite_class, runner_up_class, target_of_rows
 from cfptq.recourse.unrolling import unrolled
@@ -35,6 +36,7 @@ __all__ = [
     "robust",
     "runner_up_class",
     "search_without_gradient",
+    "single_feature",
     "solve",
     "target_of_rows",
     "unrolled",

@@ -7,7 +7,7 @@ from torch import nn
 
 from cfptq.actions import ActionSet, Continuous
 from cfptq.calibration import near_boundary
-from cfptq.calibration.teacher import CHEAPEST, CHEAPEST_WEIGHT, ENOUGH
+from cfptq.calibration.teacher import CHEAPEST, CHEAPEST_WEIGHT, ENOUGH, SINGLE
 from cfptq.network import as_predictor, decisions, target_margin
 
 
@@ -22,8 +22,10 @@ def test_rows_are_people_and_where_their_recourse_ends_weighted_by_how_near_the_
     points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
     rejected = (decisions(predictor.logits(x)) != 1).nonzero()[:, 0]
     assert torch.equal(points.factual, x)
-    own = len(recourse) + min(len(rejected), CHEAPEST)
-    assert len(recourse) == len(rejected) and len(points.counterfactual) == own + min(ENOUGH, len(x)) - len(rejected)
+    own = len(points.counterfactual) - (min(ENOUGH, len(x)) - len(rejected))
+    alone = own - len(recourse) - min(len(rejected), CHEAPEST)
+    assert len(recourse) == len(rejected) and 0 < alone <= 2 * SINGLE
+    assert len(torch.unique(points.source[len(x) + own - alone : len(x) + own])) <= SINGLE
     assert torch.equal(points.counterfactual[: len(recourse)], recourse.points)
     assert set(points.source[points.origin == 1][:own].tolist()) <= set(rejected.tolist())
     assert bool((decisions(predictor.logits(points.counterfactual)) == 1).all())
@@ -77,9 +79,24 @@ def test_where_few_are_rejected_people_recombined_of_the_rows_add_their_recourse
     points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
     rejected = int((decisions(predictor.logits(x)) != 1).sum())
     assert len(recourse) == rejected < 60
-    others = points.counterfactual[2 * rejected :]
-    assert len(others) == 400 - rejected and bool((decisions(predictor.logits(others)) == 1).all())
+    others = points.counterfactual[-(400 - rejected) :]
+    assert 2 * rejected < len(points.counterfactual) - len(others) <= 2 * rejected + 3 * min(rejected, SINGLE) and bool(
+        (decisions(predictor.logits(others)) == 1).all()
+    )
     margin = target_margin(predictor.logits(points.rows), points.target).abs()
     assert margin[-len(others) :].median() < margin[: len(x)].median() / 2
     again, _ = near_boundary(x, None, predictor, space, target=1, progress=False)
     assert torch.equal(points.rows, again.rows)
+
+
+def test_what_a_feature_could_do_alone_is_seen_though_nobody_would_pay_for_it() -> None:
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(3))
+    x[0, 1] = 15.0  # one outlier shows how far "dear" may go
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.2]]))
+        model.bias.copy_(torch.tensor([0.0, -1.0]))
+    space = ActionSet.from_columns(x, [Continuous("cheap", column=0), Continuous("dear", column=1)], favourable=1, max_changes=1)
+    points, _ = near_boundary(x[1:], None, as_predictor(model, example=x), space, target=1, progress=False)
+    moved = points.rows[points.origin == 1]
+    assert float(moved[:, 1].max()) > 5 > float(x[1:, 1].max())
