@@ -14,7 +14,7 @@ from cfptq.network.graph import Network
 from cfptq.network.layers import find_layers, weight_and_bias
 from cfptq.network.normalize import fold_constants, mutates, normalized, renamed
 from cfptq.network.quiet import quiet_exporters
-from cfptq.network.state import undisturbed
+from cfptq.network.state import refuse_uninitialized, undisturbed
 
 #: Largest difference between the captured network and the model, as a share of the largest output (at least 1).
 TOLERANCE = 1e-4
@@ -57,6 +57,7 @@ def _check_model(model: nn.Module) -> torch.device:
         raise ModelError(f"capture takes a torch.nn.Module; it was given {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("torch.export cannot read a ScriptModule; give the nn.Module that was scripted or traced")
+    refuse_uninitialized(model)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:

@@ -9,6 +9,16 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from cfptq.errors import ModelError
+
+
+def refuse_uninitialized(model: nn.Module) -> None:
+    """Raise :class:`~cfptq.errors.ModelError` where a lazy module has no values yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(f"{name!r} has no values yet: run the lazy model on a few rows, or load its state, first")
 
 
 @contextmanager
@@ -23,7 +33,12 @@ def undisturbed(*models: nn.Module, threads: int | None = None) -> Iterator[None
     Args:
         models: modules that the block runs; none at all guards the global state only.
         threads: PyTorch's intra-op thread count inside the block; ``None`` leaves it.
+
+    Raises:
+        ModelError: a lazy module has no values yet.
     """
+    for model in models:
+        refuse_uninitialized(model)
     modules = list({id(module): module for model in models for module in model.modules()}.values())
     parameters = list({id(p): p for model in models for p in model.parameters()}.values())
     modes = [module.training for module in modules]

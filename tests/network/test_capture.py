@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import cfptq
+from cfptq.actions import ActionSet, Continuous
 from cfptq.errors import DataError, ModelError
 from cfptq.network import Network, capture
 
@@ -367,6 +369,15 @@ def test_a_model_that_cannot_be_captured_is_refused_with_the_reason(model, words
     if isinstance(model, nn.Module) and not any(value.is_meta for value in state.values()):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.LazyLinear(2)), nn.Sequential(nn.Linear(4, 2), nn.LazyBatchNorm1d())])
+def test_a_lazy_model_without_values_is_refused_wherever_it_is_given(model):
+    space = ActionSet.from_columns(rows(3, 4), [Continuous("a", column=0)], favourable=1)
+    with pytest.raises(ModelError, match="run the lazy model"):
+        capture(model, rows(3, 4))
+    with pytest.raises(ModelError, match="run the lazy model"):
+        cfptq.calibrate(model, [rows(3, 4)], space, progress=False)
 
 
 @pytest.mark.parametrize(
