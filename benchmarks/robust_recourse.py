@@ -2,7 +2,8 @@
 
 The uncertainty set is sampled around the plan: rounding near ties, perturbed steps and clipping, and plans of other calibration draws.
 Robust success is told on the sampled set itself and on a fresh one that the solver never saw. Cost and time are relative to the
-standard solver on the same people, time as the least of several runs.
+standard solver on the same people, time as the least of several runs. Beside it, the standard solver on models whose quantization
+looks after recourse: ``faithful``, and CFQ, each with an uncertainty set of its own.
 
     CFPTQ_DATA_DIR=... python benchmarks/robust_recourse.py --out benchmarks/results/robust_recourse.json
 """
@@ -16,52 +17,83 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import cfptq
 from cfptq.files import write_text
-from cfptq.network import as_predictor
+from cfptq.network import Predictor, as_predictor
 from cfptq.quantize import sample_variants, twin
-from cfptq.recipe import Recipe
+from cfptq.recipe import Experiment, Recipe
 from cfptq.recourse import RecourseBatch, holds, robust, solve
+from cfptq.training import QAT_METHODS
 
 MEMBERS = 8
 DRAWS = 2  # plans of other calibration draws
 RUNS = 3
+#: Quantization that looks after recourse.
+FAITHFUL = ("faithful", "cfq-qat")
 
 Table = dict[str, dict[str, float]]
 
 
-def measure(name: str, seed: int, people: int, method: str) -> Table:
-    """One data set and seed: the standard and the robust solver on the quantized model."""
-    experiment = Recipe.load(Path("recipes") / f"{name}.yaml").prepare(seed)
-    rows, action_set = experiment.columns.train, experiment.action_set
-    orders = [torch.randperm(len(rows), generator=torch.Generator().manual_seed(draw)) for draw in range(DRAWS + 1)]
-    shares = [rows[order[: min(1024, len(rows) * 3 // 4)]] for order in orders]
-    results = [
-        cfptq.calibrate(experiment.model, [share], action_set, budget=4.0, method=method, seed=seed, progress=False) for share in shares
-    ]
+@dataclass(frozen=True)
+class Deployed:
+    """A quantized model with the variants it is solved against, and others that no solver sees."""
+
+    nominal: Predictor
+    seen: list[Predictor]
+    fresh: list[Predictor]
+
+
+def deployed(experiment: Experiment, method: str, seed: int) -> Deployed:
+    """The model quantized by ``method`` on several calibration draws (a training method: with several seeds), and variants around that."""
+    columns, action_set = experiment.columns, experiment.action_set
+    results = []
+    for draw in range(DRAWS + 1):
+        if method in QAT_METHODS:
+            loader = [(columns.train, columns.train_labels)]
+            results.append(cfptq.qat(experiment.model, loader, action_set, method=method, seed=seed + 1000 * draw, progress=False))
+        else:
+            order = torch.randperm(len(columns.train), generator=torch.Generator().manual_seed(draw))
+            share = columns.train[order[: min(1024, len(order) * 3 // 4)]]
+            results.append(cfptq.calibrate(experiment.model, [share], action_set, method=method, seed=seed, progress=False))
     network, plans = results[0].network, [result.plan for result in results]
     plans = [plan for plan in plans if plan.network == plans[0].network]
-    nominal = as_predictor(twin(network, plans[0]), example=rows[:256], name="nominal")
-    seen = [as_predictor(model, example=rows[:256]) for model in sample_variants(network, plans, MEMBERS, seed)]
-    fresh = [as_predictor(model, example=rows[:256]) for model in sample_variants(network, plans, 4 * MEMBERS, seed + 1000)]
-    test = experiment.columns.test
+
+    def predictors(count: int, seed: int) -> list[Predictor]:
+        return [as_predictor(model, example=columns.train[:256]) for model in sample_variants(network, plans, count, seed)]
+
+    nominal = as_predictor(twin(network, plans[0]), example=columns.train[:256], name="nominal")
+    return Deployed(nominal, predictors(MEMBERS, seed), predictors(4 * MEMBERS, seed + 1000))
+
+
+def measure(name: str, seed: int, people: int) -> Table:
+    """One data set and seed: both solvers on a quantized model, and the standard one on models that look after recourse."""
+    experiment = Recipe.load(Path("recipes") / f"{name}.yaml").prepare(seed)
+    action_set, test = experiment.action_set, experiment.columns.test
     target = int(action_set.favourable or 0)
-    refused = test[nominal.logits(test).argmax(1) != target][:people]
-    solvers: dict[str, Callable[[], RecourseBatch]] = {
-        "standard": lambda: solve(nominal, refused, action_set, target=target, progress=False),
-        "standard, confidence 0.55": lambda: solve(
-            nominal, refused, action_set, target=target, method=cfptq.recourse.MinimalCost(confidence=0.55), progress=False
-        ),
-        f"robust, M = {MEMBERS}": lambda: robust([nominal, *seen], refused, action_set, target, progress=False),
+    plain = deployed(experiment, "ptq", seed)
+    others = {f"standard, on {method}": deployed(experiment, method, seed) for method in FAITHFUL}
+    refused = torch.stack([each.nominal.logits(test).argmax(1) != target for each in (plain, *others.values())]).all(0)
+    rows = test[refused][:people]
+
+    def standard(model: Deployed, confidence: float = 0.5) -> Callable[[], RecourseBatch]:
+        method = cfptq.recourse.MinimalCost(confidence=confidence)
+        return lambda: solve(model.nominal, rows, action_set, target=target, method=method, progress=False)
+
+    solvers: dict[str, tuple[Deployed, Callable[[], RecourseBatch]]] = {
+        "standard": (plain, standard(plain)),
+        "standard, confidence 0.55": (plain, standard(plain, 0.55)),
+        f"robust, M = {MEMBERS}": (plain, lambda: robust([plain.nominal, *plain.seen], rows, action_set, target, progress=False)),
+        **{label: (model, standard(model)) for label, model in others.items()},
     }
-    solvers["standard"]()
+    solvers["standard"][1]()
     table: Table = {}
     batches: dict[str, RecourseBatch] = {}
-    for solver, run in solvers.items():
+    for solver, (_, run) in solvers.items():
         seconds = []
         for _ in range(RUNS):
             started = time.process_time()
@@ -70,13 +102,14 @@ def measure(name: str, seed: int, people: int, method: str) -> Table:
         table[solver] = {"processor seconds": round(min(seconds), 3)}
     everyone = torch.stack([batch.found for batch in batches.values()]).all(0)
     for solver, batch in batches.items():
+        model = solvers[solver][0]
         table[solver] |= {
-            "rows": len(refused),
+            "rows": len(rows),
             "found": round(float(batch.found.float().mean()), 4),
-            "nominal success": round(float(holds([nominal], batch).float().mean()), 4),
-            "robust success": round(float(holds(seen, batch).float().mean()), 4),
-            "robust success, fresh variants": round(float(holds(fresh, batch).float().mean()), 4),
-            "held by every fresh variant": round(float(holds(fresh, batch).all(0).float().mean()), 4),
+            "nominal success": round(float(holds([model.nominal], batch).float().mean()), 4),
+            "robust success": round(float(holds(model.seen, batch).float().mean()), 4),
+            "robust success, fresh variants": round(float(holds(model.fresh, batch).float().mean()), 4),
+            "held by every fresh variant": round(float(holds(model.fresh, batch).all(0).float().mean()), 4),
             "relative cost": round(float(batch.cost[everyone].mean() / batches["standard"].cost[everyone].mean()), 4),
             "relative time": round(table[solver]["processor seconds"] / table["standard"]["processor seconds"], 2),
         }
@@ -102,14 +135,13 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=["adult", "german", "compas"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--people", type=int, default=300)
-    parser.add_argument("--method", default="ptq")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    results: dict[str, object] = {"members": MEMBERS, "method": arguments.method, "budget": 4.0}
+    results: dict[str, object] = {"members": MEMBERS, "method": "ptq", "budget": 4.0}
     for name in arguments.datasets:
-        tables = {str(seed): measure(name, seed, arguments.people, arguments.method) for seed in arguments.seeds}
+        tables = {str(seed): measure(name, seed, arguments.people) for seed in arguments.seeds}
         results[name] = {**tables, "mean and deviation": over_seeds(list(tables.values()))}
         print(name, json.dumps(over_seeds(list(tables.values())), indent=1), flush=True)
     write_text(arguments.out, json.dumps(results, indent=1) + "\n")
