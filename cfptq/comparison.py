@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -36,6 +37,9 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
 
 #: Characters that the method column and one further column take, borders included.
 METHOD_WIDTH, COLUMN_WIDTH = 22, 11
+
+#: Characters of ``print``'s tables, as the audit report's; ``rich.print`` fills the terminal.
+TEXT_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,11 @@ class Comparison:
             yield from (f"note: {sentence}" for sentence in self._where_fp32_is_faster())
         for warning in self.warnings:
             yield f"note: {warning}"
+
+    def __str__(self) -> str:
+        text = StringIO()
+        Console(file=text, width=TEXT_WIDTH, no_color=True, highlight=False).print(self)
+        return text.getvalue().rstrip("\n")
 
 
 def _cell(entry: Mapping[str, Any], key: str, decimals: int) -> str:

@@ -328,6 +328,15 @@ def test_compare_measures_every_method_on_the_same_people(comparison: cfptq.Comp
     assert comparison.budgets["8.0"]["ort-int8"] == comparison.budgets["4.0"]["ort-int8"]
 
 
+def test_print_shows_the_tables(comparison: cfptq.Comparison) -> None:
+    lines = str(comparison).splitlines()
+    assert max(map(len, lines)) <= 120
+    for name, entry in comparison.methods.items():
+        (row, *_) = [line for line in lines if name in line.split() and f"{entry['validity_drop']:.3f}" in line]
+        assert f"{entry['favourable_rate_drift']:.4f}".lstrip("-+") in row
+    assert str(comparison).count("recourse after quantization") == 2 and "batch 4096" in str(comparison)
+
+
 def test_results_are_the_same_bytes_again(
     comparison: cfptq.Comparison,
     model: nn.Module,

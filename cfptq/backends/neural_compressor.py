@@ -17,7 +17,6 @@ import torch
 from torch import fx, nn
 
 from cfptq.backends.prepared import check_prepared, module_form, prepared_module, show
-from cfptq.backends.pt2e import PlanQuantizer, check_coverage, convert_pt2e, exported, prepare_pt2e
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network, capture
 from cfptq.quantize import QuantizationPlan
@@ -30,6 +29,11 @@ try:
     from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
     from neural_compressor.torch.quantization.config import TorchBaseConfig
     from neural_compressor.torch.utils import register_algo
+
+    # Behind Neural Compressor, so that where both are missing the extra that is named brings both.
+    from cfptq.backends.pt2e import PlanQuantizer, check_coverage, convert_pt2e, exported, prepare_pt2e
+except MissingDependencyError:
+    raise
 except ImportError as error:
     raise MissingDependencyError(f"this needs Intel Neural Compressor 3.9 or later ({error}): pip install 'cfptq[inc]'") from error
 

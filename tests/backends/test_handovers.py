@@ -405,7 +405,8 @@ result.prepared_onnx(folder / "prepared.onnx")
 result.quantize_static_arguments(folder / "prepared.onnx")
 result.prepared_model()(torch.zeros(2, 12))
 from cfptq.errors import MissingDependencyError
-for hand_over, mend in (("pt2e_quantizer", "cfptq[pt2e]"), ("neural_compressor_config", "cfptq["), ("qconfig_mapping", "pt2e_quantizer")):
+mends = {"pt2e_quantizer": "cfptq[pt2e]", "neural_compressor_config": "cfptq[inc]", "qconfig_mapping": "pt2e_quantizer"}
+for hand_over, mend in mends.items():
     try:
         getattr(result, hand_over)()
         raise SystemExit(f"{hand_over} worked")
