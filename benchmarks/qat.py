@@ -318,10 +318,11 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                 means = [statistics.mean(figure for figure in each if figure is not None) for each in values]
                 panel.plot(budgets, means, color=colour, marker=marker, markersize=4, linewidth=1, label=method)
             panel.grid(alpha=0.3)
-        panels[0, column].set(title=name, yscale="symlog")
+        panels[0, column].set(title=name)
         panels[0, column].set_yscale("symlog", linthresh=0.01)
         panels[1, column].set_yscale("symlog", linthresh=0.05)
         panels[1, column].set(xlabel="average bits", xticks=budgets)
+        panels[1, column].set_xticklabels([f"{budget:g}" for budget in budgets], fontsize=8)
     panels[0, 0].set_ylabel("Validity Drop")
     panels[1, 0].set_ylabel("CRG (mean)")
     panels[0, -1].legend(fontsize=7)
@@ -330,7 +331,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
 
     figure, panels = pyplot.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.6), sharey=True, squeeze=False)
     for panel, (name, runs) in zip(panels[0], curves.items(), strict=True):
-        layers = list(runs[0][f"{BUDGET:g}"]["cfq-learned"]["bits"])
+        layers = sorted(runs[0][f"{BUDGET:g}"]["cfq-learned"]["bits"], key=lambda layer: (layer == "head", layer))
         for offset, method in enumerate(("mixed-qat", "cfq-learned", "faithful")):
             widths = [statistics.mean(run[f"{BUDGET:g}"][method]["bits"][layer] for run in runs) for layer in layers]
             panel.bar([place + 0.27 * (offset - 1) for place in range(len(layers))], widths, 0.25, color=looks[method][0], label=method)

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cfptq.backends.latency import latencies
 from cfptq.calibration import draw_rows
 from cfptq.comparison import Comparison
 from cfptq.deployments import deploy_all
-from cfptq.errors import ActionSetError, DataError, RecipeError
+from cfptq.errors import ActionSetError, DataError, ModelError, RecipeError
 from cfptq.learner import ALL_ROWS, CALIBRATION_ROWS, learn
 from cfptq.method import METHODS, Groups, Method, as_method
 from cfptq.network import Head, OnnxModule, Predictor, undisturbed
@@ -104,6 +105,7 @@ def calibrate(
         ModelError: a model that cannot be captured, or with nothing to quantize.
         BudgetError: a budget that cannot be met.
     """
+    _check(seed, layers)
     if budget is not None and max_validity_drop is not None:
         raise RecipeError("give a budget or max_validity_drop, not both: the one fixes the bits, the other finds them")
     chosen = as_method(method).with_activations(activation_bits, input_bits)
@@ -188,6 +190,7 @@ def qat(
     Raises:
         As :func:`calibrate`; FileError where the checkpoint is another run's; ModelError where training diverges.
     """
+    _check(seed, layers)
     chosen = as_qat_method(method)
     module = _module(model)
     with undisturbed(module, threads=1):
@@ -224,8 +227,8 @@ def compare(
     test_loader: Iterable[Any],
     action_set: ActionSpace,
     *,
-    methods: Sequence[str | Method | QatMethod] = COMPARED,
-    budgets: Sequence[float] = (4.0,),
+    methods: str | Method | QatMethod | Sequence[str | Method | QatMethod] = COMPARED,
+    budgets: float | Sequence[float] = (4.0,),
     target: Target | None = None,
     groups: Mapping[str, Sequence[Any]] | None = None,
     head: Head | str | None = None,
@@ -245,22 +248,25 @@ def compare(
         model, calib_loader, action_set, target, head, threshold, max_rows, seed: as in :func:`calibrate`.
         test_loader: the people to judge by; with labels, accuracy is reported too.
         methods: names of presets (of :func:`calibrate` or :func:`qat`) or of toolchains' own quantization (:data:`PEERS`), or
-            :class:`cfptq.Method` and :class:`cfptq.training.QatMethod` objects. Those that train do so on the calibration rows, so that
-            all methods see the same people; raise ``max_rows`` for their sake.
-        budgets: average bits; the first is the headline. Toolchains' own methods have one width and ignore it.
+            :class:`cfptq.Method` and :class:`cfptq.training.QatMethod` objects; or one alone. Those that train do so on the calibration
+            rows, so that all methods see the same people; raise ``max_rows`` for their sake.
+        budgets: average bits, one number or several; the first is the headline. Toolchains' own methods have one width and ignore it.
         groups: name -> one value per test row, for Validity Drop by subgroup.
         protocol: evaluation settings; the standard protocol by default.
         dataset: a word for tables and files.
         keep: folder that the quantized models are written to.
 
     Raises:
-        RecipeError: an unknown method. Otherwise as :func:`calibrate`.
+        RecipeError: an unknown method. BudgetError: a budget that is no number. Otherwise as :func:`calibrate`.
     """
+    _check(seed)
+    methods = (methods,) if isinstance(methods, str | Method | QatMethod) else methods
+    limits = [float(Budget.average(bits).amount) for bits in (budgets if isinstance(budgets, Iterable) else (budgets,))]
     names = [entry if isinstance(entry, str) else entry.name for entry in methods]
     unknown = [entry for entry in methods if isinstance(entry, str) and entry not in (*METHODS, *QAT_METHODS, *PEERS)]
     if unknown:
         raise RecipeError(f"there is no method {unknown[0]!r} to compare; choose from {', '.join([*PEERS, *METHODS, *QAT_METHODS])}")
-    if not budgets or len(set(names)) != len(names):
+    if not limits or len(set(names)) != len(names):
         raise RecipeError("compare needs at least one budget, and each method once")
     rules = protocol or Protocol()
     space = _space(action_set)
@@ -290,7 +296,7 @@ def compare(
             metrics = evaluate(teacher.predictor, student, people, rows, labels, space, groups, progress=False)
             return metrics.to_dict(**deployed, stored_bytes=path.stat().st_size)
 
-        done = deploy_all(teacher, methods, budgets, folder, judged, progress)
+        done = deploy_all(teacher, methods, limits, folder, judged, progress)
         fp32 = teacher.network.to_onnx_model().SerializeToString(deterministic=True)
         latency = latencies({"fp32": fp32, **done.runs}, rows)
         eager = ", ".join(name for name, run in done.runs.items() if callable(run))
@@ -299,7 +305,7 @@ def compare(
         seed,
         people.to_dict(labels),
         done.budgets,
-        str(float(budgets[0])),
+        str(limits[0]),
         unavailable=done.unavailable,
         seconds={"teacher": prepared, **done.seconds},
         latency=latency,
@@ -330,6 +336,7 @@ def tuning_score(
     Raises:
         DataError: nobody among the rows has recourse. Otherwise as :func:`calibrate`.
     """
+    _check(seed)
     module = _module(model)
     with undisturbed(module, threads=1):
         teacher = prepare(
@@ -353,7 +360,7 @@ def audit(
     action_set: ActionSpace,
     *,
     issued: pd.DataFrame | torch.Tensor | None = None,
-    groups: Sequence[str] | Mapping[str, Sequence[Any]] = (),
+    groups: str | Sequence[str] | Mapping[str, Sequence[Any]] = (),
     label: str | Sequence[int] | None = None,
     target: Target | None = None,
     head: Head | str | None = None,
@@ -370,7 +377,7 @@ def audit(
         people: raw features (a DataFrame; the action set encodes it) or columns (a tensor).
         action_set: what people can change.
         issued: advice already given, one row per person in the same form as ``people``; checked first.
-        groups: columns of ``people``, or name -> one value per person.
+        groups: one or several columns of ``people``, or name -> one value per person.
         label: column of ``people`` with the true class, or one class per person; None leaves accuracy out.
         target: class that recourse leads to; by default the action set's ``favourable``.
         head, threshold: of both models.
@@ -379,6 +386,7 @@ def audit(
         DataError, ActionSetError: rows that cannot be used.
         ModelError, FileError: a model that cannot be read or run.
     """
+    _check(seed)
     given, labels = _beside(people, groups, label)
     modules = [entry for entry in (f, f_q) if isinstance(entry, nn.Module)]
     with undisturbed(*modules, threads=1):
@@ -399,8 +407,20 @@ def audit(
         )
 
 
+def _check(seed: int, layers: Mapping[str, int] | None = None) -> None:
+    """Refuse, before anything runs, what would fail much later."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed is {seed!r}; give a whole number from 0 to 2**32 - 1")
+    if not (layers is None or isinstance(layers, Mapping)):
+        raise RecipeError(f"layers is {layers!r}; give the bits of each layer by its name, such as layers={{'head': 8}}")
+
+
 def _module(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
-    return OnnxModule(model) if isinstance(model, str | os.PathLike) else model
+    if isinstance(model, str | os.PathLike):
+        return OnnxModule(model)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a {type(model).__name__} cannot be quantized; give a torch.nn.Module or the path of an ONNX file")
+    return model
 
 
 def _named(result: Result, module: nn.Module) -> Result:
@@ -423,7 +443,7 @@ def _space(action_set: ActionSpace) -> ActionSpace:
 
 
 def _beside(
-    people: pd.DataFrame | torch.Tensor, groups: Sequence[str] | Mapping[str, Sequence[Any]], label: str | Sequence[int] | None
+    people: pd.DataFrame | torch.Tensor, groups: str | Sequence[str] | Mapping[str, Sequence[Any]], label: str | Sequence[int] | None
 ) -> tuple[dict[str, Any], Any]:
     """Group values and labels: looked up in the frame where they are names of its columns."""
 
@@ -434,5 +454,6 @@ def _beside(
             raise DataError(f"people has no column {name!r}; its columns are {', '.join(map(str, people.columns))}")
         return people[name].to_numpy()
 
-    found = dict(groups) if isinstance(groups, Mapping) else {name: column(name) for name in groups}
+    names = (groups,) if isinstance(groups, str) else groups
+    found = dict(names) if isinstance(names, Mapping) else {name: column(name) for name in names}
     return found, column(label) if isinstance(label, str) else label

@@ -144,6 +144,8 @@ class Comparison:
         Console(file=text, width=TEXT_WIDTH, no_color=True, highlight=False).print(self)
         return text.getvalue().rstrip("\n")
 
+    __repr__ = __str__
+
 
 def _cell(entry: Mapping[str, Any], key: str, decimals: int) -> str:
     value: Any = entry

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -161,6 +162,8 @@ def _calibrating(teacher: Teacher, most: int) -> Teacher:
 
 
 def _numbered(groups: Sequence[Any], rows: int) -> torch.Tensor:
+    if np.ndim(groups) == 0:
+        raise DataError(f"training takes groups as one value per training row, in the loader's order, not as a {type(groups).__name__}")
     if len(groups) != rows:
         raise DataError(f"groups hold {len(groups)} values for {rows} training rows; give one a row, in the loader's order")
     names = {name: number for number, name in enumerate(sorted({str(value) for value in groups}))}

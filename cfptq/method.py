@@ -91,6 +91,11 @@ class Method:
             if isinstance(choice, str) and choice not in known:
                 names = ", ".join(sorted(known))
                 raise RecipeError(f"method {self.name!r}: {part} {choice!r} is unknown; choose one of {names}, or pass a callable")
+        if not (self.groups is None or isinstance(self.groups, str) or callable(self.groups)):
+            raise RecipeError(
+                f"method {self.name!r}: groups must be a feature's name, or a function from rows (N, ...) to one label each, not a "
+                f"{type(self.groups).__name__}"
+            )
 
     @property
     def needs_recourse(self) -> bool:

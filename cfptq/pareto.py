@@ -74,6 +74,14 @@ class Pareto:
             "" if self.held_out else ", seen by the rounding"
         )
 
+    def __str__(self) -> str:
+        frame = self.to_frame().drop(columns="predicted_damage")
+        frame["chosen"] = frame["chosen"].map({True: "this result", False: ""})
+        table = frame.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+        return f"{self.method}: Validity Drop by average bits, estimated on {self.measured_on}\n{table}"
+
+    __repr__ = __str__
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each point; the widths of layers as columns ``bits: NAME``, the interval as ``low`` and ``high``."""
         rows = []

@@ -7,7 +7,6 @@ protocol need to be written.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +18,7 @@ from torch import nn
 
 from cfptq import datasets, models
 from cfptq.actions import ActionSet
+from cfptq.actions.document import RepeatedKeyError, UniqueKeyLoader
 from cfptq.datasets import Columns, Dataset
 from cfptq.errors import RecipeError
 from cfptq.models import TrainingLog, TrainingSettings
@@ -160,12 +160,11 @@ class Recipe(_Part):
             RecipeError: as :meth:`load`.
         """
         try:
-            repeated = list(_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader)))
-            content: Any = yaml.safe_load(text)
+            content: Any = yaml.load(text, Loader=UniqueKeyLoader)
+        except RepeatedKeyError as error:
+            raise RecipeError(f"{name}: {error}; keep one of them") from error
         except yaml.YAMLError as error:
             raise RecipeError(f"{name} is not YAML: {error}") from error
-        if repeated:
-            raise RecipeError(f"{name}: {'; '.join(repeated)}; keep one of them")
         if not isinstance(content, dict):
             raise RecipeError(f"{name} holds no keys; a recipe starts with 'schema: 1' and 'dataset: ...'")
         try:
@@ -291,17 +290,3 @@ def _problem(error: Any) -> str:
         return f"the key {where!r} is missing"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
-
-
-def _repeated_keys(node: yaml.Node | None) -> Iterator[str]:
-    """Keys written twice in one mapping; YAML would keep the last without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[Any] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield f"line {key.start_mark.line + 1} repeats the key {key.value!r}"
-            seen.add(key.value)
-            yield from _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated_keys(item)

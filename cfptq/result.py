@@ -22,11 +22,13 @@ from cfptq.backends.prepared import prepared_module, warn_of_two_steps
 from cfptq.backends.quantize_static import RowReader, quantize_static_arguments
 from cfptq.calibration import COUNTERFACTUAL, CalibrationSet, with_recourse
 from cfptq.errors import CfptqError, DataError, FileError, ModelError
-from cfptq.files import written_aside
+from cfptq.files import folder_written_aside, written_aside
 from cfptq.method import Method
 from cfptq.network import INPUT, OUTPUT, Head, Network, Predictor, as_predictor, rename_tensors
+from cfptq.network.head import check_threshold
 from cfptq.pareto import Pareto, pareto_curve
 from cfptq.quantize import QuantizationPlan, twin
+from cfptq.quantize.plan import PLAN_FILES
 from cfptq.quantize.repair import Repair
 from cfptq.recourse import RecourseBatch
 from cfptq.training import History
@@ -40,6 +42,16 @@ if TYPE_CHECKING:
 
 #: Version of the saved form.
 SCHEMA = 1
+
+#: The files that a saved result may hold.
+RESULT_FILES = (
+    "result.json",
+    *PLAN_FILES,
+    "network/network.json",
+    "network/network.safetensors",
+    "calibration.safetensors",
+    "teacher.safetensors",
+)
 
 #: The twin and the file agree when this share of rows is within TOLERANCE in the logits (one-step rounding ties may differ).
 AGREEMENT = 0.999
@@ -124,6 +136,9 @@ class Result:
             f"{hidden} hidden activations{left}"
         )
 
+    def __repr__(self) -> str:
+        return f"<Result {self}>"
+
     @cached_property
     def allocation_gap(self) -> AllocationGap:
         """What the paper's greedy rule would leave of the same budget, by the same scores."""
@@ -136,8 +151,10 @@ class Result:
 
         Raises:
             DataError: the result has no calibration rows or recourse (saved with ``rows=False``, or a method that looks at none).
-            ModelError: it was loaded, and its method held the user's own function.
+            ModelError: it was trained; or it was loaded, and its method held the user's own function.
         """
+        if self.training is not None:
+            raise ModelError("a trained result has no curve: every budget would be a training of its own; use cfptq.calibrate(…).pareto()")
         calibration, people = self._people("a Pareto curve")
         if self.method is None:
             raise ModelError("this result was saved with a method of the user's own, which no file holds; calibrate again for its curve")
@@ -177,7 +194,11 @@ class Result:
 
     @cached_property
     def estimated_fraction(self) -> float:
-        """Share of the calibration recourse points at which Prop. 5.1 holds with measured ε: an estimate, for eq. 61 is a lower bound."""
+        """Share of the calibration recourse points at which Prop. 5.1 holds with measured ε: an estimate, for eq. 61 is a lower bound.
+
+        It is about the method's own recourse points: of ``faithful``, where projected-gradient steps first reach the target. Minimal-cost
+        recourse at 0.5 ends on the boundary itself, where no margin is left to be kept.
+        """
         return self.estimate_margins().fraction
 
     def _people(self, purpose: str) -> tuple[CalibrationSet, CalibrationSet]:
@@ -301,11 +322,14 @@ class Result:
         return as_predictor(path, example=example, head=self.head, threshold=self.threshold, twin=self.module(), name=self.plan.method)
 
     def save(self, folder: str | os.PathLike[str], *, rows: bool = True) -> None:
-        """Write everything into a new or replaced ``folder``; :func:`cfptq.load` reads it without the original model.
+        """Write everything into a ``folder`` of its own; :func:`cfptq.load` reads it without the original model.
 
         Args:
-            folder: replaced whole, or left as it was if anything fails.
+            folder: new, empty, or an earlier saved result, which is replaced whole, or left as it was if anything fails.
             rows: keep the calibration rows and the teacher's recourse. They are people's data: False leaves them out.
+
+        Raises:
+            FileError: ``folder`` is a file, the working folder, or holds other files; nothing is written. Or it cannot be written.
         """
         head = {
             "schema": SCHEMA,
@@ -321,8 +345,7 @@ class Result:
             "worst_group": None if self.worst_group is None else self.worst_group.to_dict(),
             "training": None if self.training is None else self.training.to_dict(),
         }
-        with written_aside(folder) as aside:
-            aside.mkdir()
+        with folder_written_aside(folder, RESULT_FILES, ("allocation", "sensitivity")) as aside:
             (aside / "result.json").write_text(json.dumps(head, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
             self.plan.write_into(aside)
             self.network.save(aside / "network")
@@ -336,7 +359,7 @@ def load(folder: str | os.PathLike[str]) -> Result:
     """Read what :meth:`Result.save` wrote: a Result that exports without the original model.
 
     Raises:
-        FileError: a file is missing, cut off, or not what it should be. Nothing is unpickled.
+        FileError: a file is missing, cut off, altered, or not what it should be. Nothing is unpickled.
     """
     place = Path(folder)
     try:
@@ -363,6 +386,12 @@ def load(folder: str | os.PathLike[str]) -> Result:
         raise
     except CfptqError as error:
         raise FileError(f"{place} is not a whole saved result ({error}); save it again") from error
+    try:
+        check_threshold(result.threshold)
+    except ModelError as error:
+        raise FileError(f"{place}/result.json was changed ({error}); save the result again") from error
+    if result.allocation.by_layer() != result.plan.bits:
+        raise FileError(f"{place}/result.json allocates other bits than {place}/plan.json has: one was changed; save the result again")
     if result.plan.network != result.network.digest():
         raise FileError(f"{place} holds a plan and a network that do not belong together; save the result again")
     return result

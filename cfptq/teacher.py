@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from cfptq.calibration import (
 from cfptq.errors import BudgetError, DataError
 from cfptq.method import Method
 from cfptq.metrics import validity_drop
-from cfptq.network import Head, Network, Predictor, as_predictor, capture, decisions, infer_head
+from cfptq.network import Head, Network, Predictor, as_head, as_predictor, capture, decisions, infer_head
 from cfptq.progress import track
 from cfptq.quantize import WIDTHS, QuantizationPlan, multiply_adds
 from cfptq.quantize.repair import repaired
@@ -143,8 +144,8 @@ class Teacher:
             BudgetError: not even 8 bits everywhere hold; the message says what the best allocation reaches.
             DataError: nobody rejected has recourse, so there is nobody to judge by.
         """
-        if not 0 <= max_validity_drop <= 1:
-            raise BudgetError(f"max_validity_drop is a share of people, between 0 and 1, not {max_validity_drop}")
+        if not (isinstance(max_validity_drop, Real) and 0 <= max_validity_drop <= 1):
+            raise BudgetError(f"max_validity_drop is a share of people, between 0 and 1, not {max_validity_drop!r}")
         points, recourse = self._boundary
         chosen = torch.arange(0, len(recourse), SET_ASIDE)
         if len(chosen) == 0:
@@ -237,14 +238,15 @@ def prepare(
     Raises:
         DataError: the loader's rows cannot be used, or no target is known.
         ActionSetError: rows break the action set's rules.
-        ModelError: the model cannot be captured or has nothing to quantize.
+        ModelError: the model cannot be captured or has nothing to quantize, or there is no such head.
     """
+    named = as_head(head)
     rows, labels = draw_rows(calib_loader, max_rows=max_rows, seed=seed, encode=getattr(space, "encode", None), progress=progress)
     space.check(rows)
     network = capture(model, rows[:2] if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1)))
     with torch.no_grad():
         output = network(rows[:PROBE_ROWS])
-    shown = Head(head) if head is not None else infer_head(output)
+    shown = named or infer_head(output)
     predictor = as_predictor(network.module(), example=rows[:PROBE_ROWS], head=shown, threshold=threshold, name="fp32")
     wanted = target if target is not None else getattr(space, "favourable", None)
     if wanted is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,7 +111,7 @@ def group_labels(groups: Groups, rows: Tensor, space: ActionSpace) -> Sequence[A
     """One label for each of ``rows``: a feature of the action set, decoded, or what the user's function says.
 
     Raises:
-        DataError: the action set does not name features, has none of that name, or the function gives another number of labels.
+        DataError: the action set does not name features, has none of that name, or the function gives no labels or another number of them.
     """
     if isinstance(groups, str):
         decode = getattr(space, "decode", None)
@@ -121,6 +122,8 @@ def group_labels(groups: Groups, rows: Tensor, space: ActionSpace) -> Sequence[A
             raise DataError(f"groups={groups!r} is no feature of the action set; its features are {', '.join(map(str, frame.columns))}")
         return list(frame[groups])
     labels = groups(rows)
+    if np.ndim(labels) == 0:
+        raise DataError(f"the groups function gave a {type(labels).__name__}; it must give a list or array, one label for each row")
     if len(labels) != len(rows):
         raise DataError(f"the groups function gave {len(labels)} labels for {len(rows)} rows; it must give one for each")
     return labels

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import cfptq
@@ -155,6 +159,45 @@ def test_a_damaged_result_is_refused(
     assert not (tmp_path / "owned").exists()
 
 
+def test_a_result_is_saved_over_an_earlier_one_and_over_nothing_else(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = cfptq.calibrate(model, batches(columns), action_set, max_rows=200)
+    result.save(tmp_path / "plan")
+    result.save(tmp_path / "plan", rows=False)
+    assert cfptq.load(tmp_path / "plan").calibration is None
+    (tmp_path / "plan" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileError, match=r"other files \(thesis.txt\); give a new or empty folder"):
+        result.save(tmp_path / "plan")
+    assert (tmp_path / "plan" / "thesis.txt").read_text() == "mine" and cfptq.load(tmp_path / "plan").calibration is None
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match="give a new folder in it"):
+        result.save(".")
+    with pytest.raises(FileError, match="it is a file; give a new or empty folder"):
+        result.save("plan/thesis.txt")
+
+
+def test_a_result_that_was_changed_after_it_was_saved_is_refused(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    result = cfptq.calibrate(model, batches(columns), action_set, max_rows=200)
+    result.save(tmp_path / "plan")
+    tensors, told = tmp_path / "plan" / "plan.safetensors", tmp_path / "plan" / "result.json"
+    whole, head = tensors.read_bytes(), json.loads(told.read_text())
+    last = f"{result.plan.layers[-1].name}.integers"
+    tensors.write_bytes(save_tensors({name: -tensor if name == last else tensor for name, tensor in load_tensors(whole).items()}))
+    with pytest.raises(FileError, match=r"plan\.safetensors was changed"):
+        cfptq.load(tmp_path / "plan")
+    tensors.write_bytes(whole)
+    others = [2 if bits == 8 else 8 for bits in head["allocation"]["bits"]]
+    for change in ({"allocation": head["allocation"] | {"bits": others}}, {"threshold": float("nan")}, {"threshold": "0.5"}):
+        told.write_text(json.dumps(head | change))
+        with pytest.raises(FileError, match=r"result\.json"):
+            cfptq.load(tmp_path / "plan")
+    told.write_text(json.dumps(head))
+    cfptq.load(tmp_path / "plan")
+
+
 def test_a_network_and_a_plan_that_do_not_belong_together_are_refused(
     model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
 ) -> None:
@@ -250,6 +293,10 @@ REFUSED: dict[str, tuple[Any, type[CfptqError], str]] = {
     "budget below the lowest width": (lambda c, a: {"budget": 1.5}, BudgetError, "2"),
     "budget and limit": (lambda c, a: {"budget": 4.0, "max_validity_drop": 0.1}, RecipeError, "not both"),
     "limit out of range": (lambda c, a: {"max_validity_drop": 1.5}, BudgetError, "between 0 and 1"),
+    "limit that is no number": (lambda c, a: {"max_validity_drop": "x"}, BudgetError, "between 0 and 1, not 'x'"),
+    "layers without bits": (lambda c, a: {"layers": ["head"]}, RecipeError, "by its name"),
+    "a list of groups": (lambda c, a: {"groups": ["a"] * 300}, RecipeError, "function from rows .* not a list"),
+    "unknown head": (lambda c, a: {"head": "foo"}, ModelError, "there is no head 'foo'"),
     "unknown method": (lambda c, a: {"method": "magic"}, RecipeError, "magic"),
     "nothing to quantize": (lambda c, a: {"model": Nothing()}, ModelError, "quantiz"),
     "target outside the classes": (lambda c, a: {"target": 7}, CfptqError, "7"),
@@ -272,6 +319,23 @@ def test_bad_input_is_one_clear_error_and_changes_nothing(
         cfptq.calibrate(subject, arguments.pop("calib_loader"), arguments.pop("action_set"), **arguments)
     assert all(torch.equal(value, before[name]) for name, value in subject.state_dict().items())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [None, LogisticRegression()], ids=["None", "scikit-learn"])
+@pytest.mark.parametrize("call", [cfptq.calibrate, cfptq.qat, cfptq.tuning_score])
+def test_what_is_no_model_is_refused(call: Callable[..., Any], given: object, columns: datasets.Columns, action_set: ActionSet) -> None:
+    with pytest.raises(ModelError, match=r"nn\.Module or the path of an ONNX file"):
+        call(given, batches(columns), action_set)
+
+
+@pytest.mark.parametrize("seed", [-1, "a", 1.5, 2**32])
+@pytest.mark.parametrize("call", [cfptq.calibrate, cfptq.qat, cfptq.tuning_score, cfptq.compare, cfptq.audit])
+def test_a_seed_is_a_whole_number(
+    call: Callable[..., Any], seed: object, model: nn.Module, columns: datasets.Columns, action_set: ActionSet
+) -> None:
+    first = {cfptq.compare: (model, batches(columns), batches(columns)), cfptq.audit: (model, model, columns.test)}
+    with pytest.raises(RecipeError, match="seed is"):
+        call(*first.get(call, (model, batches(columns))), action_set, seed=seed)
 
 
 def test_without_a_target_the_error_shows_what_the_model_predicts(
@@ -358,3 +422,25 @@ def test_results_are_the_same_bytes_again(
 def test_an_unknown_method_is_refused_before_anything_runs(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
     with pytest.raises(RecipeError, match="ort-int3"):
         cfptq.compare(model, [], [], action_set, methods=("ort-int3",))
+
+
+@pytest.mark.parametrize("budgets", ["x", ["x"], None, [cfptq.Budget.bytes(9000)]])
+def test_budgets_that_are_no_numbers_are_refused_before_anything_runs(
+    budgets: Any, model: nn.Module, columns: datasets.Columns, action_set: ActionSet
+) -> None:
+    with pytest.raises(BudgetError, match="must be a number of average bits"):
+        cfptq.compare(model, [], [], action_set, budgets=budgets)
+
+
+def test_one_method_and_one_budget_may_stand_alone(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    comparison = cfptq.compare(
+        model, batches(columns), columns.test, action_set, methods="mixed-ptq", budgets=4, protocol=QUICK, progress=False
+    )
+    assert list(comparison.budgets) == ["4.0"] and list(comparison.methods) == ["mixed-ptq"]
+
+
+def test_one_grouping_may_stand_alone(people: datasets.Dataset, model: nn.Module, action_set: ActionSet) -> None:
+    one, listed = (
+        cfptq.audit(model, model, people.test, action_set, groups=groups, protocol=QUICK, progress=False) for groups in ("sex", ["sex"])
+    )
+    assert one.to_dict() == listed.to_dict()

@@ -115,6 +115,13 @@ def test_the_frame_has_a_row_for_each_point(curve: Pareto) -> None:
         assert frame.loc[frame["chosen"], f"bits: {name}"].item() == width
 
 
+def test_print_shows_the_curve_as_a_table(curve: Pareto) -> None:
+    heading, columns, *rows = str(curve).splitlines()
+    assert curve.method in heading and curve.measured_on in heading
+    assert "average_bits" in columns and len(rows) == len(curve.points)
+    assert ["this result" in row for row in rows] == [point.chosen for point in curve.points]
+
+
 def test_the_plot_is_one_file_the_same_each_time(curve: Pareto, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for name in ("a.svg", "b.svg", "c.png", "d.pdf"):

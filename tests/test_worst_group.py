@@ -128,7 +128,9 @@ class Space:
 
 
 @pytest.mark.parametrize(
-    ("groups", "words"), [("sex", "names none"), (lambda rows: ["a"], "1 labels for 3 rows")], ids=["no names", "wrong length"]
+    ("groups", "words"),
+    [("sex", "names none"), (lambda rows: ["a"], "1 labels for 3 rows"), (lambda rows: None, "gave a NoneType")],
+    ids=["no names", "wrong length", "nothing"],
 )
 def test_labels_that_cannot_be_had_are_refused(groups: str | Callable[[torch.Tensor], list[str]], words: str) -> None:
     with pytest.raises(DataError, match=words):

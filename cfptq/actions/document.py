@@ -23,6 +23,24 @@ _KINDS: dict[str, type[AnyFeature]] = {"continuous": Continuous, "integer": Inte
 _SEQUENCES = ("bounds", "bounds_share", "domain", "levels", "reachable", "frequencies", "codes", "columns", "off", "on")
 
 
+class RepeatedKeyError(yaml.YAMLError):
+    """A mapping has one key twice; the message says which and where."""
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, but a key written twice in one mapping is an error: YAML would keep the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here and not where the mapping is built: by then a merge (<<) has added keys that may well be written over.
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise RepeatedKeyError(f"line {key.start_mark.line + 1} repeats the key {key.value!r}")
+            seen.add(key.value)
+        return node
+
+
 def to_text(action_set: ActionSet) -> str:
     """YAML that :func:`from_text` reads back to an equal action set."""
     document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
@@ -52,11 +70,13 @@ def from_text(text: str, where: str = "the document") -> ActionSet:
     """The action set of a YAML document; ``where`` is for messages.
 
     Raises:
-        FileError: not YAML, not an action set, unknown keys, or from a newer cfptq.
+        FileError: not YAML, not an action set, unknown or repeated keys, or from a newer cfptq.
         ActionSetError: it contradicts itself.
     """
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=UniqueKeyLoader)
+    except RepeatedKeyError as error:
+        raise FileError(f"{where}: {error}; keep one of them") from error
     except yaml.YAMLError as error:
         raise FileError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:

@@ -153,14 +153,15 @@ class AuditReport:
     def gate(self, max_vd: float | None = None, max_drift: float | None = None) -> Gate:
         """Hold the report against limits, shares within [0, 1]; None asks for no limit.
 
-        Where advice was already issued, its Validity Drop is judged; else that of the solver's recourse. An undefined number
-        breaks its limit. Drift is judged by its size.
+        Where advice was already issued, its Validity Drop is judged; else that of projected-gradient recourse, which ends a step beyond
+        the boundary: minimal-cost recourse at 0.5 ends on it, and breaks far more often. An undefined number breaks its limit. Drift is
+        judged by its size.
 
         Raises:
             RecipeError: a limit outside [0, 1].
         """
         if self.issued is None:
-            validity = Finding("Validity Drop", self.validity_drop, self.ci95["validity_drop"])
+            validity = Finding("Validity Drop of projected-gradient recourse", self.validity_drop, self.ci95["validity_drop"])
         else:
             validity = Finding("Validity Drop of the issued advice", self.issued.validity_drop, self.issued.ci95["validity_drop"])
         drift = Finding("Drift of the favourable rate", self.favourable_rate_drift, self.ci95["favourable_rate_drift"])
@@ -203,3 +204,5 @@ class AuditReport:
         text = StringIO()
         Console(file=text, width=TEXT_WIDTH, no_color=True, highlight=False).print(self)
         return text.getvalue().rstrip("\n")
+
+    __repr__ = __str__

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import ml_dtypes
@@ -48,7 +49,7 @@ def to_onnx_model(
             narrow for it are stored in the next wider type.
 
     Raises:
-        ModelError: the plan was made for another network; an opset without what the plan needs.
+        ModelError: the plan was made for another network; an opset that is no whole number, or without what the plan needs.
     """
     check_matches(network, plan)
     model = network_to_onnx(network, opset=_opset(plan, packed, opset))
@@ -104,6 +105,8 @@ def stored_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
 
 def _opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
     """The oldest opset with all that the plan needs, at most ``newest``."""
+    if not isinstance(newest, Integral):
+        raise ModelError(f"opset is {newest!r}; give the newest that the runtime reads, a whole number from {OLDEST_OPSET}")
     if newest < OLDEST_OPSET:
         raise ModelError(f"opset {newest} is too old: files go down to opset {OLDEST_OPSET} (ONNX Runtime 1.14); upgrade the runtime")
     wide = [form.tensor for form in plan.activations if form.bits == 16 and form.is_affine]

@@ -16,7 +16,7 @@ import typer
 from cfptq import __version__
 from cfptq.cli.experiments import compared, file_of, one_promise, write_audit_inputs
 from cfptq.cli.inputs import as_audited, as_loader, as_pins, column_of, made_folder, read_action_set, read_module, read_table
-from cfptq.cli.outputs import finish, say, show, show_layers
+from cfptq.cli.outputs import finish, refuse_lost_work, say, show, show_layers
 from cfptq.errors import CfptqError
 
 P = ParamSpec("P")
@@ -175,6 +175,7 @@ def calibrate(
     """Quantize a model to a mixed int8/int4 ONNX file."""
     from cfptq import api
 
+    refuse_lost_work(out, pareto, save)
     module = read_module(model, state)
     actions = read_action_set(action_set)
     rows = read_table(data)
@@ -238,6 +239,7 @@ def qat(
     """Quantize a model by training, to a mixed int8/int4 ONNX file. Takes minutes where calibrate takes seconds."""
     from cfptq import api
 
+    refuse_lost_work(out, save, checkpoint, log)
     module = read_module(model, state)
     actions = read_action_set(action_set)
     rows = read_table(data)
@@ -341,6 +343,7 @@ def audit(
     """
     from cfptq import api
 
+    refuse_lost_work(json)
     actions = read_action_set(action_set)
     frame = read_table(people)
     report = api.audit(

@@ -31,6 +31,20 @@ class Head(StrEnum):
     """``(N, C)``: one probability per class, rows sum to 1."""
 
 
+def as_head(head: Head | str | None) -> Head | None:
+    """The head of that name; ``None`` stays ``None``, for a head that is to be inferred.
+
+    Raises:
+        ModelError: no head has that name.
+    """
+    if head is None:
+        return None
+    try:
+        return Head(head)
+    except ValueError as error:
+        raise ModelError(f"there is no head {head!r}; the heads are {', '.join(h.value for h in Head)}") from error
+
+
 def infer_head(output: Tensor) -> Head:
     """The head that a raw output shows, by its shape and then by its values.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, DataError, ModelError, name_rows
-from cfptq.network.head import Head, check_threshold, class_logits, infer_head
+from cfptq.network.head import Head, as_head, check_threshold, class_logits, infer_head
 from cfptq.network.onnx_file import OnnxFile, first_line
 from cfptq.network.onnx_graph import OnnxModule
 
@@ -166,7 +166,7 @@ def as_predictor(
             raise ModelError("a predictor carries its own head and threshold: give head= and threshold= where the predictor is made")
         return model
     called = name or _name_of(model)
-    wanted = _head(head)
+    wanted = as_head(head)
     differentiable: Raw | None = None
     reason = ""
     run: Raw
@@ -219,15 +219,6 @@ def _check_rows(x: Tensor) -> None:
         rows = torch.isnan(x.detach()).flatten(1).any(dim=1).nonzero().flatten().tolist()
         if rows:
             raise DataError(f"rows {name_rows(rows)} hold NaN; fill missing values before the model sees them")
-
-
-def _head(head: Head | str | None) -> Head | None:
-    if head is None:
-        return None
-    try:
-        return Head(head)
-    except ValueError as error:
-        raise ModelError(f"there is no head {head!r}; the heads are {', '.join(h.value for h in Head)}") from error
 
 
 def _name_of(model: Any) -> str:

@@ -17,11 +17,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cfptq.errors import FileError, ModelError
-from cfptq.files import written_aside
+from cfptq.files import folder_written_aside
 from cfptq.quantize.formats import ActivationFormat, container_bits, integer_limit
 
 #: Version of the saved form.
 SCHEMA = 1
+
+#: The files of a saved plan.
+PLAN_FILES = ("plan.json", "plan.safetensors")
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,9 @@ class QuantizationPlan:
     @cached_property
     def digest(self) -> str:
         """sha256 of the saved form: the plan's identity in files and reports."""
-        head, tensors = self._saved()
-        return hashlib.sha256(head.encode() + b"\0" + tensors).hexdigest()
+        return _digest(*self._saved())
 
-    def _saved(self) -> tuple[str, bytes]:
+    def _saved(self) -> tuple[dict[str, Any], bytes]:
         tensors: dict[str, torch.Tensor] = {}
         for layer in self.layers:
             tensors[f"{layer.name}.integers"] = layer.integers.contiguous()
@@ -171,18 +173,21 @@ class QuantizationPlan:
             "layers": [{"name": it.name, "kind": it.kind, "bits": it.bits, "input": it.input} for it in self.layers],
             "activations": [asdict(it) for it in self.activations],
         }
-        return json.dumps(head, indent=2, sort_keys=True) + "\n", save_tensors(tensors)
+        return head, save_tensors(tensors)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``plan.json`` and ``plan.safetensors`` into a new or replaced ``folder``, whole or not at all."""
-        with written_aside(folder) as aside:
-            aside.mkdir()
+        """Write ``plan.json`` and ``plan.safetensors`` into ``folder``, whole or not at all.
+
+        Raises:
+            FileError: ``folder`` is neither new, nor empty, nor an earlier saved plan.
+        """
+        with folder_written_aside(folder, PLAN_FILES, ("layers", "activations")) as aside:
             self.write_into(aside)
 
     def write_into(self, folder: Path) -> None:
         """Write the two files into an existing ``folder``; the caller sees to it that a crash leaves nothing behind."""
         head, tensors = self._saved()
-        (folder / "plan.json").write_bytes(head.encode())
+        (folder / "plan.json").write_bytes(_text({**head, "digest": self.digest}).encode())
         (folder / "plan.safetensors").write_bytes(tensors)
 
     @staticmethod
@@ -190,14 +195,20 @@ class QuantizationPlan:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileError: a file is missing, cut off, or does not hold a plan.
+            FileError: a file is missing, cut off, altered, or does not hold a plan.
         """
         place = Path(folder)
         try:
             head: dict[str, Any] = json.loads((place / "plan.json").read_bytes())
-            tensors = load_tensors((place / "plan.safetensors").read_bytes())
+            content = (place / "plan.safetensors").read_bytes()
             if head["schema"] != SCHEMA:
                 raise FileError(f"{place}/plan.json has schema {head['schema']}; this version reads schema {SCHEMA}: upgrade cfptq")
+            # The bytes as they lie there, not the plan written again: another release of safetensors may lay it out otherwise.
+            if head.pop("digest", None) not in (None, _digest(head, content)):
+                raise FileError(
+                    f"{place}/plan.json or {place}/plan.safetensors was changed after it was saved (its digest differs); save it again"
+                )
+            tensors = load_tensors(content)
             layers = tuple(
                 LayerPlan(
                     name=str(it["name"]),
@@ -224,3 +235,11 @@ class QuantizationPlan:
             raise FileError(f"cannot read the plan in {place}: {error.strerror}; give a folder that was saved whole") from error
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError) as error:
             raise FileError(f"{place} does not hold a whole quantization plan ({error}); save it again") from error
+
+
+def _text(head: Mapping[str, Any]) -> str:
+    return json.dumps(head, indent=2, sort_keys=True) + "\n"
+
+
+def _digest(head: Mapping[str, Any], tensors: bytes) -> str:
+    return hashlib.sha256(_text(head).encode() + b"\0" + tensors).hexdigest()

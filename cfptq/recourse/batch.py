@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from pathlib import Path
@@ -53,6 +54,16 @@ _REASONS = {
     Status.FAVOURABLE: "already favourable",
 }
 
+_WORDS = {
+    Status.UNPROVEN: "found",
+    Status.OPTIMAL: "optimal",
+    Status.BOUNDED: "found with a bound",
+    Status.INFEASIBLE: "proven infeasible",
+    Status.IMMUTABLE: "decided by immutable features",
+    Status.NOT_FOUND: "not found",
+    Status.FAVOURABLE: "already favourable",
+}
+
 
 @dataclass(frozen=True)
 class RecourseBatch:
@@ -100,6 +111,17 @@ class RecourseBatch:
 
     def __len__(self) -> int:
         return len(self.factual)
+
+    def __str__(self) -> str:
+        counts = Counter(self.statuses())
+        told = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if counts[status])
+        acting = self.found & (self.cost > 0)
+        price = f"; median cost {float(self.cost[acting].median()):.4g}" if bool(acting.any()) else ""
+        at = f" at {self.confidence:g}" if self.confidence != 0.5 else ""
+        return f"{self.method} recourse{at} for {len(self)} rows: {told or 'nobody'}{price}; to_frame(action_set) shows it in raw units"
+
+    def __repr__(self) -> str:
+        return f"<RecourseBatch {self}>"
 
     def __getitem__(self, rows: Tensor | slice) -> RecourseBatch:
         """The batch of some rows: a bool mask (N,), an int64 index (M,), or a slice."""

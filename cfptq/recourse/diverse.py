@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,8 @@ def diverse(
     Raises:
         DataError: as ``solve``; or the action space is no :class:`~cfptq.actions.ActionSet`.
     """
-    if actions < 1:
-        raise DataError(f"actions is {actions}; ask for at least one for each person")
+    if not isinstance(actions, Integral) or actions < 1:
+        raise DataError(f"actions is {actions!r}; ask for a whole number of them, at least one for each person")
     if not isinstance(action_set, ActionSet):
         raise DataError(f"diverse actions need a cfptq.ActionSet, whose features can be forbidden by name, not {type(action_set).__name__}")
     first = solve(model, rows, action_set, target=target, method=method, seed=seed, progress=progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, isfinite, log
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -52,8 +53,8 @@ class GradientFree:
     slack: float = 1e-5
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.confidence) and 0 < self.confidence < 1):
-            raise DataError(f"GradientFree.confidence is {self.confidence}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        if not (isinstance(self.confidence, Real) and 0 < self.confidence < 1):
+            raise DataError(f"GradientFree.confidence is {self.confidence!r}; it is a probability between 0 and 1, such as 0.5 or 0.55")
         for name, least in (("width", 1), ("depth", 1), ("kept", 1), ("rounds", 0)):
             if getattr(self, name) < least:
                 raise DataError(f"GradientFree.{name} is {getattr(self, name)}; it must be at least {least}")

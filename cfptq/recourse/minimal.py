@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 from math import inf, isfinite, log
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -59,8 +60,8 @@ class MinimalCost:
     slack: float = 1e-5
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.confidence) and 0 < self.confidence < 1):
-            raise DataError(f"MinimalCost.confidence is {self.confidence}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        if not (isinstance(self.confidence, Real) and 0 < self.confidence < 1):
+            raise DataError(f"MinimalCost.confidence is {self.confidence!r}; it is a probability between 0 and 1, such as 0.5 or 0.55")
         if self.effort not in ("fast", "thorough"):
             raise DataError(f'MinimalCost.effort is {self.effort!r}; use "fast" or "thorough"')
         if self.steps < 1 or not self.portfolio:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cfptq.actions import ActionSet
+from cfptq.errors import DataError
 from cfptq.network.predictor import Model, Predictor, as_predictor
 from cfptq.network.state import undisturbed
 from cfptq.recourse.batch import RecourseBatch, Status
@@ -28,8 +29,11 @@ def prove_missing(model: Model, batch: RecourseBatch, action_set: ActionSet, *, 
         action_set: that of the recourse.
 
     Raises:
+        DataError: the action space is no :class:`~cfptq.actions.ActionSet`.
         ModelError: the model shows no weights, or holds an operation that is not read (named).
     """
+    if not isinstance(action_set, ActionSet):
+        raise DataError(f"a proof needs the cfptq.ActionSet that the recourse was found with, not {type(action_set).__name__}")
     status = torch.tensor([int(one) for one in batch.statuses()], dtype=torch.int8)
     bound = torch.zeros(len(batch)) if batch.bound is None else batch.bound.clone()
     lost = (~batch.found).nonzero()[:, 0]

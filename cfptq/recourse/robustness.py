@@ -112,14 +112,12 @@ def robust(
         rows, space, target, method, seed, chunk_rows, threads, progress: as for :func:`solve`.
 
     Raises:
-        ModelError: no predictor, or predictors of different numbers of classes. Otherwise as :func:`solve`.
+        ModelError: no predictor, no list of them, or predictors of different numbers of classes. Otherwise as :func:`solve`.
     """
     x = torch.as_tensor(np.asarray(rows), dtype=torch.float32) if isinstance(rows, np.ndarray) else rows
     if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
         raise DataError("robust recourse needs at least one row as (N, d), a float tensor or array of columns")
-    if not predictors:
-        raise ModelError("robust recourse needs at least one predictor")
-    modules = [model for model in predictors if isinstance(model, nn.Module)]
+    modules = _modules(predictors)
     with undisturbed(*modules, threads=threads):
         members = tuple(as_predictor(model, example=x[:_EXAMPLE_ROWS]) for model in predictors)
         wanted = target_of_rows(target, x, members[0].logits(x))
@@ -140,8 +138,21 @@ def robust(
 
 
 def holds(predictors: Sequence[Model], batch: RecourseBatch, threads: int | None = 1) -> Tensor:
-    """In which predictors the actions of ``batch`` reach their target, (M, N) bool: nominal and robust success of Table 12."""
-    modules = [model for model in predictors if isinstance(model, nn.Module)]
+    """In which predictors the actions of ``batch`` reach their target, (M, N) bool: nominal and robust success of Table 12.
+
+    Raises:
+        ModelError: no predictor, or no list of them.
+    """
+    modules = _modules(predictors)
     with undisturbed(*modules, threads=threads):
         members = [as_predictor(model, example=batch.factual[:_EXAMPLE_ROWS]) for model in predictors]
         return torch.stack([target_margin(member.logits(batch.points), batch.target) > 0 for member in members])
+
+
+def _modules(predictors: Sequence[Model]) -> list[nn.Module]:
+    """Those of ``predictors`` that are modules; refuses one model in place of several, which may itself be iterable (nn.Sequential)."""
+    if isinstance(predictors, str) or not isinstance(predictors, Sequence):
+        raise ModelError(f"robust recourse takes a list of models, such as [model, *variants], not one {type(predictors).__name__}")
+    if not predictors:
+        raise ModelError("robust recourse needs at least one predictor")
+    return [model for model in predictors if isinstance(model, nn.Module)]

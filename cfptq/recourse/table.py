@@ -21,8 +21,10 @@ def as_frame(batch: RecourseBatch, action_set: ActionSet) -> pd.DataFrame:
     whole numbers, levels and bounds are kept exactly, and so is the model's decision.
 
     Raises:
-        DataError: the batch is not about this action set's columns.
+        DataError: no action set, or the batch is not about this action set's columns.
     """
+    if not isinstance(action_set, ActionSet):
+        raise DataError(f"the table needs the cfptq.ActionSet that the recourse was found with, not {type(action_set).__name__}")
     if batch.factual.ndim != 2 or batch.factual.shape[1] != action_set.width:
         raise DataError(
             f"the batch's rows have shape {tuple(batch.factual.shape)}, the action set {action_set.width} columns; give the action set "

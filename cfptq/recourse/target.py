@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def target_of_rows(target: Target, rows: Tensor, logits: Tensor) -> Tensor:
         if not 0 <= target < n_classes:
             raise DataError(f"target class {target} is not one of the model's {n_classes} classes (0 to {n_classes - 1})")
         return torch.full((count,), target, dtype=torch.int64)
-    given = target if isinstance(target, Tensor) else torch.as_tensor(target(rows, logits))
+    given = target if isinstance(target, Tensor) else _as_tensor(target(rows, logits), count)
     source = "target" if isinstance(target, Tensor) else "the target rule"
     if given.dtype.is_floating_point or given.dtype.is_complex or given.dtype == torch.bool:
         raise DataError(f"{source} gives {given.dtype}; classes are integers (int64)")
@@ -55,3 +56,10 @@ def target_of_rows(target: Target, rows: Tensor, logits: Tensor) -> Tensor:
     if outside:
         raise DataError(f"{source} names classes outside 0 to {n_classes - 1} in rows {name_rows(outside)}")
     return given
+
+
+def _as_tensor(answer: Any, count: int) -> Tensor:
+    try:
+        return torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the target rule gives {answer!r}; it must give a tensor of one class a row, shape ({count},)") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cfptq.allocation import Budget
-from cfptq.errors import ModelError
+from cfptq.errors import DataError, ModelError
 from cfptq.files import write_text
 from cfptq.network import Head, Network, class_logits
 from cfptq.progress import track
@@ -135,11 +135,16 @@ class Trainer:
     ) -> None:
         self.student, self.objective, self.search = student, objective, search
         self.bits = tuple(bits)
-        self.seed = seed
+        self.seed = int(seed)
         self.workers = workers or Workers.present()
         self.head, self.threshold = head, threshold
         order = torch.randperm(len(supervision.rows), generator=self._generator(-1))
         aside = max(1, round(schedule.validation_share * len(order)))
+        if aside >= len(order):
+            raise DataError(
+                f"there are {len(order)} training rows, and {aside} would be set aside (validation_share={schedule.validation_share}); "
+                "training needs at least 2 rows: one to train on and one set aside"
+            )
         self.fitted = supervision.select(order[aside:].sort().values)
         self.schedule = schedule.lasting(len(self.fitted.rows))
         self._everyone = supervision
@@ -295,7 +300,8 @@ class Trainer:
 
     def _generator(self, epoch: int, step: int = 0) -> torch.Generator:
         """Randomness of one step: depends on the seed and the place alone, so that a resumed run draws the same."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + epoch + 7) * 1_000_003 + step)
+        # PyTorch's seeds have 64 bits.
+        return torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch + 7) * 1_000_003 + step) % 2**64)
 
     def _values(self) -> dict[str, Tensor]:
         values = {str(number): parameter.detach().clone() for number, parameter in enumerate(self.parameters())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 
 from cfptq.errors import RecipeError
 
@@ -43,10 +44,12 @@ class Schedule:
     max_drift: float | None = 0.005
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise RecipeError(f"a schedule needs at least one epoch and one row a batch, not {self.epochs} and {self.batch_size}")
-        if self.least_steps < 0 or not (self.max_drift is None or self.max_drift >= 0):
-            raise RecipeError(f"Schedule.least_steps and max_drift are at least 0, not {self.least_steps} and {self.max_drift}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("least_steps", 0)):
+            count = getattr(self, name)
+            if not isinstance(count, Integral) or count < least:
+                raise RecipeError(f"Schedule.{name} is {count!r}; it must be a whole number, at least {least}")
+        if not (self.max_drift is None or self.max_drift >= 0):
+            raise RecipeError(f"Schedule.max_drift is {self.max_drift}; it must be at least 0, or None")
         for name in ("learning_rate", "quantizer_rate", "policy_rate", "weight_decay"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -439,6 +439,11 @@ def test_levels_keep_their_types_in_yaml() -> None:
         ("format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: integer, bound: [1, 2]}]", "a: unknown key 'bound'.*'bounds'"),
         ("format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: integer, bounds: [5, 1]}]", "a: the lower bound 5 is above"),
         ("format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: integer, column: 0}]\nwidth: 2", r"columns \[1\] belong to no"),
+        (
+            "format: cfptq-action-set\nversion: 1\nfavourable: 1\nfavourable: 0\nfeatures: []",
+            "line 4 repeats the key 'favourable'",
+        ),
+        ("format: cfptq-action-set\nversion: 1\nfeatures:\n- name: a\n  kind: integer\n  name: b", "line 6 repeats the key 'name'"),
         ("format: cfptq-action-set\nversion: 1\nfeatures: [!!python/object/apply:os.getcwd []]", "is not YAML"),
     ],
 )
@@ -448,6 +453,13 @@ def test_files_that_are_no_action_set_are_refused(tmp_path: Path, text: str, mes
     with pytest.raises(CfptqError, match=message) as caught:
         ActionSet.load(path)
     assert "actions.yaml" in str(caught.value) or isinstance(caught.value, ActionSetError)
+
+
+def test_a_merge_may_be_written_over_for_its_keys_are_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "actions.yaml"
+    shared = "- &root {name: a, kind: integer, column: 0, bounds: [0, 9]}\n- &next {<<: *root, name: b, column: 1}\n"
+    path.write_text(f"format: cfptq-action-set\nversion: 1\nwidth: 3\nfeatures:\n{shared}- {{<<: *next, name: c, column: 2}}\n")
+    assert [(feature.name, feature.bounds) for feature in ActionSet.load(path).features] == [(name, (0, 9)) for name in "abc"]
 
 
 def test_missing_and_binary_files_are_file_errors(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_the_gate_judges_validity_drop_and_the_size_of_drift() -> None:
     assert not broken.held
     assert len(broken.reasons) == 2
     assert "Drift of the favourable rate 0.2500" in broken.reasons[1]
-    assert "breaks the limit 0.1" in broken.reasons[1]
+    assert "breaks the limit 0.1" in broken.reasons[1] and "projected-gradient recourse" in broken.reasons[0]
     stricter = run_audit(Cut(0.0), Cut(0.2), people(0.1, -0.5, 2.0, 3.0), Plane())
     assert stricter.favourable_rate_drift == -0.25
     assert not stricter.gate(max_drift=0.1)
@@ -163,6 +163,8 @@ def test_the_gate_does_not_pass_what_it_cannot_see() -> None:
     assert "undefined" in gate.reasons[0]
     with pytest.raises(RecipeError, match="share between 0 and 1"):
         report.gate(max_vd=2)
+    with pytest.raises(RecipeError, match=r"share between 0 and 1.* but is 'x'"):
+        report.gate(max_vd="x")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="max_drift"):
         report.gate(max_drift=-0.1)
 

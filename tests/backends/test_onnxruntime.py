@@ -166,6 +166,9 @@ def test_what_an_old_opset_lacks_is_named() -> None:
     network, rows = made("mlp")
     with pytest.raises(ModelError, match=r"16-bit activations.*activation_bits=8"):
         to_onnx_model(network, planned(network, rows, activations=Activations(16, 8)), opset=20)
+    for opset in ("x", 20.5, None):
+        with pytest.raises(ModelError, match="whole number from 18"):
+            to_onnx_model(network, planned(network, rows), opset=opset)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="opset 12 is too old"):
         to_onnx_model(network, planned(network, rows), opset=12)
 

@@ -180,6 +180,7 @@ class TestCalibrate:
         [
             (("--groups", "sex"), "no feature of the action set"),
             (("--groups", "age"), "coarser groups"),
+            (("--save", "nowhere/plan"), "nowhere is no folder that takes files"),
             (("--pareto", "curve.doc"), "no .svg, .png or .pdf file"),
             (("--layer", "nolayer=8"), "no quantizable layer of that name"),
             (("--layer", "head"), "is not NAME=BITS"),

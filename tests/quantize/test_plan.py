@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cfptq.errors import FileError, ModelError
 from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan
@@ -107,6 +110,41 @@ def test_damaged_files_are_file_errors(tmp_path: Path, name: str, damage: str) -
         file.write_bytes({"cut": content[: len(content) // 2], "garbage": b"\x80\x04garbage" * 9, "empty": b""}[damage])
     with pytest.raises(FileError, match="plan"):
         QuantizationPlan.load(tmp_path / "plan")
+
+
+def negated(file: Path) -> None:
+    tensors = load_file(file)
+    save_file({name: -tensor if name == "0.integers" else tensor for name, tensor in tensors.items()}, file)
+
+
+def narrowed(file: Path) -> None:
+    file.write_text(file.read_text().replace('"bits": 8', '"bits": 16'))
+
+
+@pytest.mark.parametrize(("name", "change"), [("plan.safetensors", negated), ("plan.json", narrowed)])
+def test_a_plan_that_was_changed_after_it_was_saved_is_refused(tmp_path: Path, name: str, change: Callable[[Path], None]) -> None:
+    plan().save(tmp_path / "plan")
+    change(tmp_path / "plan" / name)
+    with pytest.raises(FileError, match=rf"plan/{name} was changed|plan/{name} or .* was changed"):
+        QuantizationPlan.load(tmp_path / "plan")
+
+
+def test_a_plan_of_an_earlier_version_without_its_digest_is_read(tmp_path: Path) -> None:
+    plan().save(tmp_path / "plan")
+    file = tmp_path / "plan" / "plan.json"
+    head = json.loads(file.read_text())
+    assert head.pop("digest") == plan().digest
+    file.write_text(json.dumps(head))
+    assert QuantizationPlan.load(tmp_path / "plan").digest == plan().digest
+
+
+def test_a_plan_is_saved_over_an_earlier_one_and_over_nothing_else(tmp_path: Path) -> None:
+    plan().save(tmp_path / "plan")
+    replace(plan(), seed=8).save(tmp_path / "plan")
+    assert QuantizationPlan.load(tmp_path / "plan").seed == 8
+    (tmp_path / "plan" / "notes.txt").write_text("mine")
+    with pytest.raises(FileError, match=r"other files \(notes.txt\); give a new or empty folder"):
+        plan().save(tmp_path / "plan")
 
 
 def test_a_crash_while_saving_leaves_the_old_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,7 +303,8 @@ def test_a_twin_that_is_another_model_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"confidence": 1.0}, {"time_limit": 0.0}, {"gap": -1.0}, {"slack": -1.0}, {"activations": "left out"}]
+    "settings",
+    [{"confidence": 1.0}, {"confidence": "high"}, {"time_limit": 0.0}, {"gap": -1.0}, {"slack": -1.0}, {"activations": "left out"}],
 )
 def test_settings_are_checked_when_built(settings: dict[str, object]) -> None:
     with pytest.raises(DataError, match=next(iter(settings))):

@@ -155,7 +155,9 @@ def test_what_chunk_a_row_is_in_changes_nothing_and_neither_does_a_second_run() 
     assert torch.equal(solve(model, x, action_set, target=1, method="gradient-free").delta, first.delta)
 
 
-@pytest.mark.parametrize("settings", [{"confidence": 1.0}, {"width": 0}, {"depth": 0}, {"kept": 0}, {"rounds": -1}, {"slack": -1.0}])
-def test_settings_are_checked_when_built(settings: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"confidence": 1.0}, {"confidence": "high"}, {"width": 0}, {"depth": 0}, {"kept": 0}, {"rounds": -1}, {"slack": -1.0}]
+)
+def test_settings_are_checked_when_built(settings: dict[str, object]) -> None:
     with pytest.raises(DataError, match=next(iter(settings))):
         GradientFree(**settings)  # type: ignore[arg-type]

@@ -204,7 +204,16 @@ def test_an_action_set_of_mixed_features_is_obeyed() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"confidence": 1.0}, {"confidence": 0.0}, {"steps": 0}, {"slack": -1.0}, {"effort": "heroic"}, {"portfolio": ()}]
+    "settings",
+    [
+        {"confidence": 1.0},
+        {"confidence": 0.0},
+        {"confidence": "high"},
+        {"steps": 0},
+        {"slack": -1.0},
+        {"effort": "heroic"},
+        {"portfolio": ()},
+    ],
 )
 def test_settings_are_checked_when_built(settings: dict[str, object]) -> None:
     with pytest.raises(DataError):

@@ -157,6 +157,8 @@ def test_the_model_and_the_global_state_are_left_as_they_were() -> None:
         ({"target": torch.tensor([0.0, 1.0])}, DataError, "integers"),
         ({"target": torch.tensor([1])}, DataError, "one class a row"),
         ({"target": "favourable"}, DataError, "rule"),
+        ({"target": lambda rows, logits: "x"}, DataError, "the target rule gives 'x'"),
+        ({"target": lambda rows, logits: None}, DataError, "the target rule gives None"),
         ({"method": "magic"}, DataError, "magic"),
         ({"chunk_rows": 0}, DataError, "chunk_rows"),
         ({"model": lambda x: x, "method": "projected-gradient"}, ModelError, "gradient"),

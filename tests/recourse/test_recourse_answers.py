@@ -39,6 +39,8 @@ def test_everyone_without_recourse_is_told_why() -> None:
     batch = solve(decided_by(2), rows, action_set, target=1, progress=False)  # column 2 is immutable
     assert set(batch[~batch.found].reasons()) == {"no action was found within the effort of minimal-cost (not proven)"}
     assert set(batch[batch.found].reasons()) == {"already favourable"}
+    with pytest.raises(DataError, match="not NoneType"):
+        prove_missing(decided_by(2), batch, None)  # type: ignore[arg-type]
     proven = prove_missing(decided_by(2), batch, action_set)
     assert proven.statuses() == [Status.FAVOURABLE if found else Status.IMMUTABLE for found in batch.found.tolist()]
     assert "immutable features alone decide" in proven.reasons()[0]
@@ -91,6 +93,19 @@ def test_proofs_survive_indexing_and_a_file_and_old_batches_still_load(tmp_path:
         RecourseBatch.load(tmp_path / "cut.safetensors")
 
 
+def test_print_counts_the_answers_in_one_line() -> None:
+    action_set, rows = people(12, seed=2)
+    rows[:, 2] = torch.linspace(-2, 2, 12)
+    batch = solve(decided_by(2), rows, action_set, target=1, progress=False)
+    accepted = int((rows[:, 2] > 0).sum())
+    assert str(batch).startswith(f"minimal-cost recourse for 12 rows: {12 - accepted} not found, {accepted} already favourable;")
+    assert str(batch) in repr(batch) and "\n" not in repr(batch)
+    some = solve(decided_by(0), rows, action_set, target=1, method=MinimalCost(confidence=0.6), progress=False)
+    acting = some.found & (some.cost > 0)
+    assert f"{int(acting.sum())} found" in str(some) and f"median cost {float(some.cost[acting].median()):.4g}" in str(some)
+    assert "recourse at 0.6" in str(some)
+
+
 def test_a_status_of_another_length_or_type_is_refused() -> None:
     action_set, rows = people(4, seed=5)
     batch = solve(network(10, seed=6), rows, action_set, target=1, progress=False)
@@ -116,6 +131,8 @@ def test_the_table_shows_raw_units_words_price_and_status() -> None:
     assert torch.equal(action_set.encode(table["factual"]), batch.factual)
     with pytest.raises(DataError, match="action set"):
         batch[batch.found].to_frame(people_of_another_width())
+    with pytest.raises(DataError, match="not NoneType"):
+        batch.to_frame(None)  # type: ignore[arg-type]
 
 
 def test_each_of_several_actions_changes_other_features_and_holds() -> None:
@@ -139,8 +156,9 @@ def test_each_of_several_actions_changes_other_features_and_holds() -> None:
         costs = [float(batch.cost[row]) for batch, one in zip(batches, sets, strict=True) if any(one[row])]
         assert all(later >= earlier * (1 - 1e-3) for earlier, later in pairwise(costs))
     assert several >= 3
-    with pytest.raises(DataError, match="actions"):
-        diverse(model, rows, action_set, target=1, actions=0)
+    for actions in (0, 1.5, "3"):
+        with pytest.raises(DataError, match="whole number"):
+            diverse(model, rows, action_set, target=1, actions=actions)  # type: ignore[arg-type]
 
 
 def people_of_another_width() -> ActionSet:

@@ -92,6 +92,12 @@ def test_what_cannot_be_an_ensemble_is_refused() -> None:
     space, rows = _line()
     with pytest.raises(ModelError, match="at least one"):
         robust([], rows, space, 1)
+    # nn.Sequential can be iterated over: its layers are no models.
+    for one in (_linear([1.0], 0.0), nn.Sequential(_linear([1.0], 0.0)), "model.onnx"):
+        with pytest.raises(ModelError, match="list of models"):
+            robust(one, rows, space, 1)  # type: ignore[arg-type]
+        with pytest.raises(ModelError, match="list of models"):
+            holds(one, robust([_linear([1.0], 0.0)], rows, space, 1))  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="classes"):
         robust([_linear([1.0], 0.0), nn.Linear(1, 3)], rows, space, 1)
     with pytest.raises(DataError, match="target"):

@@ -14,7 +14,7 @@ import cfptq
 from cfptq import datasets, models
 from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
-from cfptq.errors import DataError, RecipeError
+from cfptq.errors import DataError, ModelError, RecipeError
 from cfptq.network import as_predictor, decisions
 from cfptq.training import QAT_METHODS, QatMethod, Schedule
 
@@ -76,6 +76,8 @@ def test_a_saved_result_tells_what_training_did(model: nn.Module, columns: datas
     assert loaded.training == result.training
     assert loaded.plan.digest == result.plan.digest
     assert loaded.plan.average_bits <= 3.0
+    with pytest.raises(ModelError, match="a trained result has no curve"):
+        result.pareto()
 
 
 def test_training_goes_on_from_a_checkpoint(model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path) -> None:
@@ -117,9 +119,15 @@ def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Colu
         cfptq.qat(model, batches(columns), action_set, method="magic")
     with pytest.raises(DataError, match="groups hold 2 values"):
         cfptq.qat(model, batches(columns), action_set, groups=["a", "b"], progress=False)
+    for groups in ("sex", lambda rows: ["a"] * len(rows)):
+        with pytest.raises(DataError, match="one value per training row"):
+            cfptq.qat(model, batches(columns), action_set, groups=groups, progress=False)
+    with pytest.raises(DataError, match="at least 2 rows"):
+        cfptq.qat(model, columns.train[:1], action_set, progress=False)
     with pytest.raises(RecipeError, match="sparsity"):
         QatMethod("mine", sparsity=1.0)
-    with pytest.raises(RecipeError, match="epoch"):
-        Schedule(epochs=0)
+    for epochs in (0, 1.5, "x"):
+        with pytest.raises(RecipeError, match=r"Schedule\.epochs is .* whole number"):
+            Schedule(epochs=epochs)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="max_drift"):
         Schedule(max_drift=-0.1)

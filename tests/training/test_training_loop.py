@@ -17,7 +17,7 @@ from small_lesson import Lesson, lesson
 from torch import Tensor
 
 from cfptq.allocation import Budget
-from cfptq.errors import FileError, ModelError
+from cfptq.errors import DataError, FileError, ModelError
 from cfptq.network import Head, as_predictor, decisions, target_margin
 from cfptq.quantize import QuantizationPlan, twin
 from cfptq.training import BitCost, BitPolicy, Files, History, Objective, Schedule, Search, Student, TeacherSettings, Trainer
@@ -201,6 +201,19 @@ def test_few_rows_are_gone_through_more_often() -> None:
     # 360 of 400 rows are trained on: 6 steps of 64 an epoch.
     assert trainer(lesson(), Schedule(epochs=2, batch_size=64, least_steps=40)).schedule.epochs == 7
     assert trainer(lesson(), Schedule(epochs=9, batch_size=64, least_steps=40)).schedule.epochs == 9
+
+
+def test_nothing_is_left_to_train_on_is_said() -> None:
+    taught = lesson()
+    with pytest.raises(DataError, match="at least 2 rows: one to train on and one set aside"):
+        trainer(taught, Schedule(validation_share=0.9999))
+
+
+def test_a_large_seed_trains_too() -> None:
+    taught = lesson()
+    student = Student(taught.start, learned_clips=True)
+    run = Trainer(student, taught.supervision(), FAITHFUL, SHORT, student.bits, Head.LOGITS, None, seed=2**32 - 1)
+    assert len(run.held_out.rows) == 40
 
 
 @pytest.mark.parametrize("budget", [2.5, 4.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import isfinite, log
+from numbers import Real
 from typing import Literal
 
 from cfptq.errors import DataError
@@ -39,8 +40,8 @@ class Exact:
     heuristic: MinimalCost = field(default_factory=lambda: MinimalCost(effort="thorough"))
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.confidence) and 0 < self.confidence < 1):
-            raise DataError(f"Exact.confidence is {self.confidence}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        if not (isinstance(self.confidence, Real) and 0 < self.confidence < 1):
+            raise DataError(f"Exact.confidence is {self.confidence!r}; it is a probability between 0 and 1, such as 0.5 or 0.55")
         if not self.time_limit > 0:
             raise DataError(f"Exact.time_limit is {self.time_limit}; give seconds above 0, for each row")
         if not 0 <= self.gap < 1:
