@@ -22,6 +22,7 @@ from cfptq.backends.prepared import prepared_module, warn_of_two_steps
 from cfptq.backends.quantize_static import RowReader, quantize_static_arguments
 from cfptq.calibration import COUNTERFACTUAL, CalibrationSet, with_recourse
 from cfptq.errors import CfptqError, DataError, FileError, ModelError
+from cfptq.fewest_bits import FewestBits
 from cfptq.files import folder_written_aside, written_aside
 from cfptq.method import Method
 from cfptq.network import INPUT, OUTPUT, Head, Network, Predictor, as_predictor, rename_tensors
@@ -77,6 +78,7 @@ class Result:
         budget: what the allocation was made for.
         pinned: layer name -> width that it was told to keep.
         repair: what the final repair did, with its effect on people set aside; None without repair.
+        fewest_bits: what is known about the limit on Validity Drop that the bits were chosen by; None where a budget was given.
         worst_group: Validity Drop by group before and after steering; None without groups.
         training: what training did, epoch by epoch; None where the method trains nothing.
         tensor_names: what exported files call their input and output; a model that came as ONNX keeps its own.
@@ -94,6 +96,7 @@ class Result:
     budget: Budget | None = None
     pinned: Mapping[str, int] = field(default_factory=dict)
     repair: Repair | None = None
+    fewest_bits: FewestBits | None = None
     worst_group: WorstGroup | None = None
     training: History | None = None
     tensor_names: tuple[str, str] = (INPUT, OUTPUT)
@@ -130,10 +133,11 @@ class Result:
     def __str__(self) -> str:
         layers = ", ".join(f"{name} {bits}" for name, bits in self.bits.items())
         left = "".join(f"; {name} left in float: {why}" for name, why in self.skipped.items())
+        held = "" if self.fewest_bits is None else f"; {self.fewest_bits}"
         hidden = "float" if self.activation_bits == 32 else f"{self.activation_bits}-bit"
         return (
             f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average ({layers}), {self.input_format} input, "
-            f"{hidden} hidden activations{left}"
+            f"{hidden} hidden activations{left}{held}"
         )
 
     def __repr__(self) -> str:
@@ -342,6 +346,7 @@ class Result:
             "pinned": dict(self.pinned),
             "tensor_names": list(self.tensor_names),
             "repair": None if self.repair is None else self.repair.to_dict(),
+            "fewest_bits": None if self.fewest_bits is None else self.fewest_bits.to_dict(),
             "worst_group": None if self.worst_group is None else self.worst_group.to_dict(),
             "training": None if self.training is None else self.training.to_dict(),
         }
@@ -403,6 +408,7 @@ def _told(head: dict[str, Any]) -> dict[str, Any]:
         "method": Method.from_dict,
         "budget": lambda it: Budget(**it),
         "repair": Repair.from_dict,
+        "fewest_bits": FewestBits.from_dict,
         "worst_group": WorstGroup.from_dict,
         "training": History.from_dict,
     }

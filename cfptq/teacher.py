@@ -25,8 +25,8 @@ from cfptq.calibration import (
     with_recourse,
 )
 from cfptq.errors import BudgetError, DataError
+from cfptq.fewest_bits import FewestBits
 from cfptq.method import Method
-from cfptq.metrics import validity_drop
 from cfptq.network import Head, Network, Predictor, as_head, as_predictor, capture, decisions, infer_head
 from cfptq.progress import track
 from cfptq.quantize import WIDTHS, QuantizationPlan, multiply_adds
@@ -160,9 +160,10 @@ class Teacher:
             budget = Budget.total(allocation.total_bits)
             result = kept._rounded(method, scores, allocation, budget, pinned, portable, progress=False)
             student = as_predictor(result.module(), example=aside.points, head=self.head, threshold=self.threshold)
-            dropped = validity_drop(decisions(student.logits(aside.points)), aside.target)
+            broken = int((decisions(student.logits(aside.points)) != aside.target).sum())
+            dropped = broken / len(aside)
             if dropped <= max_validity_drop:
-                return result
+                return replace(result, fewest_bits=FewestBits(float(max_validity_drop), len(aside), broken))
             least = min(least, dropped)
         raise BudgetError(
             f"no allocation keeps the Validity Drop at {max_validity_drop} on the {len(aside)} people set aside; the least reached is "

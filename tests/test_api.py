@@ -217,10 +217,22 @@ def test_a_pinned_layer_keeps_its_width(model: nn.Module, columns: datasets.Colu
         cfptq.calibrate(model, batches(columns), action_set, layers={"nowhere": 3})
 
 
-def test_the_fewest_bits_hold_on_people_set_aside(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+def test_the_fewest_bits_hold_on_people_set_aside(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
     loose = cfptq.calibrate(model, batches(columns), action_set, method="mixed-ptq", max_validity_drop=0.5)
     tight = cfptq.calibrate(model, batches(columns), action_set, method="mixed-ptq", max_validity_drop=0.05)
     assert loose.plan.average_bits < tight.plan.average_bits
+    for limit, result in ((0.5, loose), (0.05, tight)):
+        held = result.fewest_bits
+        assert held is not None and held.limit == limit and held.broken / held.people == held.validity_drop <= limit
+        assert f"on {held.people} people set aside" in str(result)
+        assert ("cannot show" in str(result)) == (held.interval[1] > limit)
+    assert loose.fewest_bits is not None and loose.fewest_bits.shown
+    loose.save(tmp_path / "plan")
+    assert cfptq.load(tmp_path / "plan").fewest_bits == loose.fewest_bits
+    few = cfptq.calibrate(model, [columns.train[:200]], action_set, method="mixed-ptq", max_validity_drop=0.1)
+    assert few.fewest_bits is not None and "cannot show" in str(few)
     with pytest.raises(BudgetError, match="least reached"):
         cfptq.calibrate(_untrained(columns), batches(columns), action_set, method="mixed-ptq", max_validity_drop=0.0)
 

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("testing",),
     ("method",),
-    ("pareto", "worst_group", "peers"),
+    ("pareto", "worst_group", "peers", "fewest_bits"),
     ("result",),
     ("teacher",),
     ("learner",),
