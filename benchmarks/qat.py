@@ -318,7 +318,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                 means = [statistics.mean(figure for figure in each if figure is not None) for each in values]
                 panel.plot(budgets, means, color=colour, marker=marker, markersize=4, linewidth=1, label=method)
             panel.grid(alpha=0.3)
-        panels[0, column].set(title=name)
+        panels[0, column].set(title=f"{name} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})")
         panels[0, column].set_yscale("symlog", linthresh=0.01)
         panels[1, column].set_yscale("symlog", linthresh=0.05)
         panels[1, column].set(xlabel="average bits", xticks=budgets)

@@ -158,6 +158,13 @@ def optimality() -> Iterator[str]:
     yield from table(["data set", "effort", "mean cost ratio", "worst", "missed"], rows)
 
 
+def training() -> Iterator[str]:
+    """Methods that train, and their plots."""
+    yield "![Validity Drop and CRG against average bits](results/qat_curves.svg)\n"
+    yield "![Widths of layers](results/qat_bits.svg)"
+    yield from qat.markdown(results("qat"))
+
+
 #: Heading, what it measures, the command, and the lines below.
 SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
     ("Training-free methods (Tables 13, 14, 15)",
@@ -166,8 +173,10 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
     ("What `faithful` owes to what",
      "Validity Drop by activation format, by ingredient, and on other networks (german's 700 rows are too few for those).",
      "faithful.py", lambda: faithful.markdown(results("faithful"))),
-    ("Training (Tables 1, 2, 5)", "`cfptq.qat` and its baselines; `faithful` needs no training.", "qat.py",
-     lambda: qat.markdown(results("qat"))),
+    ("Training (Tables 1, 2, 5-7, 10, 11, 17, 18, 20; Figures 3-5, 8)",
+     "`cfptq.qat` and its baselines; `faithful` needs no training. Other backbones, other costs and times: adult, one seed.",
+     "qat.py",
+     training),
     ("Time", "From a model in memory to a quantized file on disk, over `torch.onnx.export` + `quantize_static`.", "overhead.py", overhead),
     ("Files", "Bytes on disk and latency, one thread.", "deployment.py", deployment),
     ("Toolchains left to themselves", "adult, three seeds; ModelOpt only simulates, so it has no file; PyTorch's are timed uncompiled.",
