@@ -37,7 +37,7 @@ from cfptq.comparison import Comparison
 from cfptq.deployments import deploy_all
 from cfptq.files import write_text
 from cfptq.network import Predictor, as_predictor
-from cfptq.peers import PEERS
+from cfptq.peers import PEERS, eager_run
 from cfptq.recipe import Recipe
 from cfptq.teacher import Teacher, prepare
 
@@ -116,7 +116,7 @@ def modelopt_auto(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized
         num_calib_steps=len(batches),
         num_score_steps=len(batches),
     )
-    return Quantized(_eager(found), float(state["best"]["constraints"]["effective_bits"]), 32)
+    return Quantized(eager_run(found.eval()), float(state["best"]["constraints"]["effective_bits"]), 32)
 
 
 def _nncf() -> Any:
@@ -134,18 +134,8 @@ def _modelopt(model: nn.Module, teacher: Teacher, config: str, bits: float, acti
             for rows in teacher.rows.split(BATCH):
                 candidate(rows)
 
-    return Quantized(_eager(mtq.quantize(copy.deepcopy(model), getattr(mtq, config), show)), bits, activation_bits)
-
-
-def _eager(model: nn.Module) -> Callable[[Any], torch.Tensor]:
-    model.eval()
-
-    def run(rows: Any) -> torch.Tensor:
-        with torch.no_grad():
-            answer: torch.Tensor = model(torch.as_tensor(rows))
-        return answer
-
-    return run
+    quantized = mtq.quantize(copy.deepcopy(model), getattr(mtq, config), show)
+    return Quantized(eager_run(quantized.eval()), bits, activation_bits)
 
 
 #: Toolchains that the package has no adapter for.

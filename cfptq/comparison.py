@@ -7,12 +7,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import StringIO
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from cfptq.auditing.tables import as_text
 from cfptq.backends.latency import slower_than
 from cfptq.files import write_text
 
@@ -37,9 +37,6 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
 
 #: Characters that the method column and one further column take, borders included.
 METHOD_WIDTH, COLUMN_WIDTH = 22, 11
-
-#: Characters of ``print``'s tables, as the audit report's; ``rich.print`` fills the terminal.
-TEXT_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -140,9 +137,7 @@ class Comparison:
             yield f"note: {warning}"
 
     def __str__(self) -> str:
-        text = StringIO()
-        Console(file=text, width=TEXT_WIDTH, no_color=True, highlight=False).print(self)
-        return text.getvalue().rstrip("\n")
+        return as_text(self)
 
     __repr__ = __str__
 

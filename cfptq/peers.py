@@ -42,7 +42,7 @@ def deployed_peer(
             quantized = _vanilla(name)(network, rows)
         path = folder / f"{name}.state"
         torch.save(quantized.state_dict(), path)
-        run = _run(quantized)
+        run = eager_run(quantized)
         return as_predictor(run, example=rows[:256], head=head, threshold=threshold, name=name, twin=network.module()), path, run
     except CfptqError:
         raise
@@ -74,7 +74,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _run(quantized: nn.Module) -> Callable[[Any], torch.Tensor]:
+def eager_run(quantized: nn.Module) -> Callable[[Any], torch.Tensor]:
+    """What runs a PyTorch model as it is, on arrays and tensors, without gradients."""
+
     def run(rows: Any) -> torch.Tensor:
         with torch.no_grad():
             answer: torch.Tensor = quantized(torch.as_tensor(rows))

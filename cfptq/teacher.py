@@ -161,10 +161,10 @@ class Teacher:
             result = kept._rounded(method, scores, allocation, budget, pinned, portable, progress=False)
             student = as_predictor(result.module(), example=aside.points, head=self.head, threshold=self.threshold)
             broken = int((decisions(student.logits(aside.points)) != aside.target).sum())
-            dropped = broken / len(aside)
-            if dropped <= max_validity_drop:
-                return replace(result, fewest_bits=FewestBits(float(max_validity_drop), len(aside), broken))
-            least = min(least, dropped)
+            held = FewestBits(float(max_validity_drop), len(aside), broken)
+            if held.validity_drop <= max_validity_drop:
+                return replace(result, fewest_bits=held)
+            least = min(least, held.validity_drop)
         raise BudgetError(
             f"no allocation keeps the Validity Drop at {max_validity_drop} on the {len(aside)} people set aside; the least reached is "
             f"{least:.3f}: allow more, or leave activations wider (activation_bits=16)"

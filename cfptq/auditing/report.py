@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from io import StringIO
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,14 +16,12 @@ from cfptq.auditing.gate import Finding, Gate, judged
 from cfptq.auditing.issued import IssuedAdvice
 from cfptq.auditing.json_form import canonical, canonical_json
 from cfptq.auditing.protocol import Protocol
-from cfptq.auditing.tables import groups_table, metrics_table
+from cfptq.auditing.tables import as_text, groups_table, metrics_table
 from cfptq.files import write_text
 from cfptq.metrics import Interval
 
 #: Version of the JSON form.
 SCHEMA = 1
-#: Characters of a line where the report is printed as text.
-TEXT_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -201,8 +198,6 @@ class AuditReport:
         return Group(self.table(), *tables, *sentences)
 
     def __str__(self) -> str:
-        text = StringIO()
-        Console(file=text, width=TEXT_WIDTH, no_color=True, highlight=False).print(self)
-        return text.getvalue().rstrip("\n")
+        return as_text(self)
 
     __repr__ = __str__

@@ -128,9 +128,7 @@ def near_boundary(
     drawn = people[_sample(len(people), cheapest_most if cheapest_most >= FEWEST_CHEAPEST else 0, seed)]
     cheapest, drawn = solved(rows[drawn], drawn, MinimalCost())
     few = drawn[_sample(len(drawn), SINGLE, seed)]
-    alone, which = (
-        single_feature(predictor, rows[few], space, factual.target[few]) if len(few) else (_nobody(rows, space, MinimalCost()), few[:0])
-    )
+    alone, which = single_feature(predictor, rows[few], space, factual.target[few]) if len(few) else (cheapest, few)
     missing = min(ENOUGH, len(rows), ENOUGH if runs is None else most) - len(people)
     made, like = rows[:0], people[:0]
     if len(people) > 0 and missing > 0 and isinstance(space, ActionSet):
@@ -138,16 +136,20 @@ def near_boundary(
         refused = (predictor.logits(made).argmax(1) != factual.target[like]).nonzero()[:missing, 0]
         made, like = made[refused], like[refused]
     others, like = solved(made, like, ProjectedGradient())
-    points = factual
-    for batch, source in ((recourse, people), (cheapest, drawn), (alone, few[which]), (others, like)):
+    points, margins, shares = factual, [target_margin(logits, factual.target)], [torch.ones(len(rows))]
+    for batch, source, share in (
+        (recourse, people, 1.0),
+        (cheapest, drawn, CHEAPEST_WEIGHT),
+        (alone, few[which], CHEAPEST_WEIGHT),
+        (others, like, 1.0),
+    ):
         points = _joined(points, batch, source)
-    margin = torch.cat((target_margin(logits, factual.target), recourse.margin, cheapest.margin, alone.margin, others.margin)).abs()
+        margins.append(batch.margin)
+        shares.append(torch.full((len(batch),), share))
+    margin = torch.cat(margins).abs()
     tiny = torch.finfo(torch.float32).tiny
     temperature = max(float(margin[: len(rows)].median()) / 2, tiny)
-    weights = torch.exp(-margin / temperature)
-    ends = len(rows) + len(recourse)
-    weights[ends : ends + len(cheapest) + len(alone)] *= CHEAPEST_WEIGHT
-    return replace(points, weights=weights.clamp_min(tiny)), recourse
+    return replace(points, weights=(torch.cat(shares) * torch.exp(-margin / temperature)).clamp_min(tiny)), recourse
 
 
 def factual_only(rows: Tensor, labels: Tensor | None, predictor: Predictor, *, target: Target) -> CalibrationSet:

@@ -187,7 +187,7 @@ class QuantizationPlan:
     def write_into(self, folder: Path) -> None:
         """Write the two files into an existing ``folder``; the caller sees to it that a crash leaves nothing behind."""
         head, tensors = self._saved()
-        (folder / "plan.json").write_bytes(_text({**head, "digest": self.digest}).encode())
+        (folder / "plan.json").write_bytes(_text({**head, "digest": _digest(head, tensors)}).encode())
         (folder / "plan.safetensors").write_bytes(tensors)
 
     @staticmethod
