@@ -15,7 +15,7 @@ from cfptq.allocation import BitAllocation, Budget, exact
 from cfptq.errors import DataError
 from cfptq.method import Method, as_method
 from cfptq.network import Network, as_predictor, decisions
-from cfptq.quantize import WIDTHS, Activations, equalized
+from cfptq.quantize import WIDTHS, Activations, equalized_for
 from cfptq.result import Result
 from cfptq.teacher import PROBE_ROWS, Teacher
 from cfptq.training import BitCost, BitPolicy, Files, History, Search, Start, Student, Supervision, TeacherSettings, Trainer, supervise
@@ -137,15 +137,16 @@ def _starting_method(method: QatMethod, activations: Activations | None) -> Meth
 def _start(teacher: Teacher, rule: Method, first: Result, *, learned: bool, portable: bool) -> Start:
     calibration = first.calibration
     assert calibration is not None
-    source: Network = equalized(teacher.network, calibration.rows) if rule.equalize else teacher.network
-    names = tuple(layer.name for layer in source.layers)
-    sizes = tuple(layer.parameters for layer in source.layers)
+    bits = first.plan.bits
+    source: Network = equalized_for(teacher.network, calibration, bits, rule.activations) if rule.equalize else teacher.network
+    names, sizes = tuple(bits), tuple(layer.parameters for layer in source.layers)
+    # Every width's first steps are for the weights that training starts from, so these are not equalized again.
     uniform = {
-        bits: rule.plan(
-            teacher.network, calibration, BitAllocation(names, sizes, (bits,) * len(names)), seed=teacher.seed, portable=portable,
-            progress=False,
+        width: replace(rule, equalize=False).plan(
+            source, calibration, BitAllocation(names, sizes, (width,) * len(names)), head=teacher.head, threshold=teacher.threshold,
+            seed=teacher.seed, portable=portable, progress=False,
         )
-        for bits in WIDTHS
+        for width in WIDTHS
         if learned
     }  # fmt: skip
     return Start(source, first.plan, uniform)

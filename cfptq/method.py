@@ -25,8 +25,18 @@ from cfptq.allocation import (
 )
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import CfptqError, RecipeError
-from cfptq.network import Network
-from cfptq.quantize import Activations, InputBits, QuantizationPlan, Rounding, compensated, nearest, nearest_on_full_range, quantize
+from cfptq.network import Head, Network
+from cfptq.quantize import (
+    Activations,
+    InputBits,
+    QuantizationPlan,
+    Rounding,
+    compensated,
+    margin_guided,
+    nearest,
+    nearest_on_full_range,
+    quantize,
+)
 
 T = TypeVar("T", bound=Callable[..., object])
 
@@ -43,7 +53,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(
 )
 ALLOCATORS: Mapping[str, Allocator] = MappingProxyType({"greedy": greedy, "exact": exact, "uniform": uniform})
 ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
-    {"nearest": nearest, "nearest-full-range": nearest_on_full_range, "compensated": compensated}
+    {"nearest": nearest, "nearest-full-range": nearest_on_full_range, "compensated": compensated, "margin": margin_guided}
 )
 
 #: Groups of people: a feature's name, or a function from rows (N, ...) to one label each.
@@ -61,8 +71,8 @@ class Method:
         score: "factual" or "counterfactual" (eq. 23), "margin" (measured for each width), "surrogate" (eq. 71), "hessian-trace",
             "output-distance", or a callable of the type ``cfptq.allocation.Score``.
         allocator: "greedy" (eq. 24), "exact", "uniform", or a callable of the type ``cfptq.allocation.Allocator``.
-        rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated", or a callable of the type
-            ``cfptq.quantize.Rounding``.
+        rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated" (each layer's own output), "margin" (compensated, then
+            by the decision's margin; ``sequential`` only), or a callable of the type ``cfptq.quantize.Rounding``.
         activations: bits of the tensors that feed quantized layers.
         equalize: move hidden channels' scales between the layers around them first.
         sequential: let each layer make up for what the quantized layers before it spoil.
@@ -91,6 +101,10 @@ class Method:
             if isinstance(choice, str) and choice not in known:
                 names = ", ".join(sorted(known))
                 raise RecipeError(f"method {self.name!r}: {part} {choice!r} is unknown; choose one of {names}, or pass a callable")
+        if self.rounding in ("margin", margin_guided) and not self.sequential:
+            raise RecipeError(
+                f"method {self.name!r}: rounding 'margin' goes from layer to layer; set sequential=True, or round 'compensated'"
+            )
         if not (self.groups is None or isinstance(self.groups, str) or callable(self.groups)):
             raise RecipeError(
                 f"method {self.name!r}: groups must be a feature's name, or a function from rows (N, ...) to one label each, not a "
@@ -125,6 +139,8 @@ class Method:
         calibration: CalibrationSet,
         allocation: BitAllocation,
         *,
+        head: Head,
+        threshold: float | None,
         seed: int = 0,
         portable: bool = False,
         progress: bool = True,
@@ -140,6 +156,8 @@ class Method:
             activations=self.activations,
             equalize=self.equalize,
             sequential=self.sequential,
+            head=head,
+            threshold=threshold,
             portable=portable,
             progress=progress,
         )
@@ -166,7 +184,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 rows="boundary",
                 score="margin",
                 allocator="exact",
-                rounding="compensated",
+                rounding="margin",
                 activations=Activations(input_bits=None, clip=False),
                 equalize=True,
                 sequential=True,

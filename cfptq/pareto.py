@@ -179,7 +179,9 @@ def pareto_curve(
     for allocation in track(sorted(allocations.values(), key=lambda one: one.total_bits), "tracing the curve", enabled=progress):
         own = allocation.bits == chosen.bits
         kept = plan if own and not held_out else None
-        rounded = kept or method.plan(network, calibration, allocation, seed=plan.seed, portable=plan.portable, progress=False)
+        rounded = kept or method.plan(
+            network, calibration, allocation, head=head, threshold=threshold, seed=plan.seed, portable=plan.portable, progress=False
+        )
         with torch.no_grad():
             given = class_logits(twin(network, rounded)(rows), head, threshold).argmax(dim=1)
         broken = int((given != target).sum())

@@ -193,7 +193,16 @@ class Teacher:
         group_report = repair_report = None
 
         def round_on(rows: CalibrationSet) -> QuantizationPlan:
-            return method.plan(self.network, rows, allocation, seed=self.seed, portable=portable, progress=progress)
+            return method.plan(
+                self.network,
+                rows,
+                allocation,
+                head=self.head,
+                threshold=self.threshold,
+                seed=self.seed,
+                portable=portable,
+                progress=progress,
+            )
 
         if method.groups is None:
             plan = round_on(calibration)

@@ -3,9 +3,10 @@
 from cfptq.quantize.compensate import compensated, prepare, rounded_quickly
 from cfptq.quantize.equalize import equalized
 from cfptq.quantize.formats import FINE_ZERO, PORTABLE_LIMIT, WIDTHS, ActivationFormat, container_bits, fake_quantize, integer_limit
+from cfptq.quantize.margin import margin_guided
 from cfptq.quantize.partial_run import LayerByLayer, Recording
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.quantizer import Activations, InputBits, layer_problem, quantize
+from cfptq.quantize.quantizer import Activations, InputBits, equalized_for, layer_problem, quantize
 from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, nearest, nearest_on_full_range
 from cfptq.quantize.rows import affordable_rows, multiply_adds
 from cfptq.quantize.twin import check_matches, prepared, twin
@@ -31,9 +32,11 @@ __all__ = [
     "compensated",
     "container_bits",
     "equalized",
+    "equalized_for",
     "fake_quantize",
     "integer_limit",
     "layer_problem",
+    "margin_guided",
     "multiply_adds",
     "nearest",
     "nearest_on_full_range",

@@ -2,10 +2,13 @@
 
 A positively homogeneous function between two layers lets f(s z) = s f(z) pass, so dividing a channel's producer by s and multiplying
 its consumer by s changes nothing in full precision (Nagel et al. 2019). s = (a / w)^½ makes the channel's largest activation and the
-consumer's largest weight meet in the middle.
+consumer's largest weight meet in the middle. Where the consumer's weights have finer steps than its activations, s = a instead: every
+channel then uses the whole range of the activations' one step, and what little the weights lose by it is not what limits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import fx
@@ -27,8 +30,14 @@ HOMOGENEOUS = frozenset(
 )
 
 
-def equalized(network: Network, rows: torch.Tensor) -> Network:
-    """The same function with hidden channels equalized over ``rows``; pairs that cannot be are left as they are."""
+def equalized(network: Network, rows: torch.Tensor, fine: Collection[str] = ()) -> Network:
+    """The same function with hidden channels equalized over ``rows``; pairs that cannot be are left as they are.
+
+    Args:
+        network: the captured network.
+        rows: (N, ...) calibration rows.
+        fine: layers whose weights have finer steps than their activations.
+    """
     pairs = _pairs(network)
     if not pairs:
         return network
@@ -41,7 +50,8 @@ def equalized(network: Network, rows: torch.Tensor) -> Network:
         reach = following.transpose(0, 1).flatten(1).abs().amax(dim=1)
         usable = (largest[consumer.input] > 0) & (reach > 0)
         # The producer may itself have been rescaled as a consumer: that touched its inputs, not its channels.
-        scale = torch.where(usable, (largest[consumer.input] / reach.clamp_min(1e-30)).sqrt(), torch.ones_like(reach))
+        full = largest[consumer.input] if consumer.name in fine else (largest[consumer.input] / reach.clamp_min(1e-30)).sqrt()
+        scale = torch.where(usable, full, torch.ones_like(reach))
         weights[producer.name] = (weight / _along(scale, weight, 0), None if bias is None else bias / scale)
         weights[consumer.name] = (following * _along(scale, following, 1), its_bias)
     return network.with_parameters(weights)

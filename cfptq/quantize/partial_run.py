@@ -13,28 +13,41 @@ from cfptq.network import Layer, Network
 class LayerByLayer(fx.Interpreter):
     """A run of ``network`` on ``rows`` that stops at each layer: :meth:`reach` it, then :meth:`put_out` what it gives.
 
-    Every value is computed once and freed after its last use. No gradients.
+    Every value is computed once and freed after its last use. No gradients, but in :meth:`ended_with`.
     """
 
     def __init__(self, network: Network, rows: Tensor) -> None:
         super().__init__(network.graph)
-        self.rest = iter(network.graph.graph.nodes)
-        self.env[next(self.rest)] = rows
+        first, *self.rest = network.graph.graph.nodes
+        self.env[first] = rows
 
     def reach(self, layer: Layer) -> Tensor:
         """Run up to ``layer``, the next in execution order; its input, (N, ...)."""
         with torch.no_grad():
-            for node in self.rest:
-                if node.name == layer.node:
-                    self.reached = node
-                    break
+            while self.rest[0].name != layer.node:
+                node = self.rest.pop(0)
                 self._keep(node, self.run_node(node))
+            self.reached = self.rest.pop(0)
         inputs: Tensor = self.env[self.reached.all_input_nodes[0]]
         return inputs
 
     def put_out(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Let the layer that was reached put out what ``weight`` and ``bias`` make of ``inputs``."""
         self._keep(self.reached, node_output(self.reached, inputs, weight, bias))
+
+    def ended_with(self, output: Tensor) -> Tensor:
+        """The network's raw output if the layer that was reached put out ``output`` and all behind it ran as it is; differentiable.
+
+        The run itself stays where it is.
+        """
+        kept, self.env = self.env, {**self.env, self.reached: output}
+        try:
+            for node in self.rest:
+                self.env[node] = self.run_node(node)
+            ended: Tensor = self.env[self.rest[-1]]
+        finally:
+            self.env = kept
+        return ended
 
     def _keep(self, node: fx.Node, value: Tensor) -> None:
         self.env[node] = value

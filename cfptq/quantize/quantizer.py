@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -11,13 +11,13 @@ import torch.nn.functional as functional
 
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import BudgetError, ModelError
-from cfptq.network import Layer, Network
+from cfptq.network import Head, Layer, Network, class_logits, target_margin
 from cfptq.progress import track
 from cfptq.quantize.equalize import equalized
 from cfptq.quantize.formats import ActivationFormat, fake_quantize
-from cfptq.quantize.partial_run import LayerByLayer
+from cfptq.quantize.partial_run import LayerByLayer, node_output
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.reconstruct import LayerProblem, Rounding, activation_format, nearest, thinned
+from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, activation_format, nearest, thinned
 from cfptq.quantize.rows import affordable_rows
 
 #: Weights fed by the input up to which leaving it in float costs next to nothing at any batch size, and inputs of a linear layer from
@@ -66,6 +66,8 @@ def quantize(
     activations: Activations | None = None,
     equalize: bool = False,
     sequential: bool = False,
+    head: Head | None = None,
+    threshold: float | None = None,
     portable: bool = False,
     progress: bool = True,
 ) -> QuantizationPlan:
@@ -80,6 +82,8 @@ def quantize(
         activations: bits of the hidden tensors and of the input; 8 each by default.
         equalize: first move each hidden channel's scale between the two layers around it.
         sequential: each layer sees what the quantized layers before it put out, and its target stays the full-precision output.
+        head, threshold: what the network puts out and where it decides, so that a sequential ``rounding`` can be told what it does to
+            margins; without ``head`` it is not.
 
     Raises:
         BudgetError: ``bits`` leaves a layer out or names one that is not there.
@@ -90,9 +94,10 @@ def quantize(
         raise BudgetError(f"widths are needed for exactly {', '.join(names)}, not {', '.join(bits)}")
     kept, weights = affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
     rows = calibration.rows[kept]
-    source = equalized(network, rows) if equalize else network
+    source = equalized_for(network, calibration, bits, settings) if equalize else network
     wanted = source.observe(rows, {layer.input for layer in network.layers})
     prefix = LayerByLayer(source, rows) if sequential else None
+    ends = None if prefix is None or head is None else _Ends(prefix, source, rows, calibration.target[kept], head, threshold)
     input_bits, why = _input_bits(network, settings.input_bits)
     formats: dict[str, ActivationFormat] = {}
     layers: list[LayerPlan] = []
@@ -103,11 +108,46 @@ def quantize(
             values, wide = (calibration.rows, input_bits) if tensor == network.input_name else (seen, settings.bits)
             formats[tensor] = _format(source, tensor, values, wide, settings.clip)
         form, width = formats[tensor], bits[layer.name]
-        rounded = rounding(layer_problem(source, layer, width, wanted[tensor], seen, form, weights, portable=portable))
+        problem = layer_problem(source, layer, width, wanted[tensor], seen, form, weights, portable=portable)
+        rounded = rounding(problem if ends is None else replace(problem, margins=ends.margins(layer, problem)))
         layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
         if prefix:
             prefix.put_out(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
     return QuantizationPlan(tuple(layers), tuple(formats.values()), network.digest(), method, seed, portable, why)
+
+
+def equalized_for(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:
+    """The network that :func:`quantize` rounds where it is told to equalize first."""
+    kept, _ = affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
+    return equalized(network, calibration.rows[kept], fine=[name for name, width in bits.items() if width >= activations.bits])
+
+
+class _Ends:
+    """Where the rows' target margins end when one layer more is rounded."""
+
+    def __init__(
+        self, prefix: LayerByLayer, network: Network, rows: torch.Tensor, target: torch.Tensor, head: Head, threshold: float | None
+    ) -> None:
+        self.prefix, self.target, self.head, self.threshold = prefix, target, head, threshold
+        with torch.no_grad():
+            self.wanted = self._margin(network(rows))
+
+    def margins(self, layer: Layer, problem: LayerProblem) -> Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]]:
+        """LayerProblem's ``margins`` for the layer that was just reached."""
+
+        def judge(rounded: RoundedWeight) -> tuple[torch.Tensor, torch.Tensor]:
+            weight = rounded.integers * rounded.scale.reshape(-1, *[1] * (rounded.integers.dim() - 1))
+            inputs = fake_quantize(problem.seen, problem.form)
+            output = node_output(self.prefix.reached, inputs, weight, rounded.bias).requires_grad_()
+            margin = self._margin(self.prefix.ended_with(output))
+            (slope,) = torch.autograd.grad(margin.sum(), output)
+            channel = slope.dim() - 1 if layer.kind == "linear" else 1
+            return margin.detach() - self.wanted, slope.movedim(channel, 1).flatten(2) if slope.dim() > 2 else slope[:, :, None]
+
+        return judge
+
+    def _margin(self, output: torch.Tensor) -> torch.Tensor:
+        return target_margin(class_logits(output, self.head, self.threshold), self.target)
 
 
 def layer_problem(

@@ -45,6 +45,10 @@ class LayerProblem:
         patches: inputs (n, ...) -> (groups, m, k), the vectors that each group's weight rows are multiplied with; the layer's
             weight reshaped to (groups, out / groups, k) meets them in the last axis.
         row_weights: (N,) weight of each row.
+        margins: what a rounding of this layer does to the decision, where the layers before it are quantized and those behind it are
+            not: each row's target margin less the full-precision model's, (N,), and its slope in the layer's output,
+            (N, out, positions), positions as ``patches`` has them. None where layers are rounded independently of each other, or
+            nobody said what the model's output means.
     """
 
     name: str
@@ -57,6 +61,7 @@ class LayerProblem:
     portable: bool
     patches: Callable[[torch.Tensor], torch.Tensor]
     row_weights: torch.Tensor
+    margins: Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @property
     def limit(self) -> int:

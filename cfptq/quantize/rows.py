@@ -17,19 +17,24 @@ def multiply_adds(network: Network) -> int:
 def affordable_rows(network: Network, weights: Tensor, work: int, fewest: int) -> tuple[Tensor, Tensor]:
     """Positions of rows that one pass of ``network`` takes at most ``work`` multiply-adds for, and how much each counts.
 
-    All rows where they are few enough. Otherwise a systematic sample: as many equal steps along the rows' summed weights, each
-    choosing the row it falls on. Means over the sample are unbiased for those over all rows, and rows that count little cost nothing.
-
     Args:
         network: what will be run on the rows.
         weights: (N,) how much each row counts.
         work: multiply-adds.
         fewest: rows to take however much they cost.
     """
-    kept = max(fewest, work // multiply_adds(network))
-    if len(weights) <= kept:
+    return sampled_rows(weights, max(fewest, work // multiply_adds(network)))
+
+
+def sampled_rows(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Positions of at most ``most`` rows, and how much each counts.
+
+    All rows where they are few enough. Otherwise a systematic sample: as many equal steps along the rows' summed weights, each
+    choosing the row it falls on. Means over the sample are unbiased for those over all rows, and rows that count little cost nothing.
+    """
+    if len(weights) <= most:
         return torch.arange(len(weights)), weights
     reached = weights.double().cumsum(0)
-    steps = (torch.arange(kept, dtype=torch.float64) + 0.5) / kept * reached[-1]
+    steps = (torch.arange(most, dtype=torch.float64) + 0.5) / most * reached[-1]
     chosen, times = torch.unique(torch.searchsorted(reached, steps), return_counts=True)
     return chosen, times.to(weights.dtype)

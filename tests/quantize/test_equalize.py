@@ -57,3 +57,19 @@ def test_activation_and_weight_meet_in_the_middle() -> None:
     fires = activations > 0
     assert torch.allclose(activations[fires], weights[fires], rtol=1e-3)
     assert torch.allclose(after(x), network(x), atol=1e-4)
+
+
+def test_in_front_of_fine_weights_every_channel_uses_the_whole_range() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    with torch.no_grad():
+        model[0].weight[3] *= 50
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    network = capture(model, x[:2])
+    _, second, last = network.layers
+    after = equalized(network, x, fine=[second.name])
+    seen = after.observe(x, [second.input, last.input])
+    full, half = (seen[layer.input].amax(dim=0) for layer in (second, last))
+    assert torch.allclose(full[full > 0], torch.ones(int((full > 0).sum())), rtol=1e-3)
+    assert torch.allclose(half[half > 0], after.weight(last.name).abs().amax(dim=0)[half > 0], rtol=1e-3)
+    assert int((full > 0).sum()) > 4 and int((half > 0).sum()) > 2
+    assert torch.allclose(after(x), network(x), atol=1e-4)
