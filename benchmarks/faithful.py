@@ -35,7 +35,7 @@ from cfptq.files import write_text
 from cfptq.method import METHODS, Method
 from cfptq.metrics import validity_drop
 from cfptq.network import decisions
-from cfptq.quantize import Activations, LayerProblem, RoundedWeight, compensated
+from cfptq.quantize import Activations, LayerProblem, RoundedWeight, margin_guided
 from cfptq.recipe import Recipe
 from cfptq.teacher import Teacher, prepare
 
@@ -62,8 +62,8 @@ FAITHFUL = METHODS["faithful"]
 
 
 def unweighted(problem: LayerProblem) -> RoundedWeight:
-    """Compensated rounding with every row counting the same."""
-    return compensated(replace(problem, row_weights=torch.ones_like(problem.row_weights)))
+    """Rounding with every row counting the same."""
+    return margin_guided(replace(problem, row_weights=torch.ones_like(problem.row_weights)))
 
 
 def without(constant: str) -> Callable[[], AbstractContextManager[Any]]:
@@ -82,7 +82,8 @@ ABLATION: Mapping[str, tuple[Method, Callable[[], AbstractContextManager[Any]]]]
     "boundary weights": (replace(FAITHFUL, rounding=unweighted), nullcontext),
     "float input (8 bits instead)": (FAITHFUL.with_activations(None, 8), nullcontext),
     "equalized channels": (replace(FAITHFUL, equalize=False), nullcontext),
-    "sequential inputs": (replace(FAITHFUL, sequential=False), nullcontext),
+    "margins (each layer's own output instead)": (replace(FAITHFUL, rounding="compensated"), nullcontext),
+    "margins and sequential inputs": (replace(FAITHFUL, rounding="compensated", sequential=False), nullcontext),
     "error compensation (eq. 22 instead)": (replace(FAITHFUL, rounding="nearest"), nullcontext),
     "measured sensitivity (eq. 23 and greedy)": (replace(FAITHFUL, score="counterfactual", allocator="greedy"), nullcontext),
 }

@@ -185,7 +185,8 @@ def measure(recipe: Recipe, seed: int, tables: Sequence[str], only: Sequence[str
         chosen |= {entry if isinstance(entry, str) else entry.name: entry for entry in TABLES.get(table, ())}
     methods = {label: judge(entry) for label, entry in chosen.items() if not only or label in (*only, "faithful")}
     budgets = CURVE if "curve" in tables else ()
-    curve = {f"{budget:g}": {label: judge(label, budget) for label in ("faithful", *CURVED)} for budget in budgets}
+    drawn = [label for label in ("faithful", *CURVED) if not only or label in (*only, "faithful")]
+    curve = {f"{budget:g}": {label: judge(label, budget) for label in drawn} for budget in budgets}
     return {"seed": seed, "fp32": judge.people.to_dict(judge.experiment.columns.test_labels), "methods": methods, "curve": curve}
 
 
@@ -249,7 +250,10 @@ def summary(runs: list[dict[str, Any]], pooled: bool) -> dict[str, dict[str, lis
 def merged(runs: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[dict[str, Any]]:
     """``runs`` with one more: a seed's earlier methods stay beside its new ones."""
     before = next((each for each in runs if each["seed"] == run["seed"]), {})
-    whole = run | {key: before.get(key, {}) | run[key] for key in ("methods", "curve")}
+    curve = {
+        budget: before.get("curve", {}).get(budget, {}) | run["curve"].get(budget, {}) for budget in before.get("curve", {}) | run["curve"]
+    }
+    whole = run | {"methods": before.get("methods", {}) | run["methods"], "curve": curve}
     return sorted([*(each for each in runs if each["seed"] != run["seed"]), whole], key=lambda each: int(each["seed"]))
 
 

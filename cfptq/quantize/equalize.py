@@ -2,7 +2,7 @@
 
 A positively homogeneous function between two layers lets f(s z) = s f(z) pass, so dividing a channel's producer by s and multiplying
 its consumer by s changes nothing in full precision (Nagel et al. 2019). s = (a / w)^½ makes the channel's largest activation and the
-consumer's largest weight meet in the middle. Where the consumer's weights have finer steps than its activations, s = a instead: every
+consumer's largest weight meet in the middle. Where the weights of both layers are as fine as the activations, s = a instead: every
 channel then uses the whole range of the activations' one step, and what little the weights lose by it is not what limits.
 """
 
@@ -29,6 +29,10 @@ HOMOGENEOUS = frozenset(
     }
 )
 
+#: Height that a channel has at least, as a share of its largest value before the function: one that hardly ever fires must leave room
+#: for what rounding the layers before it makes of it, or it alone would set the step of all.
+LEAST_HEIGHT = 2.0**-8
+
 
 def equalized(network: Network, rows: torch.Tensor, fine: Collection[str] = ()) -> Network:
     """The same function with hidden channels equalized over ``rows``; pairs that cannot be are left as they are.
@@ -36,22 +40,24 @@ def equalized(network: Network, rows: torch.Tensor, fine: Collection[str] = ()) 
     Args:
         network: the captured network.
         rows: (N, ...) calibration rows.
-        fine: layers whose weights have finer steps than their activations.
+        fine: layers whose weights are as fine as activations; between two of them only the activations decide.
     """
     pairs = _pairs(network)
     if not pairs:
         return network
-    values = network.observe(rows[thinned(len(rows), multiply_adds(network))], [consumer.input for _, consumer in pairs])
-    largest = {consumer.input: values[consumer.input].transpose(0, 1).flatten(1).abs().amax(dim=1) for _, consumer in pairs}
+    kept = rows[thinned(len(rows), multiply_adds(network))]
+    values = network.observe(kept, [name for producer, consumer in pairs for name in (producer.node, consumer.input)])
+    largest = {name: value.transpose(0, 1).flatten(1).abs().amax(dim=1) for name, value in values.items()}
     weights = {layer.name: (network.weight(layer.name), network.bias(layer.name)) for layer in network.layers}
     for producer, consumer in pairs:
         weight, bias = weights[producer.name]
         following, its_bias = weights[consumer.name]
         reach = following.transpose(0, 1).flatten(1).abs().amax(dim=1)
-        usable = (largest[consumer.input] > 0) & (reach > 0)
+        height = torch.maximum(largest[consumer.input], LEAST_HEIGHT * largest[producer.node])
+        usable = (height > 0) & (reach > 0)
         # The producer may itself have been rescaled as a consumer: that touched its inputs, not its channels.
-        full = largest[consumer.input] if consumer.name in fine else (largest[consumer.input] / reach.clamp_min(1e-30)).sqrt()
-        scale = torch.where(usable, full, torch.ones_like(reach))
+        scale = height if {producer.name, consumer.name} <= set(fine) else (height / reach.clamp_min(1e-30)).sqrt()
+        scale = torch.where(usable, scale, torch.ones_like(scale))
         weights[producer.name] = (weight / _along(scale, weight, 0), None if bias is None else bias / scale)
         weights[consumer.name] = (following * _along(scale, following, 1), its_bias)
     return network.with_parameters(weights)

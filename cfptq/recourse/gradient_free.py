@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite, log
-from numbers import Real
+from math import inf
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from cfptq.actions.space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.predictor import Predictor
 from cfptq.recourse.beam import combine
+from cfptq.recourse.confidence import check_confidence, level_of
 from cfptq.recourse.exploration import anywhere, climb, from_pairs
 from cfptq.recourse.moves import Moves, evaluate, tabulate
 from cfptq.recourse.refinement import refine, rescan
@@ -53,18 +53,15 @@ class GradientFree:
     slack: float = 1e-5
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.confidence, Real) and 0 < self.confidence < 1):
-            raise DataError(f"GradientFree.confidence is {self.confidence!r}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        check_confidence(self)
         for name, least in (("width", 1), ("depth", 1), ("kept", 1), ("rounds", 0)):
             if getattr(self, name) < least:
                 raise DataError(f"GradientFree.{name} is {getattr(self, name)}; it must be at least {least}")
-        if not (isfinite(self.slack) and self.slack >= 0):
-            raise DataError(f"GradientFree.slack is {self.slack}; it must be zero or a small positive number of logits")
 
     @property
     def level(self) -> float:
         """Target margin asked for: logit of the confidence, in logits."""
-        return log(self.confidence / (1 - self.confidence))
+        return level_of(self.confidence)
 
 
 def search_without_gradient(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: GradientFree) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from math import inf, isfinite, log
-from numbers import Real
+from math import inf
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from cfptq.actions.space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.predictor import Predictor
+from cfptq.recourse.confidence import check_confidence, level_of
 from cfptq.recourse.descent import Descent, descend
 from cfptq.recourse.gradient_free import COMBINED_ROWS, GradientFree, combination_search, search_without_gradient
 from cfptq.recourse.moves import single_steps
@@ -60,19 +60,16 @@ class MinimalCost:
     slack: float = 1e-5
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.confidence, Real) and 0 < self.confidence < 1):
-            raise DataError(f"MinimalCost.confidence is {self.confidence!r}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        check_confidence(self)
         if self.effort not in ("fast", "thorough"):
             raise DataError(f'MinimalCost.effort is {self.effort!r}; use "fast" or "thorough"')
         if self.steps < 1 or not self.portfolio:
             raise DataError("MinimalCost needs at least one walk in the portfolio and at least one step")
-        if not (isfinite(self.slack) and self.slack >= 0):
-            raise DataError(f"MinimalCost.slack is {self.slack}; it must be zero or a small positive number of logits")
 
     @property
     def level(self) -> float:
         """Target margin asked for: logit of the confidence, in logits."""
-        return log(self.confidence / (1 - self.confidence))
+        return level_of(self.confidence)
 
     def without_gradient(self) -> GradientFree:
         """What takes this search's place where a predictor has no gradient."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import log
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from cfptq.errors import DataError
 from cfptq.network.predictor import Model, Predictor, as_predictor
 from cfptq.network.state import undisturbed
 from cfptq.recourse.batch import RecourseBatch, Status
+from cfptq.recourse.confidence import level_of
 from cfptq.recourse.exact import missing_status
 
 _EXAMPLE_ROWS = 256
@@ -42,7 +42,7 @@ def prove_missing(model: Model, batch: RecourseBatch, action_set: ActionSet, *, 
         with undisturbed(*modules, threads=threads):
             example = batch.factual[:_EXAMPLE_ROWS]
             predictor = as_predictor(model, example=example) if not isinstance(model, Predictor) or modules else model
-            level = log(batch.confidence / (1 - batch.confidence))
+            level = level_of(batch.confidence)
             codes, bounds = missing_status(predictor, action_set, batch.factual[lost], batch.target[lost], level)
         unproven = status[lost] == int(Status.NOT_FOUND)
         status[lost] = torch.where(unproven, codes, status[lost])

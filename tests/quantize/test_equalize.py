@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from cfptq.calibration import CalibrationSet
 from cfptq.network import capture
-from cfptq.quantize import equalized
+from cfptq.quantize import Activations, equalized, quantize, twin
 
 
 class Skip(nn.Module):
@@ -59,17 +60,37 @@ def test_activation_and_weight_meet_in_the_middle() -> None:
     assert torch.allclose(after(x), network(x), atol=1e-4)
 
 
-def test_in_front_of_fine_weights_every_channel_uses_the_whole_range() -> None:
+def test_between_fine_weights_every_channel_uses_the_whole_range() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     with torch.no_grad():
         model[0].weight[3] *= 50
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     network = capture(model, x[:2])
     _, second, last = network.layers
-    after = equalized(network, x, fine=[second.name])
+    after = equalized(network, x, fine=[network.layers[0].name, second.name])
     seen = after.observe(x, [second.input, last.input])
     full, half = (seen[layer.input].amax(dim=0) for layer in (second, last))
     assert torch.allclose(full[full > 0], torch.ones(int((full > 0).sum())), rtol=1e-3)
     assert torch.allclose(half[half > 0], after.weight(last.name).abs().amax(dim=0)[half > 0], rtol=1e-3)
     assert int((full > 0).sum()) > 4 and int((half > 0).sum()) > 2
     assert torch.allclose(after(x), network(x), atol=1e-4)
+
+
+def test_a_channel_that_hardly_ever_fires_leaves_room_for_what_rounding_makes_of_it() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model[0].bias[2] -= model[0](x)[:, 2].max() - 1e-7  # one row sees a little of it
+    network = capture(model, x[:2])
+    names = [layer.name for layer in network.layers]
+    assert 0 < float(network.observe(x, ["relu"])["relu"][:, 2].max()) < 1e-6
+    for fine in ((), names):
+        widths = dict.fromkeys(names, 8 if fine else 4)
+        zeros = torch.zeros(200, dtype=torch.int64)
+        rows = CalibrationSet(x, zeros.to(torch.uint8), torch.ones(200), torch.arange(200), zeros)
+        plan = quantize(
+            network, rows, widths, method="t", seed=0, activations=Activations(clip=False), equalize=True, sequential=True, progress=False
+        )
+        error = (twin(network, plan)(x) - network(x)).abs().max()
+        spread = network(x).std(dim=0).max()
+        assert float(error) < (0.05 if fine else 0.5) * float(spread)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import isfinite, log
-from numbers import Real
 from typing import Literal
 
 from cfptq.errors import DataError
+from cfptq.recourse.confidence import check_confidence, level_of
 from cfptq.recourse.minimal import MinimalCost
 
 
@@ -40,14 +39,11 @@ class Exact:
     heuristic: MinimalCost = field(default_factory=lambda: MinimalCost(effort="thorough"))
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.confidence, Real) and 0 < self.confidence < 1):
-            raise DataError(f"Exact.confidence is {self.confidence!r}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        check_confidence(self)
         if not self.time_limit > 0:
             raise DataError(f"Exact.time_limit is {self.time_limit}; give seconds above 0, for each row")
         if not 0 <= self.gap < 1:
             raise DataError(f"Exact.gap is {self.gap}; it is a share from 0 to below 1, such as 1e-4")
-        if not (isfinite(self.slack) and self.slack >= 0):
-            raise DataError(f"Exact.slack is {self.slack}; it must be zero or a small positive number of logits")
         if self.listed < 0:
             raise DataError(f"Exact.listed is {self.listed}; it is a number of actions, 0 for none")
         if self.activations not in ("rounded", "relaxed"):
@@ -56,7 +52,7 @@ class Exact:
     @property
     def level(self) -> float:
         """Target margin asked for: logit of the confidence, in logits."""
-        return log(self.confidence / (1 - self.confidence))
+        return level_of(self.confidence)
 
     @property
     def search(self) -> MinimalCost:
