@@ -19,7 +19,7 @@ from torch import nn
 
 from cfptq.actions import ActionSet, ActionSpace
 from cfptq.allocation import Budget
-from cfptq.auditing import AuditReport, Protocol, evaluate, run_audit, teacher_recourse
+from cfptq.auditing import AuditReport, Protocol, evaluate, rows_by_group, run_audit, teacher_recourse
 from cfptq.backends.latency import latencies
 from cfptq.calibration import draw_rows
 from cfptq.comparison import Comparison
@@ -289,6 +289,7 @@ def compare(
         )
         rows, labels = draw_rows(test_loader, max_rows=sys.maxsize, seed=seed, encode=getattr(space, "encode", None), progress=progress)
         space.check(rows)
+        rows_by_group(groups, rows)  # refused before the work, not after it
         people = teacher_recourse(teacher.predictor, rows, space, teacher.target, rules, seed, progress=progress)
         prepared = time.perf_counter() - started
 

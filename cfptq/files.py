@@ -49,6 +49,17 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def check_writable(*places: Path | None) -> None:
+    """Raise before the work, not after it, where a file could not be written in the end.
+
+    Raises:
+        FileError: the folder that a place lies in does not exist or takes no files.
+    """
+    for place in places:
+        if place is not None and not (place.parent.is_dir() and os.access(place.parent, os.W_OK)):
+            raise FileError(f"cannot write {place}: {place.parent} is no folder that takes files; make it first")
+
+
 @contextmanager
 def folder_written_aside(path: str | os.PathLike[str], files: Sequence[str], keys: Sequence[str]) -> Iterator[Path]:
     """Yield a new folder beside ``path`` to write ``files`` into; it takes the place of ``path`` as :func:`written_aside` says.
@@ -63,6 +74,14 @@ def folder_written_aside(path: str | os.PathLike[str], files: Sequence[str], key
     Raises:
         FileError: ``path`` is a file, the working folder, or holds anything else; nothing is written. And as :func:`written_aside`.
     """
+    check_replaceable(path, files, keys)
+    with written_aside(path) as aside:
+        aside.mkdir()
+        yield aside
+
+
+def check_replaceable(path: str | os.PathLike[str], files: Sequence[str], keys: Sequence[str]) -> None:
+    """Refuse a folder that :func:`folder_written_aside` would refuse; arguments and errors as there."""
     final = Path(path)
     try:
         if Path.cwd().is_relative_to(final.resolve()):
@@ -75,9 +94,6 @@ def folder_written_aside(path: str | os.PathLike[str], files: Sequence[str], key
     if others:
         shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         raise FileError(f"cannot replace {final}: it holds other files ({shown}); give a new or empty folder")
-    with written_aside(final) as aside:
-        aside.mkdir()
-        yield aside
 
 
 def _others(folder: Path, files: Sequence[str], keys: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -98,14 +99,10 @@ class Pareto:
             MissingDependencyError: Matplotlib is not installed.
             FileError: the place cannot be written.
         """
-        try:
-            import matplotlib
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingDependencyError("a plot needs Matplotlib; install it with: pip install 'cfptq[plot]'") from error
-        kind = Path(path).suffix.removeprefix(".").lower()
-        if kind not in ("svg", "png", "pdf"):
-            raise DataError(f"{os.fspath(path)} is no .svg, .png or .pdf file by its name; name it so")
+        kind = plot_kind(path)
+        import matplotlib
+        from matplotlib.figure import Figure
+
         bits = [point.average_bits for point in self.points]
         drops = [point.validity_drop for point in self.points]
         spread = [[drop - point.interval[0] for drop, point in zip(drops, self.points, strict=True)]]
@@ -131,6 +128,21 @@ class Pareto:
             figure.savefig(
                 aside, format=kind, metadata={"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {}
             )
+
+
+def plot_kind(path: str | os.PathLike[str]) -> str:
+    """Format of a plot by the file's name: svg, png or pdf.
+
+    Raises:
+        DataError: another ending.
+        MissingDependencyError: Matplotlib is not installed.
+    """
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in ("svg", "png", "pdf"):
+        raise DataError(f"{os.fspath(path)} is no .svg, .png or .pdf file by its name; name it so")
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError("a plot needs Matplotlib; install it with: pip install 'cfptq[plot]'")
+    return kind
 
 
 def pareto_curve(

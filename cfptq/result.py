@@ -23,7 +23,7 @@ from cfptq.backends.quantize_static import RowReader, quantize_static_arguments
 from cfptq.calibration import COUNTERFACTUAL, CalibrationSet, with_recourse
 from cfptq.errors import CfptqError, DataError, FileError, ModelError
 from cfptq.fewest_bits import FewestBits
-from cfptq.files import folder_written_aside, written_aside
+from cfptq.files import check_replaceable, folder_written_aside, written_aside
 from cfptq.method import Method
 from cfptq.network import INPUT, OUTPUT, Head, Network, Predictor, as_predictor, rename_tensors
 from cfptq.network.head import check_threshold
@@ -53,6 +53,9 @@ RESULT_FILES = (
     "calibration.safetensors",
     "teacher.safetensors",
 )
+
+#: Keys of result.json by which a saved result is told from another's files.
+RESULT_KEYS = ("allocation", "sensitivity")
 
 #: The twin and the file agree when this share of rows is within TOLERANCE in the logits (one-step rounding ties may differ).
 AGREEMENT = 0.999
@@ -350,7 +353,7 @@ class Result:
             "worst_group": None if self.worst_group is None else self.worst_group.to_dict(),
             "training": None if self.training is None else self.training.to_dict(),
         }
-        with folder_written_aside(folder, RESULT_FILES, ("allocation", "sensitivity")) as aside:
+        with folder_written_aside(folder, RESULT_FILES, RESULT_KEYS) as aside:
             (aside / "result.json").write_text(json.dumps(head, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
             self.plan.write_into(aside)
             self.network.save(aside / "network")
@@ -358,6 +361,15 @@ class Result:
                 self.calibration.save(aside / "calibration.safetensors")
             if rows and self.teacher is not None:
                 self.teacher.save(aside / "teacher.safetensors")
+
+
+def check_save_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse, before the work, a folder that :meth:`Result.save` would refuse after it.
+
+    Raises:
+        FileError: as :meth:`Result.save`.
+    """
+    check_replaceable(folder, RESULT_FILES, RESULT_KEYS)
 
 
 def load(folder: str | os.PathLike[str]) -> Result:

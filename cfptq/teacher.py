@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cfptq.actions import ActionSpace
-from cfptq.allocation import BitAllocation, Budget, LayerScores, Score, ladder
+from cfptq.allocation import BitAllocation, Budget, LayerScores, Score, ladder, lowest_bits
 from cfptq.calibration import (
     COUNTERFACTUAL,
     PAPER_TEACHER,
@@ -123,6 +123,11 @@ class Teacher:
         progress: bool = True,
     ) -> Result:
         """The model quantized by ``method`` within ``budget``."""
+        # What cannot be met is refused before the work, not after it.
+        sizes = {layer.name: layer.parameters for layer in self.network.layers}
+        lowest_bits(tuple(sizes), tuple(sizes.values()), Budget.of(budget), WIDTHS, pinned)
+        if method.groups is not None:
+            group_labels(method.groups, self.rows, self.space)
         scores = self.scores(method, progress)
         allocation = method.allocate(scores, budget, WIDTHS, pinned)
         return self._rounded(method, scores, allocation, Budget.of(budget), pinned, portable, progress)

@@ -25,6 +25,7 @@ from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
 from cfptq.backends.onnxruntime import stored_integers
 from cfptq.errors import ActionSetError, BudgetError, CfptqError, DataError, FileError, ModelError, RecipeError
+from cfptq.teacher import Teacher
 
 PRESETS = ("faithful", "ptq", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq")
 
@@ -215,6 +216,42 @@ def test_a_pinned_layer_keeps_its_width(model: nn.Module, columns: datasets.Colu
     assert cfptq.calibrate(model, batches(columns), action_set, layers={name: 3}).bits[name] == 3
     with pytest.raises(CfptqError, match="nowhere"):
         cfptq.calibrate(model, batches(columns), action_set, layers={"nowhere": 3})
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ({"layers": {"nowhere": 3}}, "nowhere"),
+        ({"groups": "sexx"}, "sexx"),
+        ({"budget": 1.5}, "cannot be met"),
+        ({"groups": lambda rows: ["a"]}, "1 labels"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_before_the_work(
+    request_: dict[str, Any],
+    told: str,
+    model: nn.Module,
+    columns: datasets.Columns,
+    action_set: ActionSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(Teacher, "scores", work)
+    with pytest.raises(CfptqError, match=told):
+        cfptq.calibrate(model, batches(columns), action_set, progress=False, **request_)
+
+
+def test_groups_that_do_not_fit_the_rows_are_refused_before_the_work(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("cfptq.api.teacher_recourse", work)
+    with pytest.raises(DataError, match="one per row"):
+        cfptq.compare(model, batches(columns), [columns.test], action_set, groups={"sex": ["a", "b"]}, progress=False)
 
 
 def test_the_fewest_bits_hold_on_people_set_aside(

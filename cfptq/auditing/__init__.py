@@ -7,6 +7,7 @@ both for a pair of models and checks advice that was already issued.
 from cfptq.auditing.audit import run_audit
 from cfptq.auditing.evaluation import Grouping, GroupMetrics, RecourseMetrics, evaluate
 from cfptq.auditing.gate import Gate
+from cfptq.auditing.inputs import rows_by_group
 from cfptq.auditing.issued import IssuedAdvice, check_issued
 from cfptq.auditing.json_form import canonical, canonical_json
 from cfptq.auditing.margin_estimate import MarginEstimate, estimate_margins
@@ -29,6 +30,7 @@ __all__ = [
     "check_issued",
     "estimate_margins",
     "evaluate",
+    "rows_by_group",
     "run_audit",
     "teacher_recourse",
 ]

@@ -16,8 +16,9 @@ import typer
 from cfptq import __version__
 from cfptq.cli.experiments import compared, file_of, one_promise, write_audit_inputs
 from cfptq.cli.inputs import as_audited, as_loader, as_pins, column_of, made_folder, read_action_set, read_module, read_table
-from cfptq.cli.outputs import finish, refuse_lost_work, say, show, show_layers
+from cfptq.cli.outputs import finish, say, show, show_layers
 from cfptq.errors import CfptqError
+from cfptq.files import check_writable
 
 P = ParamSpec("P")
 
@@ -174,8 +175,14 @@ def calibrate(
 ) -> None:
     """Quantize a model to a mixed int8/int4 ONNX file."""
     from cfptq import api
+    from cfptq.pareto import plot_kind
+    from cfptq.result import check_save_folder
 
-    refuse_lost_work(out, pareto, save)
+    check_writable(out, pareto, save)
+    if pareto is not None:
+        plot_kind(pareto)
+    if save is not None:
+        check_save_folder(save)
     module = read_module(model, state)
     actions = read_action_set(action_set)
     rows = read_table(data)
@@ -238,8 +245,11 @@ def qat(
 ) -> None:
     """Quantize a model by training, to a mixed int8/int4 ONNX file. Takes minutes where calibrate takes seconds."""
     from cfptq import api
+    from cfptq.result import check_save_folder
 
-    refuse_lost_work(out, save, checkpoint, log)
+    check_writable(out, save, checkpoint, log)
+    if save is not None:
+        check_save_folder(save)
     module = read_module(model, state)
     actions = read_action_set(action_set)
     rows = read_table(data)
@@ -343,7 +353,7 @@ def audit(
     """
     from cfptq import api
 
-    refuse_lost_work(json)
+    check_writable(json)
     actions = read_action_set(action_set)
     frame = read_table(people)
     report = api.audit(

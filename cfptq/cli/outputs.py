@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.table import Table
-
-from cfptq.errors import FileError
 
 if TYPE_CHECKING:
     from cfptq.comparison import Comparison
@@ -18,17 +15,6 @@ if TYPE_CHECKING:
 
 #: Columns of a table that goes to a file or a pipe, where there is no terminal to fit into.
 PIPE_WIDTH = 150
-
-
-def refuse_lost_work(*places: Path | None) -> None:
-    """Raise before the work, not after it, where a file could not be written in the end.
-
-    Raises:
-        FileError: the folder that a place lies in does not exist or takes no files.
-    """
-    for place in places:
-        if place is not None and not (place.parent.is_dir() and os.access(place.parent, os.W_OK)):
-            raise FileError(f"cannot write {place}: {place.parent} is no folder that takes files; make it first")
 
 
 def show(what: RenderableType) -> None:

@@ -181,6 +181,7 @@ class TestCalibrate:
             (("--groups", "sex"), "no feature of the action set"),
             (("--groups", "age"), "coarser groups"),
             (("--save", "nowhere/plan"), "nowhere is no folder that takes files"),
+            (("--save", str(Path(__file__).parent)), "it holds other files"),
             (("--pareto", "curve.doc"), "no .svg, .png or .pdf file"),
             (("--layer", "nolayer=8"), "no quantizable layer of that name"),
             (("--layer", "head"), "is not NAME=BITS"),
@@ -197,6 +198,12 @@ class TestCalibrate:
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("more", [("--save", str(Path(__file__).parent)), ("--save", "nowhere/plan"), ("--pareto", "curve.doc")])
+    def test_refuses_places_it_could_not_write_before_it_reads_anything(self, tmp_path: Path, more: tuple[str, ...]) -> None:
+        absent = ("--model", "absent.onnx", "--data", "absent.csv", "--action-set", "absent.yaml", "--out", str(tmp_path / "q.onnx"))
+        result = cfptq_says("calibrate", *absent, *more)
+        assert result.exit_code == 2 and more[1] in result.stderr and "absent" not in result.stderr
 
 
 class TestQat:
