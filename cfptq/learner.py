@@ -63,7 +63,9 @@ def learn(
         )
         teacher = replace(teacher, network=network, predictor=predictor)
     rule = _starting_method(method, activations)
-    calibrating = _calibrating(teacher, calibration_rows)
+    # A start whose integers are fitted to rows would be judged by rows it has seen, if those that choose the epoch were among them.
+    fitted = method.schedule.split(len(teacher.rows), teacher.seed)[0] if rule.sequential else None
+    calibrating = _calibrating(teacher, calibration_rows, fitted)
     first = calibrating.quantized(rule, limit, pinned=pinned, portable=portable, progress=progress)
     start = _start(calibrating, rule, first, learned=method.bits == "learned", portable=portable)
     settings = method.teacher if method.objective.uses_points else replace(method.teacher, cached=False, solvers=method.teacher.solvers[:1])
@@ -152,14 +154,16 @@ def _start(teacher: Teacher, rule: Method, first: Result, *, learned: bool, port
     return Start(source, first.plan, uniform)
 
 
-def _calibrating(teacher: Teacher, most: int) -> Teacher:
-    """The same teacher on at most ``most`` of its rows, drawn evenly."""
-    if len(teacher.rows) <= most:
+def _calibrating(teacher: Teacher, most: int, rows: torch.Tensor | None = None) -> Teacher:
+    """The same teacher on at most ``most`` of its rows, or of those at positions ``rows``, drawn evenly."""
+    rows = torch.arange(len(teacher.rows)) if rows is None else rows
+    if len(rows) > most:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(teacher.seed))
+        rows = rows[order[:most].sort().values]
+    if len(rows) == len(teacher.rows):
         return teacher
-    order = torch.randperm(len(teacher.rows), generator=torch.Generator().manual_seed(teacher.seed))
-    kept = order[:most].sort().values
-    target = teacher.target[kept] if isinstance(teacher.target, torch.Tensor) else teacher.target
-    return replace(teacher, rows=teacher.rows[kept], labels=None if teacher.labels is None else teacher.labels[kept], target=target)
+    target = teacher.target[rows] if isinstance(teacher.target, torch.Tensor) else teacher.target
+    return replace(teacher, rows=teacher.rows[rows], labels=None if teacher.labels is None else teacher.labels[rows], target=target)
 
 
 def _numbered(groups: Sequence[Any], rows: int) -> torch.Tensor:

@@ -128,7 +128,9 @@ def near_boundary(
     drawn = people[_sample(len(people), cheapest_most if cheapest_most >= FEWEST_CHEAPEST else 0, seed)]
     cheapest, drawn = solved(rows[drawn], drawn, MinimalCost())
     few = drawn[_sample(len(drawn), SINGLE, seed)]
-    alone, which = single_feature(predictor, rows[few], space, factual.target[few]) if len(few) else (cheapest, few)
+    alone, which = (
+        single_feature(predictor, rows[few], space, factual.target[few]) if len(few) else (_nobody(rows, space, MinimalCost()), few)
+    )
     missing = min(ENOUGH, len(rows), ENOUGH if runs is None else most) - len(people)
     made, like = rows[:0], people[:0]
     if len(people) > 0 and missing > 0 and isinstance(space, ActionSet):

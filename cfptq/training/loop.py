@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cfptq.allocation import Budget
-from cfptq.errors import DataError, ModelError
+from cfptq.errors import ModelError
 from cfptq.files import write_text
 from cfptq.network import Head, Network, class_logits
 from cfptq.progress import track
@@ -22,7 +22,7 @@ from cfptq.training.checkpoint import Checkpoint, optimizer_tensors, restore_opt
 from cfptq.training.judgement import Judgement, judge
 from cfptq.training.objective import Objective, loss
 from cfptq.training.policy import BitCost, BitPolicy, discretized, mean_bits, policy_scores
-from cfptq.training.schedule import Schedule
+from cfptq.training.schedule import Schedule, randomness
 from cfptq.training.student import Student
 from cfptq.training.supervision import Batch, Supervision
 from cfptq.training.workers import Workers
@@ -138,17 +138,11 @@ class Trainer:
         self.seed = int(seed)
         self.workers = workers or Workers.present()
         self.head, self.threshold = head, threshold
-        order = torch.randperm(len(supervision.rows), generator=self._generator(-1))
-        aside = max(1, round(schedule.validation_share * len(order)))
-        if aside >= len(order):
-            raise DataError(
-                f"there are {len(order)} training rows, and {aside} would be set aside (validation_share={schedule.validation_share}); "
-                "training needs at least 2 rows: one to train on and one set aside"
-            )
-        self.fitted = supervision.select(order[aside:].sort().values)
+        fitted, aside = schedule.split(len(supervision.rows), self.seed)
+        self.fitted = supervision.select(fitted)
         self.schedule = schedule.lasting(len(self.fitted.rows))
         self._everyone = supervision
-        self.held_out = supervision.select(order[:aside].sort().values).whole(self._generator(-2))
+        self.held_out = supervision.select(aside).whole(self._generator(-2))
         self.softness = objective.softness * supervision.median_margin
         self.overshot = False
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
@@ -300,8 +294,7 @@ class Trainer:
 
     def _generator(self, epoch: int, step: int = 0) -> torch.Generator:
         """Randomness of one step: depends on the seed and the place alone, so that a resumed run draws the same."""
-        # PyTorch's seeds have 64 bits.
-        return torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch + 7) * 1_000_003 + step) % 2**64)
+        return randomness(self.seed, epoch, step)
 
     def _values(self) -> dict[str, Tensor]:
         values = {str(number): parameter.detach().clone() for number, parameter in enumerate(self.parameters())}

@@ -6,7 +6,16 @@ import math
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 
-from cfptq.errors import RecipeError
+import torch
+from torch import Tensor
+
+from cfptq.errors import DataError, RecipeError
+
+
+def randomness(seed: int, epoch: int, step: int = 0) -> torch.Generator:
+    """Randomness of one step: depends on the seed and the place alone, so that a resumed run draws the same."""
+    # PyTorch's seeds have 64 bits.
+    return torch.Generator().manual_seed(((seed * 1_000_003 + epoch + 7) * 1_000_003 + step) % 2**64)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,21 @@ class Schedule:
             )
         if not min(self.temperature) > 0:
             raise RecipeError(f"Schedule.temperature is {self.temperature}; temperatures are above 0")
+
+    def split(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Positions of the rows that are trained on, and of those set aside to choose the epoch; both ascending.
+
+        Raises:
+            DataError: fewer than two rows, or none left to train on.
+        """
+        order = torch.randperm(rows, generator=randomness(seed, -1))
+        aside = max(1, round(self.validation_share * rows))
+        if aside >= rows:
+            raise DataError(
+                f"there are {rows} training rows, and {aside} would be set aside (validation_share={self.validation_share}); "
+                "training needs at least 2 rows: one to train on and one set aside"
+            )
+        return order[aside:].sort().values, order[:aside].sort().values
 
     def lasting(self, rows: int) -> Schedule:
         """The same schedule with as many epochs over ``rows`` rows as ``least_steps`` asks for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -55,6 +56,21 @@ def test_minimal_cost_points_lie_on_the_boundary_and_cost_no_more_than_gradient_
         points.source[behind], space.cost(x[points.source[behind]], points.rows[behind] - x[points.source[behind]]), strict=True
     ):
         assert float(cost) <= price[int(row)] + 1e-5
+
+
+@pytest.mark.parametrize("number", ["SINGLE", "CHEAPEST", "ENOUGH"])
+def test_each_kind_of_point_can_be_left_out(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]]))
+        model.bias.zero_()
+    space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
+    predictor = as_predictor(model, example=x)
+    whole, _ = near_boundary(x, None, predictor, space, target=1, progress=False)
+    monkeypatch.setattr("cfptq.calibration.teacher." + number, 0)
+    part, _ = near_boundary(x, None, predictor, space, target=1, progress=False)
+    assert len(x) < len(part) < len(whole)
 
 
 def test_where_nobody_is_rejected_only_the_people_are_there() -> None:

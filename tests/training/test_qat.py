@@ -49,6 +49,17 @@ def brief(name: str) -> QatMethod:
     return replace(QAT_METHODS[name], schedule=BRIEF)
 
 
+def test_the_start_is_not_fitted_to_the_rows_that_choose_the_epoch(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet
+) -> None:
+    fitted, aside = BRIEF.split(1500, seed=4)
+    assert len(aside) == 150 and sorted([*fitted.tolist(), *aside.tolist()]) == list(range(1500))
+    assert torch.equal(BRIEF.split(1500, seed=4)[1], aside) and not torch.equal(BRIEF.split(1500, seed=5)[1], aside)
+    result = cfptq.qat(model, batches(columns), action_set, method=brief("cfq-qat"), seed=4, progress=False)
+    assert result.calibration is not None
+    assert torch.equal(result.calibration.factual, columns.train[:1500][fitted])
+
+
 @pytest.mark.parametrize("name", QAT_METHODS)
 def test_every_preset_gives_a_checked_file_within_the_budget(
     name: str, model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
