@@ -211,6 +211,14 @@ def test_a_network_and_a_plan_that_do_not_belong_together_are_refused(
         cfptq.load(tmp_path / "a")
 
 
+def test_callers_without_gradients_get_the_same_plan(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
+    digests = set()
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            digests.add(cfptq.calibrate(model, [columns.train[:600]], action_set, progress=False).plan.digest)
+    assert len(digests) == 1
+
+
 def test_a_pinned_layer_keeps_its_width(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
     name = next(iter(cfptq.calibrate(model, batches(columns), action_set).bits))
     assert cfptq.calibrate(model, batches(columns), action_set, layers={name: 3}).bits[name] == 3

@@ -55,7 +55,9 @@ def undisturbed(*models: nn.Module, threads: int | None = None) -> Iterator[None
             parameter.grad = None
         if threads is not None and threads != thread_count:
             torch.set_num_threads(threads)
-        yield
+        # Recourse and scores need gradients, also where the caller runs everything in inference mode.
+        with torch.inference_mode(False):
+            yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode

@@ -138,9 +138,11 @@ class _Ends:
         def judge(rounded: RoundedWeight) -> tuple[torch.Tensor, torch.Tensor]:
             weight = rounded.integers * rounded.scale.reshape(-1, *[1] * (rounded.integers.dim() - 1))
             inputs = fake_quantize(problem.seen, problem.form)
-            output = node_output(self.prefix.reached, inputs, weight, rounded.bias).requires_grad_()
-            margin = self._margin(self.prefix.ended_with(output))
-            (slope,) = torch.autograd.grad(margin.sum(), output)
+            # Callers may have gradients switched off.
+            with torch.inference_mode(False), torch.enable_grad():
+                output = node_output(self.prefix.reached, inputs, weight, rounded.bias).requires_grad_()
+                margin = self._margin(self.prefix.ended_with(output))
+                (slope,) = torch.autograd.grad(margin.sum(), output)
             channel = slope.dim() - 1 if layer.kind == "linear" else 1
             return margin.detach() - self.wanted, slope.movedim(channel, 1).flatten(2) if slope.dim() > 2 else slope[:, :, None]
 
