@@ -9,17 +9,22 @@ from torch import nn
 from cfptq.actions import ActionSet, Continuous
 from cfptq.calibration import near_boundary
 from cfptq.calibration.teacher import CHEAPEST, CHEAPEST_WEIGHT, ENOUGH, SINGLE
-from cfptq.network import as_predictor, decisions, target_margin
+from cfptq.network import Predictor, as_predictor, decisions, target_margin
+
+
+def divided(rows: int, seed: int, direction: tuple[float, float, float]) -> tuple[torch.Tensor, ActionSet, Predictor]:
+    """People of three numbers, what they can change, and a model that grants class 1 on one side of a plane through 0."""
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed))
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([(0.0, 0.0, 0.0), direction]))
+        model.bias.zero_()
+    space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
+    return x, space, as_predictor(model, example=x)
 
 
 def test_rows_are_people_and_where_their_recourse_ends_weighted_by_how_near_the_decision_is() -> None:
-    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
-    model = nn.Linear(3, 2)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))
-        model.bias.zero_()
-    space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
-    predictor = as_predictor(model, example=x)
+    x, space, predictor = divided(300, 0, (1.0, 1.0, 0.0))
     points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
     rejected = (decisions(predictor.logits(x)) != 1).nonzero()[:, 0]
     assert torch.equal(points.factual, x)
@@ -40,13 +45,7 @@ def test_rows_are_people_and_where_their_recourse_ends_weighted_by_how_near_the_
 
 
 def test_minimal_cost_points_lie_on_the_boundary_and_cost_no_more_than_gradient_steps() -> None:
-    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(1))
-    model = nn.Linear(3, 2)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]]))
-        model.bias.zero_()
-    space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
-    predictor = as_predictor(model, example=x)
+    x, space, predictor = divided(400, 1, (1.0, 2.0, 0.0))
     points, recourse = near_boundary(x, None, predictor, space, target=1, progress=False)
     behind = points.origin.nonzero()[len(recourse) : len(recourse) + min(len(recourse), CHEAPEST), 0]
     margin = target_margin(predictor.logits(points.rows[behind]), points.target[behind])
@@ -60,13 +59,7 @@ def test_minimal_cost_points_lie_on_the_boundary_and_cost_no_more_than_gradient_
 
 @pytest.mark.parametrize("number", ["SINGLE", "CHEAPEST", "ENOUGH"])
 def test_each_kind_of_point_can_be_left_out(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
-    model = nn.Linear(3, 2)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0]]))
-        model.bias.zero_()
-    space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
-    predictor = as_predictor(model, example=x)
+    x, space, predictor = divided(300, 0, (1.0, 2.0, 0.0))
     whole, _ = near_boundary(x, None, predictor, space, target=1, progress=False)
     monkeypatch.setattr("cfptq.calibration.teacher." + number, 0)
     part, _ = near_boundary(x, None, predictor, space, target=1, progress=False)
