@@ -160,10 +160,7 @@ def _calibrating(teacher: Teacher, most: int, rows: torch.Tensor | None = None) 
     if len(rows) > most:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(teacher.seed))
         rows = rows[order[:most].sort().values]
-    if len(rows) == len(teacher.rows):
-        return teacher
-    target = teacher.target[rows] if isinstance(teacher.target, torch.Tensor) else teacher.target
-    return replace(teacher, rows=teacher.rows[rows], labels=None if teacher.labels is None else teacher.labels[rows], target=target)
+    return teacher if len(rows) == len(teacher.rows) else teacher.among(rows)
 
 
 def _numbered(groups: Sequence[Any], rows: int) -> torch.Tensor:

@@ -158,7 +158,9 @@ class Teacher:
                 "no rejected calibration row has recourse, so there is nobody to judge max_validity_drop by; give a budget instead"
             )
         aside = recourse[chosen]
-        kept = self._without(points.source[points.origin == COUNTERFACTUAL][chosen])
+        others = torch.ones(len(self.rows), dtype=torch.bool)
+        others[points.source[points.origin == COUNTERFACTUAL][chosen]] = False
+        kept = self.among(others.nonzero()[:, 0])
         scores = kept.scores(method, progress)
         least = 1.0
         for allocation in track(ladder(method.allocate, scores, pinned), "looking for the fewest bits", enabled=progress):
@@ -175,13 +177,11 @@ class Teacher:
             f"{least:.3f}: allow more, or leave activations wider (activation_bits=16)"
         )
 
-    def _without(self, people: torch.Tensor) -> Teacher:
-        """The same teacher, calibrating on all rows but those of ``people``."""
-        keep = torch.ones(len(self.rows), dtype=torch.bool)
-        keep[people] = False
-        target = self.target[keep] if isinstance(self.target, torch.Tensor) else self.target
-        labels = None if self.labels is None else self.labels[keep]
-        return replace(self, rows=self.rows[keep], labels=labels, target=target)
+    def among(self, positions: torch.Tensor) -> Teacher:
+        """The same teacher on the rows at ``positions`` alone."""
+        target = self.target[positions] if isinstance(self.target, torch.Tensor) else self.target
+        labels = None if self.labels is None else self.labels[positions]
+        return replace(self, rows=self.rows[positions], labels=labels, target=target)
 
     def _rounded(
         self,

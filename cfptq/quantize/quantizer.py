@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -94,7 +95,7 @@ def quantize(
         raise BudgetError(f"widths are needed for exactly {', '.join(names)}, not {', '.join(bits)}")
     kept, weights = affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
     rows = calibration.rows[kept]
-    source = equalized_for(network, calibration, bits, settings) if equalize else network
+    source = equalized(network, rows, _fine(bits, settings)) if equalize else network
     wanted = source.observe(rows, {layer.input for layer in network.layers})
     prefix = LayerByLayer(source, rows) if sequential else None
     ends = None if prefix is None or head is None else _Ends(prefix, source, rows, calibration.target[kept], head, threshold)
@@ -119,7 +120,12 @@ def quantize(
 def equalized_for(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:
     """The network that :func:`quantize` rounds where it is told to equalize first."""
     kept, _ = affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
-    return equalized(network, calibration.rows[kept], fine=[name for name, width in bits.items() if width >= activations.bits])
+    return equalized(network, calibration.rows[kept], _fine(bits, activations))
+
+
+def _fine(bits: Mapping[str, int], activations: Activations) -> list[str]:
+    """Layers whose weights are as fine as the activations that feed them."""
+    return [name for name, width in bits.items() if width >= activations.bits]
 
 
 class _Ends:
@@ -128,9 +134,14 @@ class _Ends:
     def __init__(
         self, prefix: LayerByLayer, network: Network, rows: torch.Tensor, target: torch.Tensor, head: Head, threshold: float | None
     ) -> None:
-        self.prefix, self.target, self.head, self.threshold = prefix, target, head, threshold
+        self.prefix, self.network, self.rows = prefix, network, rows
+        self.target, self.head, self.threshold = target, head, threshold
+
+    @cached_property
+    def wanted(self) -> torch.Tensor:
+        """The full-precision margins, (N,); computed for the first rounding that asks."""
         with torch.no_grad():
-            self.wanted = self._margin(network(rows))
+            return self._margin(self.network(self.rows))
 
     def margins(self, layer: Layer, problem: LayerProblem) -> Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]]:
         """LayerProblem's ``margins`` for the layer that was just reached."""
