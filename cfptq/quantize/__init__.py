@@ -9,6 +9,7 @@ from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.quantizer import Activations, InputBits, equalized_for, layer_problem, quantize
 from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, nearest, nearest_on_full_range
 from cfptq.quantize.rows import affordable_rows, multiply_adds
+from cfptq.quantize.sweep import Aim, swept
 from cfptq.quantize.twin import check_matches, prepared, twin
 from cfptq.quantize.variants import Variability, sample_variants
 
@@ -18,6 +19,7 @@ __all__ = [
     "WIDTHS",
     "ActivationFormat",
     "Activations",
+    "Aim",
     "InputBits",
     "LayerByLayer",
     "LayerPlan",
@@ -45,5 +47,6 @@ __all__ = [
     "quantize",
     "rounded_quickly",
     "sample_variants",
+    "swept",
     "twin",
 ]

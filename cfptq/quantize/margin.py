@@ -51,10 +51,19 @@ def margin_guided(problem: LayerProblem) -> RoundedWeight:
     affordable = min(WORK // k, HELD) // parameters
     if problem.margins is None or problem.bits >= FINE or parameters // groups > SEARCHED or affordable < FEWEST_ROWS:
         return start
-    error, slope = problem.margins(start)
+    return moved(problem, ready, start, *problem.margins(start), affordable)
+
+
+def moved(problem: LayerProblem, ready: Preparation, start: RoundedWeight, error: Tensor, slope: Tensor, most_rows: int) -> RoundedWeight:
+    """``start`` after every channel's integers have descended once, on at most ``most_rows`` rows.
+
+    Args:
+        problem: the layer. ready: of the same layer; its ``wanted`` is what each channel's own error is counted from.
+        error, slope: what ``problem.margins`` says of ``start``.
+    """
     if not bool(slope.any()):
         return start
-    layer = _Moving(problem, ready, start, affordable)
+    layer = _Moving(problem, ready, start, most_rows)
     layer.sweep(error, slope)
     return layer.rounded()
 

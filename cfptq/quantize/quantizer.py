@@ -154,13 +154,18 @@ class _Ends:
                 output = node_output(self.prefix.reached, inputs, weight, rounded.bias).requires_grad_()
                 margin = self._margin(self.prefix.ended_with(output))
                 (slope,) = torch.autograd.grad(margin.sum(), output)
-            channel = slope.dim() - 1 if layer.kind == "linear" else 1
-            return margin.detach() - self.wanted, slope.movedim(channel, 1).flatten(2) if slope.dim() > 2 else slope[:, :, None]
+            return margin.detach() - self.wanted, by_channel(slope, layer)
 
         return judge
 
     def _margin(self, output: torch.Tensor) -> torch.Tensor:
         return target_margin(class_logits(output, self.head, self.threshold), self.target)
+
+
+def by_channel(values: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """What ``layer`` puts out, or a slope in it, as (N, channels, positions)."""
+    channel = values.dim() - 1 if layer.kind == "linear" else 1
+    return values.movedim(channel, 1).flatten(2) if values.dim() > 2 else values[:, :, None]
 
 
 def layer_problem(

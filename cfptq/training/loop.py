@@ -20,7 +20,7 @@ from cfptq.network import Head, Network, class_logits
 from cfptq.progress import track
 from cfptq.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from cfptq.training.judgement import Judgement, judge
-from cfptq.training.objective import Objective, loss
+from cfptq.training.objective import Objective, aim, loss
 from cfptq.training.policy import BitCost, BitPolicy, discretized, mean_bits, policy_scores
 from cfptq.training.schedule import Schedule, randomness
 from cfptq.training.student import Student
@@ -209,10 +209,16 @@ class Trainer:
             self._put(reached)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Hold the integers where settling starts."""
-        if epoch == self.schedule.settle_from and self.student.quantized:
-            self.student.choose(self.bits)
+        """Hold the integers where settling starts, and sweep over them from then on."""
+        if epoch < self.schedule.settle_from or not self.student.quantized:
+            return
+        self.student.choose(self.bits)
+        if epoch == self.schedule.settle_from:
             self.student.hold()
+        for number in range(self.schedule.sweeps):
+            # Every row, and as many of the actions as an epoch uses.
+            everybody = next(self.fitted.batches(len(self.fitted.rows), self._generator(epoch, -1 - number)))
+            self.student.sweep(aim(self.objective, everybody, self.softness), self.head, self.threshold)
 
     def end_epoch(self, epoch: int, terms: Mapping[str, float]) -> None:
         """Fix the widths where the search ends, validate, remember the best and what happened; ``terms`` are means over the epoch.

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, kl_div, smooth_l1_loss
 from cfptq.actions.space import ActionSpace
 from cfptq.errors import RecipeError
 from cfptq.network.head import target_margin
+from cfptq.quantize import Aim
 from cfptq.recourse import unrolled
 from cfptq.training.supervision import Batch
 
@@ -61,6 +62,8 @@ class Objective:
         hinge, gamma: β and γ of L_hinge; β = 0 leaves it out.
         match: L_match, or None.
         softness: what counts as near the boundary in "boundary" terms, as a share of the rows' median |target margin|.
+        reserve: in "boundary" terms, the least margin that is taught, as a share of what counts as near: a teacher's margin m is taught as
+            ±√(m² + reserve²). Decisions next to the boundary, on both of its sides, then hold against the error that widths leave.
     """
 
     task: Literal["labels", "distil", "boundary"] = "labels"
@@ -71,14 +74,15 @@ class Objective:
     gamma: float = 0.5
     match: Match | None = None
     softness: float = 0.5
+    reserve: float = 0.0
 
     def __post_init__(self) -> None:
         if not (isfinite(self.softness) and self.softness > 0):
             raise RecipeError(f"an objective's softness is a positive share, not {self.softness}")
         if self.task not in ("labels", "distil", "boundary") or self.validity not in ("target", "boundary"):
             raise RecipeError(f"an objective has no task {self.task!r} with validity {self.validity!r}")
-        if any(not (isfinite(value) and value >= 0) for value in (self.eta, self.hinge, self.gamma)):
-            raise RecipeError(f"η, β and γ must be at least 0, not {self.eta}, {self.hinge} and {self.gamma}")
+        if any(not (isfinite(value) and value >= 0) for value in (self.eta, self.hinge, self.gamma, self.reserve)):
+            raise RecipeError(f"η, β, γ and reserve must be at least 0, not {self.eta}, {self.hinge}, {self.gamma} and {self.reserve}")
 
     def with_eta(self, eta: float) -> Objective:
         """The same objective with another η."""
@@ -87,6 +91,11 @@ class Objective:
     def without_match(self) -> Objective:
         """The same objective without L_match, which takes a gradient even to evaluate."""
         return replace(self, match=None)
+
+    @property
+    def follows_margins(self) -> bool:
+        """Whether it is the teacher's margins that the student is trained for."""
+        return self.task == "boundary" and (self.eta == 0 or self.validity == "boundary")
 
     @property
     def uses_points(self) -> bool:
@@ -132,12 +141,12 @@ def _task(objective: Objective, logits: Tensor, batch: Batch, softness: float) -
         return cross_entropy(logits, batch.labels)
     if objective.task == "distil":
         return kl_div(logits.log_softmax(dim=1), batch.logits.log_softmax(dim=1), reduction="batchmean", log_target=True)
-    return boundary(logits, batch.logits, softness).mean()
+    return boundary(logits, batch.logits, softness, objective.reserve).mean()
 
 
 def _validity(objective: Objective, logits: Tensor, batch: Batch, softness: float) -> Tensor:
     if objective.validity == "boundary":
-        each, people = boundary(logits, batch.point_logits, softness), batch.groups
+        each, people = boundary(logits, batch.point_logits, softness, objective.reserve), batch.groups
         copies = len(logits) // max(len(batch.people), 1)
         people = None if people is None else people.repeat(copies)
     else:
@@ -149,15 +158,39 @@ def _validity(objective: Objective, logits: Tensor, batch: Batch, softness: floa
     return torch.stack([each[people == group].mean() for group in present]).amax()
 
 
-def boundary(logits: Tensor, teacher: Tensor, softness: float) -> Tensor:
+def boundary(logits: Tensor, teacher: Tensor, softness: float, reserve: float = 0.0) -> Tensor:
     """How far each row's logits are from the teacher's where that matters, (N,).
 
     Differences of logits are compared (a shift of all of them decides nothing) with a Huber loss, and weighted by
     exp(−|teacher's decision margin| / softness) + a small floor: rows next to the boundary, on both sides, count most. For two classes
-    this is a regression on the margin.
+    this is a regression on the margin. ``reserve``: as :class:`Objective` has it.
     """
-    apart = logits - teacher
+    apart = logits - _with_reserve(teacher, reserve * softness)
     apart = 2 * (apart - apart.mean(dim=1, keepdim=True)) / softness
+    return _nearness(teacher, softness) * smooth_l1_loss(apart, torch.zeros_like(apart), reduction="none", beta=BEND).mean(dim=1)
+
+
+def aim(objective: Objective, batch: Batch, softness: float) -> Aim:
+    """The margins to be taught on a batch's rows and points, weighted as the ``boundary`` terms of ``objective`` weigh them."""
+    logits, target = torch.cat((batch.logits, batch.point_logits)), torch.cat((batch.target, batch.point_target))
+    rows = torch.full((len(batch.rows),), 1 / len(batch.rows))
+    points = torch.full((len(batch.points),), objective.eta / max(len(batch.points), 1))
+    margins = target_margin(_with_reserve(logits, objective.reserve * softness), target)
+    weights = torch.cat((rows, points)) * _nearness(logits, softness)
+    return Aim(torch.cat((batch.rows, batch.points)), target, margins, weights, BEND * softness)
+
+
+def _nearness(teacher: Tensor, softness: float) -> Tensor:
+    """How much each row counts in ``boundary`` terms, (N,)."""
     top = teacher.topk(2, dim=1).values
-    near = torch.exp(-(top[:, 0] - top[:, 1]) / softness) + FAR
-    return near * smooth_l1_loss(apart, torch.zeros_like(apart), reduction="none", beta=BEND).mean(dim=1)
+    return torch.exp(-(top[:, 0] - top[:, 1]) / softness) + FAR
+
+
+def _with_reserve(teacher: Tensor, reserve: float) -> Tensor:
+    """The logits with the lead m of each row's decision over the runner-up widened to √(m² + reserve²)."""
+    if reserve == 0:
+        return teacher
+    top = teacher.topk(2, dim=1)
+    lead = top.values[:, 0] - top.values[:, 1]
+    more = (torch.hypot(lead, torch.full_like(lead, reserve)) - lead) / 2
+    return teacher.scatter_add(1, top.indices, torch.stack((more, -more), dim=1))

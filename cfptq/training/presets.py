@@ -30,15 +30,16 @@ ACCURACY = Objective(eta=0.0)
 #: Logit distillation. Robustly trained models are quantized by it too: labels would train their robustness away again.
 DISTIL = Objective(task="distil", eta=0.0)
 
-#: The teacher's logits where decisions are near, on rows and on both sides of the boundary.
-FAITHFUL = Objective(task="boundary", validity="boundary")
+#: The teacher's logits where decisions are near, on rows and on both sides of the boundary, with a reserve. The reserve was chosen among 0,
+#: 0.05, 0.1 and 0.2 on training rows: people left out keep most recourse at 0.1 and 0.2, and 0.2 moves the favourable rate.
+FAITHFUL = Objective(task="boundary", validity="boundary", reserve=0.1)
 
 #: Fewest optimizer steps of every method, so that 700 rows are trained on too. Chosen among 0, 300 and 900 on german training rows left out
 #: of training: 300 has the lowest loss, drift and flips there, and 900 overfits.
 LEAST_STEPS = 300
 
-#: The last third with integers held.
-SETTLED = Schedule(epochs=16, least_steps=LEAST_STEPS, search=0.2, settle=0.3)
+#: From integers that fit already: small steps, then the last third with integers that only sweeps move.
+SWEPT = Schedule(epochs=16, least_steps=LEAST_STEPS, learning_rate=5e-4, quantizer_rate=0.0, search=0.2, settle=0.3, sweeps=1)
 
 #: The paper's objectives.
 PLAIN = Schedule(least_steps=LEAST_STEPS)
@@ -93,6 +94,10 @@ class QatMethod:
             raise RecipeError(f"method {self.name!r}: pretraining is 'margin', 'consistency' or None, not {self.pretraining!r}")
         if not all(isfinite(value) and value >= 0 for value in (self.bit_weight, self.lean, *self.etas, *self.bit_weights)):
             raise RecipeError(f"method {self.name!r}: weights are finite numbers, at least 0")
+        if self.schedule.sweeps and not self.objective.follows_margins:
+            raise RecipeError(f"method {self.name!r}: sweeps follow the teacher's margins; take 'boundary' terms, or sweeps=0")
+        if self.schedule.sweeps and self.sparsity:
+            raise RecipeError(f"method {self.name!r}: sweeps would move weights that are pruned; take sparsity=0 or sweeps=0")
         if not 0 <= self.sparsity < 1:
             raise RecipeError(f"method {self.name!r}: sparsity is {self.sparsity}; it must lie in [0, 1)")
 
@@ -105,8 +110,8 @@ QAT_METHODS: Mapping[str, QatMethod] = MappingProxyType(
     {
         method.name: method
         for method in (
-            QatMethod("cfq-qat", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SETTLED),
-            QatMethod("cfq-learned", bits="learned", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SETTLED),
+            QatMethod("cfq-qat", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEPT),
+            QatMethod("cfq-learned", bits="learned", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEPT),
             QatMethod("cfq-paper", start="ptq", bits="learned", learned_clips=True, schedule=PLAIN),
             QatMethod("lsq-qat", start="ptq", objective=ACCURACY, schedule=PUBLISHED),
             QatMethod("pact-qat", start="ptq", learned_clips=True, objective=ACCURACY, schedule=PUBLISHED),

@@ -33,6 +33,7 @@ class Schedule:
         search: share of the epochs in which the bit policy is sampled and learned; then it is fixed and the rest is fine-tuning.
         settle: share of the epochs, at the end, in which all integers are held and only steps, clips and biases are trained. Weights near
             a tie flip back and forth as long as they are trained; what they leave as error is taken up here.
+        sweeps: how often each of these epochs first moves all integers to where margins err least (:func:`cfptq.quantize.swept`).
         temperature: of the Gumbel-Softmax, at the first and at the last step of the search; falls geometrically.
         validation_share: share of the rows set aside to choose the epoch.
         max_drift: how far an epoch that is kept may move the share of rows that get their target, or as far as the start moves it, if
@@ -49,11 +50,12 @@ class Schedule:
     search: float = 0.3
     temperature: tuple[float, float] = (2.0, 0.3)
     settle: float = 0.0
+    sweeps: int = 0
     validation_share: float = 0.1
     max_drift: float | None = 0.005
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("least_steps", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("least_steps", 0), ("sweeps", 0)):
             count = getattr(self, name)
             if not isinstance(count, Integral) or count < least:
                 raise RecipeError(f"Schedule.{name} is {count!r}; it must be a whole number, at least {least}")
@@ -68,6 +70,8 @@ class Schedule:
                 f"Schedule.search, settle and validation_share are shares of a whole, not {self.search}, {self.settle} and "
                 f"{self.validation_share}"
             )
+        if self.sweeps and not self.settle:
+            raise RecipeError(f"Schedule.sweeps is {self.sweeps} and settle 0; sweeps move the integers that settling holds: raise settle")
         if not min(self.temperature) > 0:
             raise RecipeError(f"Schedule.temperature is {self.temperature}; temperatures are above 0")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from cfptq.errors import ModelError
-from cfptq.network import Network
-from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, fake_quantize, integer_limit
+from cfptq.network import Head, Network
+from cfptq.quantize import ActivationFormat, Aim, LayerPlan, QuantizationPlan, fake_quantize, integer_limit, swept
 from cfptq.training.quantizers import affine, lsq, pact
 
 #: How far from its rounding boundary, in steps, a warm-started weight may lie at first: just inside the cell of its planned integer.
@@ -108,6 +108,13 @@ class LearnedWeight(nn.Module):
         """From now on keep the integers of candidate ``place`` and train only what they are scaled by."""
         self.held = {place: self.integers(place)}
 
+    def take(self, plan: LayerPlan) -> None:
+        """Hold the integers of ``plan``, and take over its bias."""
+        self.held = {self.widths.index(plan.bits): plan.integers.to(torch.float32)}
+        if plan.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(plan.bias)
+
     def plan(self, name: str, kind: str, source: str, bits: int) -> LayerPlan:
         """Integers, steps and bias at ``bits``, as they are computed with."""
         place = self.widths.index(bits)
@@ -179,7 +186,7 @@ class Student(nn.Module):
         self._clips = nn.ModuleList(LearnedClip(form, len(self.widths), learned_clips) for form in plan.activations)
         self._names = tuple((layer.name, layer.kind, layer.input) for layer in network.layers)
         self._first = [next(n for n, layer in enumerate(network.layers) if layer.input == form.tensor) for form in plan.activations]
-        self._plan = plan
+        self._network, self._plan = network, plan
         # In a tuple, so that the frozen parameters are no part of this module's state.
         self._graph = (self._inserted(network, plan),)
         self._choice: tuple[int, ...] | Tensor = ()
@@ -234,6 +241,12 @@ class Student(nn.Module):
         """From now on keep the integers of the chosen widths; steps, clips and biases go on being trained."""
         for module, bits in zip(self.layers, self.bits, strict=True):
             module.hold(self.widths.index(bits))
+
+    def sweep(self, aim: Aim, head: Head, threshold: float | None) -> None:
+        """Move the integers and biases of the chosen widths to where margins err least, and hold them there."""
+        plan = replace(self.plan("sweep"), network=self._network.digest())
+        for module, layer in zip(self.layers, swept(self._network, plan, aim, head, threshold).layers, strict=True):
+            module.take(layer)
 
     def held_integers(self) -> dict[str, Tensor]:
         """What :meth:`hold` keeps, by layer and candidate number; empty before."""

@@ -8,92 +8,13 @@ from statistics import geometric_mean
 
 import pytest
 import torch
-from torch import Tensor, nn
+from margin_cases import MODELS, ROWS, margin_error, network_and_rows, planned
+from torch import Tensor
 
-from cfptq.calibration import CalibrationSet
 from cfptq.errors import RecipeError
 from cfptq.method import METHODS
-from cfptq.network import Head, Network, capture, class_logits, target_margin
-from cfptq.quantize import (
-    ActivationFormat,
-    Activations,
-    LayerByLayer,
-    LayerProblem,
-    QuantizationPlan,
-    RoundedWeight,
-    Rounding,
-    compensated,
-    margin_guided,
-    prepare,
-    quantize,
-    twin,
-)
-
-ROWS = 300
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.last = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.first(x))
-        return self.last(h + torch.relu(self.second(h)))
-
-
-MODELS = {
-    "mlp": (lambda: nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 2)), (12,), Head.LOGITS),
-    "one logit": (lambda: nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 1)), (12,), Head.LOGIT),
-    "three classes": (lambda: nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 3)), (12,), Head.LOGITS),
-    "a probability": (lambda: nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 1), nn.Sigmoid()), (12,), Head.PROBABILITY),
-    "residual": (Residual, (12,), Head.LOGITS),
-    "cnn": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 2, groups=2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)
-        ),
-        (2, 6, 6),
-        Head.LOGITS,
-    ),
-    "tokens": (lambda: nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)), (4, 6), Head.LOGITS),
-}
-
-
-def network_and_rows(kind: str, seed: int = 3) -> tuple[Network, CalibrationSet, CalibrationSet]:
-    """A captured network, calibration rows near its boundary, and as many others."""
-    build, shape, head = MODELS[kind]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = capture(build().eval(), torch.zeros(2, *shape))
-    generator = torch.Generator().manual_seed(1)
-    size = torch.Size(shape).numel()
-    # A few directions carry most of the variance, as in real tables and images.
-    spread = torch.randn(size, size, generator=generator) * torch.linspace(2, 0.1, size)
-    x = (torch.randn(2 * ROWS, size, generator=generator) @ spread.mT / size**0.5).reshape(-1, *shape)
-    target = torch.ones(2 * ROWS, dtype=torch.int64)
-    with torch.no_grad():
-        margin = target_margin(class_logits(network(x), head), target)
-    weights = torch.exp(-margin.abs() / margin.std())
-
-    def rows(half: slice) -> CalibrationSet:
-        return CalibrationSet(x[half], torch.zeros(ROWS, dtype=torch.uint8), weights[half], torch.arange(ROWS), target[half])
-
-    return network, rows(slice(0, ROWS)), rows(slice(ROWS, 2 * ROWS))
-
-
-def planned(network: Network, rows: CalibrationSet, head: Head | None, rounding: Rounding, bits: int = 3) -> QuantizationPlan:
-    widths = {layer.name: bits for layer in network.layers}
-    settings = Activations(input_bits=None, clip=False)
-    return quantize(
-        network, rows, widths, method="test", seed=0, rounding=rounding, activations=settings, sequential=True, head=head, progress=False
-    )
-
-
-def margin_error(network: Network, plan: QuantizationPlan, rows: CalibrationSet, head: Head) -> float:
-    """Weighted mean squared error of the target margin."""
-    with torch.no_grad():
-        wanted, given = (target_margin(class_logits(f(rows.rows), head), rows.target) for f in (network, twin(network, plan)))
-    return float((rows.weights * (given - wanted).square()).sum() / rows.weights.sum())
+from cfptq.network import Head
+from cfptq.quantize import ActivationFormat, LayerByLayer, LayerProblem, RoundedWeight, compensated, margin_guided, prepare
 
 
 @pytest.mark.parametrize("kind", MODELS)

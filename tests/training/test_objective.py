@@ -11,7 +11,7 @@ from cfptq.errors import DataError, RecipeError
 from cfptq.network import decisions, target_margin
 from cfptq.recourse import ProjectedGradient
 from cfptq.training import Batch, Match, Objective, Student, TeacherSettings
-from cfptq.training.objective import boundary, loss, match
+from cfptq.training.objective import aim, boundary, loss, match
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,37 @@ def test_the_full_precision_model_matches_its_own_actions(taught: Lesson) -> Non
     low_step = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
     batch = _batch(taught, low_step)
     assert float(match(Match(rows=10_000), taught.predictor.surrogate, batch, taught.space).detach()) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_reserve_widens_leads_on_both_sides_and_leaves_decisions_alone() -> None:
+    teacher = torch.tensor([[0.3, -0.1, -2.0], [-1.0, 1.0, 0.999], [5.0, -5.0, 0.0]])
+    top, second = torch.tensor([0, 1, 0]), torch.tensor([1, 2, 2])
+    row = torch.arange(3)
+    lead = teacher[row, top] - teacher[row, second]
+    taught = teacher.clone()
+    taught[row, top] += (torch.sqrt(lead**2 + 0.5**2) - lead) / 2
+    taught[row, second] -= (torch.sqrt(lead**2 + 0.5**2) - lead) / 2
+    assert float(boundary(taught, teacher, 2.0, 0.25).abs().max()) < 1e-6
+    assert float(boundary(teacher, teacher, 2.0, 0.25).min()) > 0
+    assert torch.equal(taught.argmax(dim=1), teacher.argmax(dim=1))
+
+
+def test_sweeps_aim_at_the_margins_that_the_boundary_terms_teach(taught: Lesson) -> None:
+    batch = _batch(taught)
+    objective = Objective(task="boundary", validity="boundary", eta=3.0, reserve=0.2)
+    goal = aim(objective, batch, 0.7)
+    margins = torch.cat((target_margin(batch.logits, batch.target), target_margin(batch.point_logits, batch.point_target)))
+    assert torch.allclose(goal.margins.abs(), torch.sqrt(margins**2 + 0.14**2), atol=1e-5)
+    assert torch.equal(goal.margins.sign()[margins != 0], margins.sign()[margins != 0])
+    rows = len(batch.rows)
+    near = torch.exp(-margins.abs() / 0.7) + 0.1
+    assert torch.allclose(goal.weights, torch.cat((near[:rows] / rows, 3 * near[rows:] / len(batch.points))), rtol=1e-4)
+    # Their error is the loss itself, up to its constant factor, wherever the student is.
+    logits = torch.cat((batch.logits, batch.point_logits)) + 0.05 * torch.randn(len(margins), 2, generator=torch.Generator().manual_seed(0))
+    terms = loss(objective, lambda _: logits, batch, taught.space, 0.7)
+    given = target_margin(logits, torch.cat((batch.target, batch.point_target)))
+    own = goal.error(given) * float(goal.weights.sum())
+    assert float(sum(terms.values())) == pytest.approx(own / (2 * 0.1 * 0.7**2), rel=1e-4)
 
 
 def test_points_are_recourse_and_lie_on_both_sides_of_the_boundary(taught: Lesson) -> None:

@@ -16,7 +16,7 @@ from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
 from cfptq.errors import DataError, ModelError, RecipeError
 from cfptq.network import as_predictor, decisions
-from cfptq.training import QAT_METHODS, QatMethod, Schedule
+from cfptq.training import QAT_METHODS, Objective, QatMethod, Schedule
 
 BRIEF = Schedule(epochs=3, search=0.3, settle=0.3)
 
@@ -142,3 +142,10 @@ def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Colu
             Schedule(epochs=epochs)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="max_drift"):
         Schedule(max_drift=-0.1)
+    with pytest.raises(RecipeError, match="raise settle"):
+        Schedule(sweeps=1)
+    swept = QAT_METHODS["cfq-qat"]
+    with pytest.raises(RecipeError, match="'boundary' terms"):
+        replace(swept, objective=Objective())
+    with pytest.raises(RecipeError, match="pruned"):
+        replace(swept, sparsity=0.5)

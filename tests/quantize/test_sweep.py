@@ -1,0 +1,172 @@
+"""Sweeps over a plan against brute force, finite differences and the plan that they start from."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from statistics import geometric_mean
+
+import pytest
+import torch
+from margin_cases import MODELS, margin_error, network_and_rows, planned
+from torch import Tensor, nn
+
+import cfptq.quantize.sweep as sweep_module
+from cfptq.calibration import CalibrationSet
+from cfptq.network import Head, Network, capture, class_logits, target_margin
+from cfptq.quantize import Aim, QuantizationPlan, compensated, margin_guided, swept, twin
+
+
+def aim(network: Network, rows: CalibrationSet, head: Head) -> Aim:
+    with torch.no_grad():
+        margins = target_margin(class_logits(network(rows.rows), head), rows.target)
+    return Aim(rows.rows, rows.target, margins, rows.weights)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_margins_err_less_after_sweeps(kind: str) -> None:
+    head = MODELS[kind][2]
+    known, others = [], []
+    for seed, bits in itertools.product(range(3, 9), (2, 3, 4)):
+        network, rows, unseen = network_and_rows(kind, seed)
+        start = planned(network, rows, head, compensated, bits)
+        plan = start
+        for _ in range(3):
+            plan = swept(network, plan, aim(network, rows, head), head, None)
+        known.append(margin_error(network, plan, rows, head) / margin_error(network, start, rows, head))
+        others.append(margin_error(network, plan, unseen, head) / margin_error(network, start, unseen, head))
+        assert all(int(layer.integers.abs().max()) < 2 ** (bits - 1) for layer in plan.layers)
+        assert known[-1] <= 1
+    assert geometric_mean(known) < 0.85
+    assert geometric_mean(others) < 0.95
+
+
+def test_they_gain_on_rounding_by_margins_too() -> None:
+    network, rows, _ = network_and_rows("mlp")
+    start = planned(network, rows, Head.LOGITS, margin_guided)
+    plan = swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    assert margin_error(network, plan, rows, Head.LOGITS) < 0.95 * margin_error(network, start, rows, Head.LOGITS)
+
+
+def linear(seed: int) -> tuple[Network, QuantizationPlan, Aim]:
+    """One linear layer and one logit: margins are linear in its weights, and all its integers can be gone through."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(800, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
+    model = nn.Linear(4, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(1, 4, generator=generator))
+        model.bias.zero_()
+    network = capture(model, x[:2])
+    target = torch.ones(800, dtype=torch.int64)
+    rows = CalibrationSet(x, torch.zeros(800, dtype=torch.uint8), torch.rand(800, generator=generator), torch.arange(800), target)
+    return network, planned(network, rows, None, compensated, 3), aim(network, rows, Head.LOGIT)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_integers_and_bias_are_nearly_the_best_of_all(seed: int) -> None:
+    network, start, goal = linear(seed)
+    layer = start.layers[0]
+    # The best bias of each candidate is the weighted mean of what is left, in closed form.
+    share = (goal.weights / goal.weights.sum()).double()
+    candidates = torch.tensor(list(itertools.product(range(-3, 4), repeat=4)), dtype=torch.float64)
+    left = goal.margins.double()[:, None] - goal.rows.double() @ (candidates * float(layer.scale)).mT
+    left = left - share @ left
+    best = float((share @ left.square()).min())
+
+    def error(plan: QuantizationPlan) -> float:
+        with torch.no_grad():
+            return goal.error(target_margin(class_logits(twin(network, plan)(goal.rows), Head.LOGIT), goal.target))
+
+    worse = replace(layer, integers=(layer.integers + torch.tensor([[1, 0, -1, 0]])).clamp(-3, 3).to(torch.int8))
+    before = replace(start, layers=(worse,))
+    after = before
+    for _ in range(3):
+        after = swept(network, after, goal, Head.LOGIT, None)
+    assert best * 0.999 <= error(after) <= min(error(before), 1.3 * best + 0.05 * error(before))
+
+
+def test_rows_that_cannot_be_met_do_not_rule() -> None:
+    network, start, goal = linear(1)
+    off = goal.margins.clone()
+    off[:20] += 50.0
+    with torch.no_grad():
+        bent, square = (swept(network, start, replace(goal, margins=off, bend=bend), Head.LOGIT, None) for bend in (0.1, float("inf")))
+        errors = [
+            float((target_margin(class_logits(twin(network, plan)(goal.rows), Head.LOGIT), goal.target) - off)[20:].abs().mean())
+            for plan in (bent, square)
+        ]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_the_error_is_hubers_and_its_pull_has_the_same_slope() -> None:
+    wanted, given = torch.zeros(4), torch.tensor([0.05, -0.3, 2.0, 0.1], requires_grad=True)
+    goal = Aim(torch.zeros(4, 1), torch.ones(4, dtype=torch.int64), wanted, torch.tensor([1.0, 2.0, 0.5, 1.5]), bend=0.1)
+    huber = nn.functional.huber_loss(given, wanted, reduction="none", delta=0.1)
+    assert goal.error(given.detach()) == pytest.approx(2 * float((goal.weights * huber.detach()).sum() / goal.weights.sum()))
+    (slope,) = torch.autograd.grad((goal.weights * huber).sum(), given)
+    assert torch.allclose(goal.pull(given.detach()) * given.detach(), slope, atol=1e-6)
+
+
+def test_steps_widths_and_formats_stay() -> None:
+    network, rows, _ = network_and_rows("residual")
+    start = planned(network, rows, Head.LOGITS, compensated)
+    plan = swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    assert plan.digest != start.digest
+    assert plan.activations == start.activations and plan.bits == start.bits
+    assert all(torch.equal(one.scale, other.scale) for one, other in zip(plan.layers, start.layers, strict=True))
+
+
+def test_margins_that_are_right_move_nothing() -> None:
+    network, rows, _ = network_and_rows("mlp")
+    start = planned(network, rows, Head.LOGITS, compensated)
+    with torch.no_grad():
+        margins = target_margin(class_logits(twin(network, start)(rows.rows), Head.LOGITS), rows.target)
+    goal = replace(aim(network, rows, Head.LOGITS), margins=margins)
+    assert swept(network, start, goal, Head.LOGITS, None).digest == start.digest
+
+
+def test_layers_that_cost_too_much_keep_their_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, rows, _ = network_and_rows("mlp")
+    start = planned(network, rows, Head.LOGITS, compensated)
+    monkeypatch.setattr(sweep_module, "SEARCHED", 100)  # the layers have 288, 384 and 32 weights
+    plan = swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    same = [torch.equal(one.integers, other.integers) for one, other in zip(plan.layers, start.layers, strict=True)]
+    assert same[:2] == [True, True]
+    monkeypatch.setattr(sweep_module, "WORK", 1)
+    assert swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None).digest == start.digest
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_slopes_are_those_of_the_quantized_network(kind: str) -> None:
+    network, rows, _ = network_and_rows(kind)
+    head = MODELS[kind][2]
+    plan = planned(network, rows, head, compensated)
+    goal = aim(network, rows, head)
+    run = sweep_module._Run(network, plan, goal, head, None)
+    for number, layer in enumerate(plan.layers[-1:], start=len(plan.layers) - 1):
+        assert layer.bias is not None
+        # Behind the last layer nothing is quantized, so that differences are slopes.
+        push = torch.zeros_like(layer.bias)
+        push[0] = 1e-2
+
+        def margins(sign: int, push: Tensor = push, number: int = number) -> Tensor:
+            layers = list(plan.layers)
+            bias = layers[number].bias
+            assert bias is not None
+            layers[number] = replace(layers[number], bias=bias + sign * push)
+            with torch.no_grad():
+                output = twin(network, replace(plan, layers=tuple(layers)))(goal.rows)
+            return target_margin(class_logits(output, head), goal.target).double()
+
+        found = (margins(1) - margins(-1)) / 2e-2
+        expected = run.slopes[layer.name][:, 0].sum(dim=1).double()
+        assert float(((found - expected).abs() < 0.02 * expected.abs() + 0.02).double().mean()) > 0.95
+
+
+def test_gradients_may_be_switched_off_and_the_same_rows_give_the_same_bytes() -> None:
+    network, rows, _ = network_and_rows("cnn")
+    start = planned(network, rows, Head.LOGITS, compensated)
+    goal = aim(network, rows, Head.LOGITS)
+    plan = swept(network, start, goal, Head.LOGITS, None)
+    with torch.inference_mode():
+        assert swept(network, start, goal, Head.LOGITS, None).digest == plan.digest
