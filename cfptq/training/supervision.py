@@ -23,8 +23,9 @@ class TeacherSettings:
     Attributes:
         solvers: one or several projected-gradient teachers; every one's actions are used. Several step sizes end at several distances
             beyond the boundary.
-        sides: each action is also used at a share of its length drawn from this range: below 1 just before the boundary, above 1 just
-            after it. None leaves it out.
+        sides: each action is also used at another length, which ends before the boundary at a multiple, drawn from this range, of the
+            distance by which the whole action ends behind it: -1 is the whole action, 0 the boundary, 1 its mirror image (distances as
+            the teacher's margin has them, taken as linear along the action). None leaves it out.
         reached_only: leave out actions that do not reach the target; False keeps the last iterate, as eq. 25 does.
         cached: compute the actions once; False computes them anew in every batch, as Algorithm 2 does.
         share: share of the actions that an epoch uses (subsampled recourse batches).
@@ -41,8 +42,10 @@ class TeacherSettings:
     def __post_init__(self) -> None:
         if not self.solvers:
             raise DataError("TeacherSettings needs at least one solver")
-        if self.sides is not None and not 0 <= self.sides[0] <= self.sides[1]:
-            raise DataError(f"TeacherSettings.sides is {self.sides}; give the least and the largest share of an action, 0 or more")
+        if self.sides is not None and not -1 <= self.sides[0] <= self.sides[1]:
+            raise DataError(
+                f"TeacherSettings.sides is {self.sides}; give the least and the largest multiple, -1 (the whole action) or more"
+            )
         if not 0 < self.share <= 1:
             raise DataError(f"TeacherSettings.share is {self.share}; it must lie in (0, 1]")
         if not (isfinite(self.noise) and self.noise >= 0):
@@ -162,19 +165,34 @@ class Supervision:
         if self.settings.noise:
             shaken = actions + self.settings.noise * torch.randn(actions.shape, generator=generator)
             actions = self.space.project(x, shaken)
-        moves = [actions]
+        points, logits = self._reached(x, actions)
         if self.settings.sides is not None:
-            low, high = self.settings.sides
-            length = low + (high - low) * torch.rand(len(who), *[1] * (actions.dim() - 1), generator=generator)
-            moves.append(self.space.project(x, actions * length))
-        with torch.no_grad():
-            points = torch.cat([self.space.apply(x, move) for move in moves])
-        target = wanted.repeat(len(moves))
+            beside, their_logits = self._reached(x, self._on_both_sides(x, actions, logits, self.logits[who], wanted, generator))
+            points, logits = torch.cat((points, beside)), torch.cat((logits, their_logits))
+        target = wanted.repeat(len(points) // max(len(who), 1))
         return Batch(
             self.rows[rows], self.labels[rows], self.logits[rows], self.target[rows],
             x, actions, wanted, None if self.groups is None else self.groups[who],
-            points, self.teacher.logits(points) if len(points) else self.logits[:0], target,
+            points, logits, target,
         )  # fmt: skip
+
+    def _reached(self, x: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Where actions lead, and the teacher's logits there."""
+        with torch.no_grad():
+            points = self.space.apply(x, actions)
+        return points, self.teacher.logits(points) if len(points) else self.logits[:0]
+
+    def _on_both_sides(
+        self, x: Tensor, actions: Tensor, reached: Tensor, before: Tensor, wanted: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The actions at lengths drawn from ``sides``; the teacher's logits are ``before`` without and ``reached`` with them."""
+        assert self.settings.sides is not None
+        low, high = self.settings.sides
+        least, most = target_margin(before, wanted), target_margin(reached, wanted)
+        behind = torch.where((least < 0) & (most > 0), most / (most - least), 0.0)
+        times = low + (high - low) * torch.rand(len(x), generator=generator)
+        length = (1 - behind * (1 + times)).clamp_min(0)
+        return self.space.project(x, actions * length.reshape(-1, *[1] * (actions.dim() - 1)))
 
 
 def supervise(

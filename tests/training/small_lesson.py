@@ -25,7 +25,7 @@ class Lesson:
     start: Start
 
     def supervision(self, settings: TeacherSettings | None = None, **more: object) -> Supervision:
-        settings = settings or TeacherSettings(sides=(0.75, 1.1))
+        settings = settings or TeacherSettings(sides=(0.0, 2.0))
         return supervise(
             self.rows, self.labels, self.predictor, self.space, target=1, settings=settings, progress=False, **more  # type: ignore[arg-type]
         )  # fmt: skip
