@@ -164,8 +164,9 @@ def qat(
 
         result = cfptq.qat(model, loader, actions, checkpoint="run.safetensors", log="run.csv")
 
-    Several processes share every batch, with the same result within rounding, where a script sets up their group first. ``torchrun
-    --nproc-per-node=2 train.py`` runs it::
+    Several processes share every batch where a script sets up their group first; they end with one and the same result. It is that of a
+    single process within rounding, but for sweeps (``cfq-qat``, ``cfq-learned``), which may end at other integers that are as good.
+    ``torchrun --nproc-per-node=2 train.py`` runs it::
 
         torch.distributed.init_process_group("gloo")
         result = cfptq.qat(model, loader, actions, checkpoint="run.safetensors")  # all rows, in every process
