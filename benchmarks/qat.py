@@ -300,6 +300,11 @@ def markdown(results: dict[str, Any]) -> Iterator[str]:
             )
 
 
+def _complete(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curves that hold, at every budget, all that the first one holds."""
+    return [run for run in runs if all(set(runs[0][budget]) <= set(run[budget]) for budget in runs[0])]
+
+
 def plot(results: dict[str, Any], folder: Path) -> None:
     """``qat_curves.svg``: VD and CRG against average bits (Figures 3-5); ``qat_bits.svg``: widths by layer (Figure 8)."""
     import matplotlib
@@ -308,9 +313,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "cfptq"
     from matplotlib import pyplot
 
-    curves = {
-        name: [run["curve"] for run in content["runs"] if run["curve"]] for name, content in results["datasets"].items()
-    }  # fmt: skip
+    curves = {name: _complete([run["curve"] for run in content["runs"] if run["curve"]]) for name, content in results["datasets"].items()}
     curves = {name: runs for name, runs in curves.items() if runs}
     if not curves:
         return
@@ -321,6 +324,8 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         budgets = sorted(map(float, runs[0]))
         for panel, metric in zip(panels[:, column], ("validity_drop", "recourse_gap"), strict=True):
             for method, (colour, marker) in looks.items():
+                if not all(method in runs[0][f"{budget:g}"] for budget in budgets):
+                    continue
                 values = [[run[f"{budget:g}"][method][metric] for run in runs] for budget in budgets]
                 means = [statistics.mean(figure for figure in each if figure is not None) for each in values]
                 panel.plot(budgets, means, color=colour, marker=marker, markersize=4, linewidth=1, label=method)
