@@ -46,12 +46,16 @@ def margin_guided(problem: LayerProblem) -> RoundedWeight:
     """
     ready = prepare(problem)
     start = compensated(problem, ready)
-    groups, k, _ = ready.wanted.shape
-    parameters = problem.weight.numel()
-    affordable = min(WORK // k, HELD) // parameters
-    if problem.margins is None or problem.bits >= FINE or parameters // groups > SEARCHED or affordable < FEWEST_ROWS:
+    affordable = min(WORK // ready.wanted.shape[1], HELD) // problem.weight.numel()
+    if problem.margins is None or problem.bits >= FINE or not worth_moving(problem, affordable):
         return start
     return moved(problem, ready, start, *problem.margins(start), affordable)
+
+
+def worth_moving(problem: LayerProblem, rows: int) -> bool:
+    """Whether integers can be descended on: where the layer is narrow and ``rows``, as many as are affordable, are enough."""
+    groups, _, _ = problem.grouped(problem.weight).shape
+    return problem.weight.numel() // groups <= SEARCHED and rows >= FEWEST_ROWS
 
 
 def moved(problem: LayerProblem, ready: Preparation, start: RoundedWeight, error: Tensor, slope: Tensor, most_rows: int) -> RoundedWeight:

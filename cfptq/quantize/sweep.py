@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, fx
 
 from cfptq.network import Head, Layer, Network, class_logits, target_margin
-from cfptq.quantize.compensate import SEARCHED, prepare
+from cfptq.quantize.compensate import prepare
 from cfptq.quantize.formats import ActivationFormat
-from cfptq.quantize.margin import FEWEST_ROWS, moved
+from cfptq.quantize.margin import FEWEST_ROWS, moved, worth_moving
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.quantizer import by_channel, layer_problem
 from cfptq.quantize.reconstruct import RoundedWeight
 from cfptq.quantize.rows import affordable_rows
-from cfptq.quantize.twin import twin
+from cfptq.quantize.twin import check_matches, fake_quantized
 
 #: Multiply-adds that one layer's sweep may take, numbers that it may hold, and multiply-adds of one pass of the network over the rows.
 WORK, HELD, PASS_WORK = 2**35, 2**26, 2**33
@@ -66,6 +66,7 @@ def swept(network: Network, plan: QuantizationPlan, aim: Aim, head: Head, thresh
         aim: rows, and their margins in full precision.
         head, threshold: what the network puts out and where it decides.
     """
+    check_matches(network, plan)
     # Callers may have gradients switched off.
     with torch.inference_mode(False), torch.enable_grad():
         kept, weights = affordable_rows(network, aim.weights, PASS_WORK, FEWEST_ROWS)
@@ -101,7 +102,7 @@ def _moved(network: Network, layer: Layer, plan: LayerPlan, portable: bool, run:
     parameters, positions = problem.weight.numel(), slope.shape[2]
     held = k + slope.shape[1] if positions == 1 and groups == 1 else parameters + slope.shape[1] * positions
     rows = min(WORK // (k * parameters), HELD // held)
-    if parameters // groups > SEARCHED or rows < FEWEST_ROWS:
+    if not worth_moving(problem, rows):
         return plan
     start = RoundedWeight(plan.integers, plan.scale, plan.bias)
     found = moved(problem, prepare(problem), start, run.margins - aim.margins, slope, rows)
@@ -117,7 +118,7 @@ class _Run(fx.Interpreter):
     """
 
     def __init__(self, network: Network, plan: QuantizationPlan, aim: Aim, head: Head, threshold: float | None) -> None:
-        super().__init__(twin(network, plan))
+        super().__init__(fake_quantized(network, plan.layers, {form.tensor: form for form in plan.activations}))
         self._layers = {layer.node: layer.name for layer in network.layers}
         self._outputs: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}

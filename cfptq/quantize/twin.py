@@ -51,7 +51,7 @@ def twin(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
     to its format with a straight-through gradient. Other uses of such a tensor (a residual sum) see it unrounded.
     """
     check_matches(network, plan)
-    return _fake_quantized(network, plan.layers, {form.tensor: form for form in plan.activations})
+    return fake_quantized(network, plan.layers, {form.tensor: form for form in plan.activations})
 
 
 def prefix_output(
@@ -59,13 +59,14 @@ def prefix_output(
 ) -> torch.Tensor:
     """What node ``tensor`` puts out when ``layers`` are quantized and the rest is not; nothing behind it is computed."""
     with torch.no_grad():
-        values: torch.Tensor = _fake_quantized(network, layers, formats, until=tensor)(rows)
+        values: torch.Tensor = fake_quantized(network, layers, formats, until=tensor)(rows)
     return values
 
 
-def _fake_quantized(
+def fake_quantized(
     network: Network, layers: Sequence[LayerPlan], formats: Mapping[str, ActivationFormat], until: str | None = None
 ) -> fx.GraphModule:
+    """The network with ``layers`` quantized and tensors rounded to ``formats``; cut off behind node ``until``. Not checked to match."""
     deployed = network.with_parameters({layer.name: (layer.weight(), layer.deployed_bias(formats[layer.input])) for layer in layers})
     nodes = {layer.name: layer.node for layer in network.layers}
     feeds = {nodes[layer.name]: layer.input for layer in layers}

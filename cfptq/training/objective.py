@@ -165,9 +165,10 @@ def boundary(logits: Tensor, teacher: Tensor, softness: float, reserve: float = 
     exp(−|teacher's decision margin| / softness) + a small floor: rows next to the boundary, on both sides, count most. For two classes
     this is a regression on the margin. ``reserve``: as :class:`Objective` has it.
     """
-    apart = logits - _with_reserve(teacher, reserve * softness)
+    taught, near = _taught(teacher, softness, reserve)
+    apart = logits - taught
     apart = 2 * (apart - apart.mean(dim=1, keepdim=True)) / softness
-    return _nearness(teacher, softness) * smooth_l1_loss(apart, torch.zeros_like(apart), reduction="none", beta=BEND).mean(dim=1)
+    return near * smooth_l1_loss(apart, torch.zeros_like(apart), reduction="none", beta=BEND).mean(dim=1)
 
 
 def aim(objective: Objective, batch: Batch, softness: float) -> Aim:
@@ -175,22 +176,17 @@ def aim(objective: Objective, batch: Batch, softness: float) -> Aim:
     logits, target = torch.cat((batch.logits, batch.point_logits)), torch.cat((batch.target, batch.point_target))
     rows = torch.full((len(batch.rows),), 1 / len(batch.rows))
     points = torch.full((len(batch.points),), objective.eta / max(len(batch.points), 1))
-    margins = target_margin(_with_reserve(logits, objective.reserve * softness), target)
-    weights = torch.cat((rows, points)) * _nearness(logits, softness)
-    return Aim(torch.cat((batch.rows, batch.points)), target, margins, weights, BEND * softness)
+    taught, near = _taught(logits, softness, objective.reserve)
+    weights = torch.cat((rows, points)) * near
+    return Aim(torch.cat((batch.rows, batch.points)), target, target_margin(taught, target), weights, BEND * softness)
 
 
-def _nearness(teacher: Tensor, softness: float) -> Tensor:
-    """How much each row counts in ``boundary`` terms, (N,)."""
-    top = teacher.topk(2, dim=1).values
-    return torch.exp(-(top[:, 0] - top[:, 1]) / softness) + FAR
+def _taught(teacher: Tensor, softness: float, reserve: float) -> tuple[Tensor, Tensor]:
+    """What ``boundary`` terms teach: the logits, and how much each row counts, (N,).
 
-
-def _with_reserve(teacher: Tensor, reserve: float) -> Tensor:
-    """The logits with the lead m of each row's decision over the runner-up widened to √(m² + reserve²)."""
-    if reserve == 0:
-        return teacher
+    The lead m of each row's decision over the runner-up is widened to √(m² + (reserve · softness)²).
+    """
     top = teacher.topk(2, dim=1)
     lead = top.values[:, 0] - top.values[:, 1]
-    more = (torch.hypot(lead, torch.full_like(lead, reserve)) - lead) / 2
-    return teacher.scatter_add(1, top.indices, torch.stack((more, -more), dim=1))
+    more = (torch.hypot(lead, torch.full_like(lead, reserve * softness)) - lead) / 2
+    return teacher.scatter_add(1, top.indices, torch.stack((more, -more), dim=1)), torch.exp(-lead / softness) + FAR

@@ -166,10 +166,10 @@ class Supervision:
             shaken = actions + self.settings.noise * torch.randn(actions.shape, generator=generator)
             actions = self.space.project(x, shaken)
         points, logits = self._reached(x, actions)
+        target = wanted
         if self.settings.sides is not None:
             beside, their_logits = self._reached(x, self._on_both_sides(x, actions, logits, self.logits[who], wanted, generator))
-            points, logits = torch.cat((points, beside)), torch.cat((logits, their_logits))
-        target = wanted.repeat(len(points) // max(len(who), 1))
+            points, logits, target = torch.cat((points, beside)), torch.cat((logits, their_logits)), wanted.repeat(2)
         return Batch(
             self.rows[rows], self.labels[rows], self.logits[rows], self.target[rows],
             x, actions, wanted, None if self.groups is None else self.groups[who],

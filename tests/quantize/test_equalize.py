@@ -81,7 +81,7 @@ def test_between_fine_weights_every_channel_uses_the_whole_range() -> None:
     full, half = (seen[layer.input].amax(dim=0) for layer in (second, last))
     assert bool((full[full > 0] <= 1.001).all()) and float(full.median()) > 0.999
     assert float((half / after.weight(last.name).abs().amax(dim=0) - 1).abs().median()) < 1e-3
-    assert bool((full > 0).any()) and bool((half > 0).any())
+    assert int((full > 0).sum()) > 4 and int((half > 0).sum()) > 2
     assert torch.allclose(after(x), network(x), atol=1e-4)
 
 

@@ -8,35 +8,29 @@ from statistics import geometric_mean
 
 import pytest
 import torch
-from margin_cases import MODELS, margin_error, network_and_rows, planned
-from torch import Tensor, nn
+from margin_cases import MODELS, error_ratios, margin_error, margins, network_and_rows, planned
+from torch import nn
 
 import cfptq.quantize.sweep as sweep_module
 from cfptq.calibration import CalibrationSet
-from cfptq.network import Head, Network, capture, class_logits, target_margin
+from cfptq.network import Head, Network, capture
 from cfptq.quantize import Aim, QuantizationPlan, compensated, margin_guided, swept, twin
 
 
 def aim(network: Network, rows: CalibrationSet, head: Head) -> Aim:
-    with torch.no_grad():
-        margins = target_margin(class_logits(network(rows.rows), head), rows.target)
-    return Aim(rows.rows, rows.target, margins, rows.weights)
+    return Aim(rows.rows, rows.target, margins(network, rows.rows, rows.target, head), rows.weights)
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_margins_err_less_after_sweeps(kind: str) -> None:
-    head = MODELS[kind][2]
-    known, others = [], []
-    for seed, bits in itertools.product(range(3, 9), (2, 3, 4)):
-        network, rows, unseen = network_and_rows(kind, seed)
-        start = planned(network, rows, head, compensated, bits)
-        plan = start
+    def plans(network: Network, rows: CalibrationSet, head: Head, bits: int) -> tuple[QuantizationPlan, QuantizationPlan]:
+        start = plan = planned(network, rows, head, compensated, bits)
         for _ in range(3):
             plan = swept(network, plan, aim(network, rows, head), head, None)
-        known.append(margin_error(network, plan, rows, head) / margin_error(network, start, rows, head))
-        others.append(margin_error(network, plan, unseen, head) / margin_error(network, start, unseen, head))
-        assert all(int(layer.integers.abs().max()) < 2 ** (bits - 1) for layer in plan.layers)
-        assert known[-1] <= 1
+        return plan, start
+
+    known, others = error_ratios(kind, plans)
+    assert max(known) <= 1
     assert geometric_mean(known) < 0.85
     assert geometric_mean(others) < 0.95
 
@@ -74,8 +68,7 @@ def test_integers_and_bias_are_nearly_the_best_of_all(seed: int) -> None:
     best = float((share @ left.square()).min())
 
     def error(plan: QuantizationPlan) -> float:
-        with torch.no_grad():
-            return goal.error(target_margin(class_logits(twin(network, plan)(goal.rows), Head.LOGIT), goal.target))
+        return goal.error(margins(twin(network, plan), goal.rows, goal.target, Head.LOGIT))
 
     worse = replace(layer, integers=(layer.integers + torch.tensor([[1, 0, -1, 0]])).clamp(-3, 3).to(torch.int8))
     before = replace(start, layers=(worse,))
@@ -89,12 +82,8 @@ def test_rows_that_cannot_be_met_do_not_rule() -> None:
     network, start, goal = linear(1)
     off = goal.margins.clone()
     off[:20] += 50.0
-    with torch.no_grad():
-        bent, square = (swept(network, start, replace(goal, margins=off, bend=bend), Head.LOGIT, None) for bend in (0.1, float("inf")))
-        errors = [
-            float((target_margin(class_logits(twin(network, plan)(goal.rows), Head.LOGIT), goal.target) - off)[20:].abs().mean())
-            for plan in (bent, square)
-        ]
+    bent, square = (swept(network, start, replace(goal, margins=off, bend=bend), Head.LOGIT, None) for bend in (0.1, float("inf")))
+    errors = [float((margins(twin(network, plan), goal.rows, goal.target, Head.LOGIT) - off)[20:].abs().mean()) for plan in (bent, square)]
     assert errors[0] < 0.5 * errors[1]
 
 
@@ -119,16 +108,14 @@ def test_steps_widths_and_formats_stay() -> None:
 def test_margins_that_are_right_move_nothing() -> None:
     network, rows, _ = network_and_rows("mlp")
     start = planned(network, rows, Head.LOGITS, compensated)
-    with torch.no_grad():
-        margins = target_margin(class_logits(twin(network, start)(rows.rows), Head.LOGITS), rows.target)
-    goal = replace(aim(network, rows, Head.LOGITS), margins=margins)
+    goal = replace(aim(network, rows, Head.LOGITS), margins=margins(twin(network, start), rows.rows, rows.target, Head.LOGITS))
     assert swept(network, start, goal, Head.LOGITS, None).digest == start.digest
 
 
 def test_layers_that_cost_too_much_keep_their_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     network, rows, _ = network_and_rows("mlp")
     start = planned(network, rows, Head.LOGITS, compensated)
-    monkeypatch.setattr(sweep_module, "SEARCHED", 100)  # the layers have 288, 384 and 32 weights
+    monkeypatch.setattr("cfptq.quantize.margin.SEARCHED", 100)  # the layers have 288, 384 and 32 weights
     plan = swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
     same = [torch.equal(one.integers, other.integers) for one, other in zip(plan.layers, start.layers, strict=True)]
     assert same[:2] == [True, True]
@@ -143,24 +130,16 @@ def test_slopes_are_those_of_the_quantized_network(kind: str) -> None:
     plan = planned(network, rows, head, compensated)
     goal = aim(network, rows, head)
     run = sweep_module._Run(network, plan, goal, head, None)
-    for number, layer in enumerate(plan.layers[-1:], start=len(plan.layers) - 1):
-        assert layer.bias is not None
-        # Behind the last layer nothing is quantized, so that differences are slopes.
-        push = torch.zeros_like(layer.bias)
-        push[0] = 1e-2
-
-        def margins(sign: int, push: Tensor = push, number: int = number) -> Tensor:
-            layers = list(plan.layers)
-            bias = layers[number].bias
-            assert bias is not None
-            layers[number] = replace(layers[number], bias=bias + sign * push)
-            with torch.no_grad():
-                output = twin(network, replace(plan, layers=tuple(layers)))(goal.rows)
-            return target_margin(class_logits(output, head), goal.target).double()
-
-        found = (margins(1) - margins(-1)) / 2e-2
-        expected = run.slopes[layer.name][:, 0].sum(dim=1).double()
-        assert float(((found - expected).abs() < 0.02 * expected.abs() + 0.02).double().mean()) > 0.95
+    layer = plan.layers[-1]
+    assert layer.bias is not None
+    # Behind the last layer nothing is quantized, so that differences are slopes.
+    push = torch.zeros_like(layer.bias)
+    push[0] = 1e-2
+    up, down = (replace(plan, layers=(*plan.layers[:-1], replace(layer, bias=layer.bias + sign * push))) for sign in (1, -1))
+    above, below = (margins(twin(network, moved), goal.rows, goal.target, head).double() for moved in (up, down))
+    found = (above - below) / 2e-2
+    expected = run.slopes[layer.name][:, 0].sum(dim=1).double()
+    assert float(((found - expected).abs() < 0.02 * expected.abs() + 0.02).double().mean()) > 0.95
 
 
 def test_gradients_may_be_switched_off_and_the_same_rows_give_the_same_bytes() -> None:

@@ -119,6 +119,7 @@ def test_points_are_recourse_and_lie_on_both_sides_of_the_boundary(taught: Lesso
     start, behind, before = (
         target_margin(part, batch.wanted) for part in (taught.predictor.logits(batch.people), logits[:ends], logits[ends:])
     )
+    assert bool((before < 0).any()) and bool((before > 0).any())
     assert float((before <= 0).double().mean()) > 0.8
     # As far before the boundary as behind it, on average, where people stand farther off than that.
     far = start < -2 * behind
