@@ -16,16 +16,20 @@ from torch import Tensor
 from cfptq.allocation import Budget
 from cfptq.errors import ModelError
 from cfptq.files import write_text
-from cfptq.network import Head, Network, class_logits
+from cfptq.network import Head, Network, as_predictor, class_logits
 from cfptq.progress import track
 from cfptq.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from cfptq.training.judgement import Judgement, judge
 from cfptq.training.objective import Objective, aim, loss
+from cfptq.training.own_recourse import own_recourse
 from cfptq.training.policy import BitCost, BitPolicy, discretized, mean_bits, policy_scores
 from cfptq.training.schedule import Schedule, randomness
 from cfptq.training.student import Student
 from cfptq.training.supervision import Batch, Supervision
 from cfptq.training.workers import Workers
+
+#: How often the student's own recourse is looked for, and for how many people at most.
+LOOKS, MOST_ASKED = 5, 2048
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ class Trainer:
         self.fitted = supervision.select(fitted)
         self.schedule = schedule.lasting(len(self.fitted.rows))
         self._everyone = supervision
+        self._teachers = len(self.fitted.person)
+        self._asked = min(math.ceil(schedule.own_recourse * len(self.fitted.rejected)), MOST_ASKED) if objective.eta > 0 else 0
         self.held_out = supervision.select(aside).whole(self._generator(-2))
         self.softness = objective.softness * supervision.median_margin
         self.overshot = False
@@ -209,12 +215,17 @@ class Trainer:
             self._put(reached)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Hold the integers where settling starts, and sweep over them from then on."""
+        """Hold the integers where settling starts; from then on look for the student's own recourse, and sweep over the integers."""
         if epoch < self.schedule.settle_from or not self.student.quantized:
             return
         self.student.choose(self.bits)
         if epoch == self.schedule.settle_from:
             self.student.hold()
+        settling = epoch - self.schedule.settle_from
+        if self._asked and settling % -(-(self.schedule.epochs - self.schedule.settle_from) // LOOKS) == 0:
+            student = as_predictor(self.student, example=self.fitted.rows[:2], head=self.head, threshold=self.threshold, name="student")
+            found = own_recourse(student, self.fitted, self._asked, self._generator(epoch, -1 - self.schedule.sweeps))
+            self.fitted = self.fitted.with_actions(*found)
         for number in range(self.schedule.sweeps):
             # Every row, and as many of the actions as an epoch uses.
             everybody = next(self.fitted.batches(len(self.fitted.rows), self._generator(epoch, -1 - number)))
@@ -327,7 +338,7 @@ class Trainer:
         found = Checkpoint.load(files.checkpoint, self._name) if files.checkpoint is not None else None
         if found is None:
             return 0
-        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "moments": {}}
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "moments": {}, "own": {}}
         for key, value in found.tensors.items():
             group, name = key.split("/", 1)
             parts[group][name] = value
@@ -337,6 +348,7 @@ class Trainer:
         self.bits, self.overshot, self.log = tuple(state["bits"]), bool(state["overshot"]), list(state["log"])
         self.start, self.best = Judgement(**state["start"]), (int(state["best_epoch"]), Judgement(**state["best"]))
         self.best_values = parts["best"]
+        self.fitted = self.fitted.with_actions(parts["own"]["person"], parts["own"]["actions"])
         return int(state["next"])
 
     def _keep(self, files: Files, following: int) -> None:
@@ -346,7 +358,8 @@ class Trainer:
             write_text(files.log, "\n".join(lines) + "\n")
         if files.checkpoint is None:
             return
-        groups = {"now": self._values(), "best": self.best_values, "moments": optimizer_tensors(self.optimizer)}
+        own = {"person": self.fitted.person[self._teachers :], "actions": self.fitted.actions[self._teachers :]}
+        groups = {"now": self._values(), "best": self.best_values, "moments": optimizer_tensors(self.optimizer), "own": own}
         tensors = {f"{group}/{name}": value for group, content in groups.items() for name, value in content.items()}
         state = {
             "next": following,

@@ -40,7 +40,9 @@ FAITHFUL = Objective(task="boundary", validity="boundary", reserve=0.1)
 LEAST_STEPS = 300
 
 #: From integers that fit already: small steps, then the last third with integers that only sweeps move.
-SWEPT = Schedule(epochs=16, least_steps=LEAST_STEPS, learning_rate=5e-4, quantizer_rate=0.0, search=0.2, settle=0.3, sweeps=1)
+SWEPT = Schedule(
+    epochs=16, least_steps=LEAST_STEPS, learning_rate=5e-4, quantizer_rate=0.0, search=0.2, settle=0.3, sweeps=1, own_recourse=0.05
+)
 
 #: The paper's objectives.
 PLAIN = Schedule(least_steps=LEAST_STEPS)
@@ -97,6 +99,13 @@ class QatMethod:
             raise RecipeError(f"method {self.name!r}: weights are finite numbers, at least 0")
         if self.schedule.sweeps and not self.objective.follows_margins:
             raise RecipeError(f"method {self.name!r}: sweeps follow the teacher's margins; take 'boundary' terms, or sweeps=0")
+        if self.schedule.own_recourse and (self.objective.match or self.objective.hinge or not self.objective.follows_margins):
+            raise RecipeError(
+                f"method {self.name!r}: the student's own recourse is taught the teacher's margins, and is no example to follow; take "
+                "'boundary' terms, match=None and hinge=0, or own_recourse=0"
+            )
+        if self.schedule.own_recourse and not self.teacher.cached:
+            raise RecipeError(f"method {self.name!r}: the student's own recourse is kept beside the teacher's; take cached=True")
         if self.schedule.sweeps and self.sparsity:
             raise RecipeError(f"method {self.name!r}: sweeps would move weights that are pruned; take sparsity=0 or sweeps=0")
         if not 0 <= self.sparsity < 1:

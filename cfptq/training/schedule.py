@@ -34,6 +34,9 @@ class Schedule:
         settle: share of the epochs, at the end, in which all integers are held and only steps, clips and biases are trained. Weights near
             a tie flip back and forth as long as they are trained; what they leave as error is taken up here.
         sweeps: how often each of these epochs first moves all integers to where margins err least (:func:`cfptq.quantize.swept`).
+        own_recourse: share of the rejected, drawn anew a few times in these epochs, whose cheapest recourse by the student itself is
+            trained on with the teacher's: where the student promises what the teacher refuses, or asks for more, quantization makes
+            recourse cheaper or dearer.
         temperature: of the Gumbel-Softmax, at the first and at the last step of the search; falls geometrically.
         validation_share: share of the rows set aside to choose the epoch.
         max_drift: how far an epoch that is kept may move the share of rows that get their target, or as far as the start moves it, if
@@ -51,6 +54,7 @@ class Schedule:
     temperature: tuple[float, float] = (2.0, 0.3)
     settle: float = 0.0
     sweeps: int = 0
+    own_recourse: float = 0.0
     validation_share: float = 0.1
     max_drift: float | None = 0.005
 
@@ -65,6 +69,8 @@ class Schedule:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise RecipeError(f"Schedule.{name} is {value}; it must be a finite number, at least 0")
+        if not 0 <= self.own_recourse <= 1:
+            raise RecipeError(f"Schedule.own_recourse is {self.own_recourse}; it is a share of the rejected, between 0 and 1")
         if not (0 < self.search < 1 and 0 < self.validation_share < 1 and 0 <= self.settle < 1 and self.search + self.settle < 1):
             raise RecipeError(
                 f"Schedule.search, settle and validation_share are shares of a whole, not {self.search}, {self.settle} and "
@@ -72,6 +78,8 @@ class Schedule:
             )
         if self.sweeps and not self.settle:
             raise RecipeError(f"Schedule.sweeps is {self.sweeps} and settle 0; sweeps move the integers that settling holds: raise settle")
+        if self.own_recourse and not self.settle:
+            raise RecipeError(f"Schedule.own_recourse is {self.own_recourse} and settle 0; settling is when it is looked for: raise settle")
         if not min(self.temperature) > 0:
             raise RecipeError(f"Schedule.temperature is {self.temperature}; temperatures are above 0")
 

@@ -133,9 +133,18 @@ class Supervision:
             actions=self.actions[kept],
         )
 
+    def with_actions(self, person: Tensor, actions: Tensor) -> Supervision:
+        """More actions beside its own: ``actions`` (M, k) of the rows at positions ``person`` (M,)."""
+        return replace(self, person=torch.cat((self.person, person)), actions=torch.cat((self.actions, actions)))
+
     def without_actions(self) -> Supervision:
         """The rows alone: for objectives that look at no recourse."""
         return replace(self, person=self.person[:0], actions=self.actions[:0])
+
+    @property
+    def rejected(self) -> Tensor:
+        """Positions of the rows that the teacher does not give their target, ascending."""
+        return (self.logits.argmax(dim=1) != self.target).nonzero()[:, 0]
 
     @property
     def median_margin(self) -> float:

@@ -16,7 +16,7 @@ from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
 from cfptq.errors import DataError, ModelError, RecipeError
 from cfptq.network import as_predictor, decisions
-from cfptq.training import QAT_METHODS, Objective, QatMethod, Schedule
+from cfptq.training import QAT_METHODS, Match, Objective, QatMethod, Schedule, TeacherSettings
 
 BRIEF = Schedule(epochs=3, search=0.3, settle=0.3)
 
@@ -144,8 +144,18 @@ def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Colu
         Schedule(max_drift=-0.1)
     with pytest.raises(RecipeError, match="raise settle"):
         Schedule(sweeps=1)
+    with pytest.raises(RecipeError, match="raise settle"):
+        Schedule(own_recourse=0.1)
+    with pytest.raises(RecipeError, match="share of the rejected"):
+        Schedule(own_recourse=2, settle=0.3)
     swept = QAT_METHODS["cfq-qat"]
     with pytest.raises(RecipeError, match="'boundary' terms"):
         replace(swept, objective=Objective())
+    asking = Schedule(settle=0.3, own_recourse=0.1)
+    for term in ({"match": Match()}, {"hinge": 0.5}, {"validity": "target"}):
+        with pytest.raises(RecipeError, match="no example to follow"):
+            QatMethod("mine", objective=Objective(task="boundary", **{"validity": "boundary", **term}), schedule=asking)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="cached=True"):
+        QatMethod("mine", objective=swept.objective, teacher=TeacherSettings(cached=False), schedule=asking)
     with pytest.raises(RecipeError, match="pruned"):
         replace(swept, sparsity=0.5)
