@@ -21,15 +21,15 @@ from cfptq.progress import track
 from cfptq.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from cfptq.training.judgement import Judgement, judge
 from cfptq.training.objective import Objective, aim, loss
-from cfptq.training.own_recourse import own_recourse
+from cfptq.training.own_recourse import affordable_people, own_recourse
 from cfptq.training.policy import BitCost, BitPolicy, discretized, mean_bits, policy_scores
 from cfptq.training.schedule import Schedule, randomness
 from cfptq.training.student import Student
 from cfptq.training.supervision import Batch, Supervision
 from cfptq.training.workers import Workers
 
-#: How often the student's own recourse is looked for, and for how many people at most.
-LOOKS, MOST_ASKED = 5, 2048
+#: How often the student's own recourse is looked for.
+LOOKS = 5
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Trainer:
         self.schedule = schedule.lasting(len(self.fitted.rows))
         self._everyone = supervision
         self._teachers = len(self.fitted.person)
-        self._asked = min(math.ceil(schedule.own_recourse * len(self.fitted.rejected)), MOST_ASKED) if objective.eta > 0 else 0
+        self._asked = affordable_people(student.network, self.fitted, schedule.own_recourse) if objective.eta > 0 else 0
         self.held_out = supervision.select(aside).whole(self._generator(-2))
         self.softness = objective.softness * supervision.median_margin
         self.overshot = False

@@ -162,6 +162,9 @@ class Student(nn.Module):
         learned_clips: PACT for activations; False keeps the starting formats.
         per_channel: one weight step for each output channel.
         quantized: False computes with the real weights and no quantizer: the same training for a full-precision model.
+
+    Attributes:
+        network: the network that training starts from, with its real weights.
     """
 
     def __init__(self, start: Start, *, learned_clips: bool = False, per_channel: bool = True, quantized: bool = True) -> None:
@@ -186,7 +189,7 @@ class Student(nn.Module):
         self._clips = nn.ModuleList(LearnedClip(form, len(self.widths), learned_clips) for form in plan.activations)
         self._names = tuple((layer.name, layer.kind, layer.input) for layer in network.layers)
         self._first = [next(n for n, layer in enumerate(network.layers) if layer.input == form.tensor) for form in plan.activations]
-        self._network, self._plan = network, plan
+        self.network, self._plan = network, plan
         # In a tuple, so that the frozen parameters are no part of this module's state.
         self._graph = (self._inserted(network, plan),)
         self._choice: tuple[int, ...] | Tensor = ()
@@ -244,8 +247,8 @@ class Student(nn.Module):
 
     def sweep(self, aim: Aim, head: Head, threshold: float | None) -> None:
         """Move the integers and biases of the chosen widths to where margins err least, and hold them there."""
-        plan = replace(self.plan("sweep"), network=self._network.digest())
-        for module, layer in zip(self.layers, swept(self._network, plan, aim, head, threshold).layers, strict=True):
+        plan = replace(self.plan("sweep"), network=self.network.digest())
+        for module, layer in zip(self.layers, swept(self.network, plan, aim, head, threshold).layers, strict=True):
             module.take(layer)
 
     def held_integers(self) -> dict[str, Tensor]:

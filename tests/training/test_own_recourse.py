@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from small_lesson import Lesson, lesson
 from test_training_loop import FAITHFUL, trainer
-from torch import Tensor
+from torch import Tensor, nn
 
-from cfptq.network import Predictor, as_predictor, target_margin
+from cfptq.network import Predictor, as_predictor, capture, target_margin
 from cfptq.quantize import twin
 from cfptq.recourse import MinimalCost, solve
 from cfptq.training import Schedule
-from cfptq.training.own_recourse import own_recourse
+from cfptq.training.own_recourse import affordable_people, own_recourse
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,16 @@ def test_the_draw_is_the_generators_alone_and_nobody_is_asked_for_nobody(taught:
     accepted = supervision.select((taught.predictor.logits(taught.rows).argmax(dim=1) == 1).nonzero()[:, 0])
     people, actions = own_recourse(student, accepted, 50, randomness())
     assert len(people) == 0 and actions.shape == (0, 6)
+
+
+def test_no_more_are_asked_than_a_search_can_pay_for(taught: Lesson) -> None:
+    supervision = taught.supervision()
+    rejected = len(supervision.rejected)
+    assert affordable_people(taught.network, supervision, 0.1) == math.ceil(0.1 * rejected)
+    wide = capture(nn.Sequential(nn.Linear(6, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 2)), taught.rows[:2])
+    assert affordable_people(wide, supervision, 1.0) == 2**35 // (512 * (6 * 2048 + 2048**2 + 2 * 2048)) < rejected
+    pictures = replace(supervision, actions=supervision.actions.reshape(-1, 2, 3))
+    assert affordable_people(taught.network, pictures, 0.1) == 0
 
 
 def broken_promises(taught: Lesson, student: Predictor) -> Tensor:
