@@ -28,9 +28,6 @@ from cfptq.training.student import Student
 from cfptq.training.supervision import Batch, Supervision
 from cfptq.training.workers import Workers
 
-#: How often the student's own recourse is looked for.
-LOOKS = 5
-
 
 @dataclass(frozen=True)
 class Search:
@@ -221,8 +218,7 @@ class Trainer:
         self.student.choose(self.bits)
         if epoch == self.schedule.settle_from:
             self.student.hold()
-        settling = epoch - self.schedule.settle_from
-        if self._asked and settling % -(-(self.schedule.epochs - self.schedule.settle_from) // LOOKS) == 0:
+        if self._asked and epoch in self.schedule.asking_epochs:
             student = as_predictor(self.student, example=self.fitted.rows[:2], head=self.head, threshold=self.threshold, name="student")
             found = own_recourse(student, self.fitted, self._asked, self._generator(epoch, -1 - self.schedule.sweeps))
             self.fitted = self.fitted.with_actions(*found)

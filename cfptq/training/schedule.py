@@ -11,6 +11,9 @@ from torch import Tensor
 
 from cfptq.errors import DataError, RecipeError
 
+#: How often the student's own recourse is looked for.
+LOOKS = 5
+
 
 def randomness(seed: int, epoch: int, step: int = 0) -> torch.Generator:
     """Randomness of one step: depends on the seed and the place alone, so that a resumed run draws the same."""
@@ -117,6 +120,11 @@ class Schedule:
     def settle_from(self) -> int:
         """The first epoch in which integers are held."""
         return self.epochs - round(self.settle * self.epochs)
+
+    @property
+    def asking_epochs(self) -> range:
+        """The settling epochs that look for the student's own recourse first: the first one, and :data:`LOOKS` in all at most."""
+        return range(self.settle_from, self.epochs, max(1, math.ceil((self.epochs - self.settle_from) / LOOKS)))
 
     def rate(self, epoch: float) -> float:
         """Factor on all rates at a moment of the training, counted in epochs: a half cosine, and a second one while settling."""

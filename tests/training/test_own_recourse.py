@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -63,6 +64,15 @@ def test_no_more_are_asked_than_a_search_can_pay_for(taught: Lesson) -> None:
     assert affordable_people(wide, supervision, 1.0) == 2**35 // (512 * (6 * 2048 + 2048**2 + 2 * 2048)) < rejected
     pictures = replace(supervision, actions=supervision.actions.reshape(-1, 2, 3))
     assert affordable_people(taught.network, pictures, 0.1) == 0
+
+
+@pytest.mark.parametrize(("epochs", "settle"), [(16, 0.3), (100, 0.3), (10, 0.1), (4, 0.5), (3, 0.0)])
+def test_it_is_looked_for_evenly_while_integers_are_held(epochs: int, settle: float) -> None:
+    schedule = Schedule(epochs=epochs, settle=settle)
+    asking = list(schedule.asking_epochs)
+    assert len(asking) == min(5, epochs - schedule.settle_from)
+    assert asking == sorted(asking) and asking[:1] == ([schedule.settle_from] if settle else [])
+    assert len({later - earlier for earlier, later in pairwise(asking)}) <= 1
 
 
 def broken_promises(taught: Lesson, student: Predictor) -> Tensor:
