@@ -174,7 +174,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "Validity Drop by activation format, by ingredient, and on other networks (german's 700 rows are too few for those).",
      "faithful.py", lambda: faithful.markdown(results("faithful"))),
     ("Training (Tables 1, 2, 5-7, 10, 11, 17, 18, 20; Figures 3-5, 8)",
-     "`cfptq.qat` and its baselines; `faithful` needs no training. Other backbones, other costs and times: adult, one seed.",
+     "`cfptq.qat` and its baselines; `faithful` needs no training. Other backbones and costs: adult and german, three seeds; times: adult, one.",
      "qat.py",
      training),
     ("Time", "From a model in memory to a quantized file on disk, over `torch.onnx.export` + `quantize_static`.", "overhead.py", overhead),
@@ -185,7 +185,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
     ("Recourse: optimality", "Cost over the proven optimum, 300 people each.", "recourse_optimality.py", optimality),
     (
         "Recourse: robust (Table 12)",
-        "Recourse that holds in eight sampled variants of the quantized model (its CFQ is that of before sweeps and reserve).",
+        "Recourse that holds in eight sampled variants of the quantized model (on adult its CFQ is that of before sweeps and reserve).",
         "robust_recourse.py",
         robust,
     ),

@@ -165,7 +165,8 @@ def qat(
         result = cfptq.qat(model, loader, actions, checkpoint="run.safetensors", log="run.csv")
 
     Several processes share every batch where a script sets up their group first; they end with one and the same result. It is that of a
-    single process within rounding, but for sweeps (``cfq-qat``, ``cfq-learned``), which may end at other integers that are as good.
+    single process within rounding, but for sweeps and for the student's own recourse (``cfq-qat``, ``cfq-learned``), which may end at other
+    integers that are as good.
     ``torchrun --nproc-per-node=2 train.py`` runs it::
 
         torch.distributed.init_process_group("gloo")
