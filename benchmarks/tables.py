@@ -185,7 +185,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
     ("Recourse: optimality", "Cost over the proven optimum, 300 people each.", "recourse_optimality.py", optimality),
     (
         "Recourse: robust (Table 12)",
-        "Recourse that holds in eight sampled variants of the quantized model (on adult its CFQ is that of before sweeps and reserve).",
+        "Recourse that holds in eight sampled variants of the quantized model.",
         "robust_recourse.py",
         robust,
     ),
