@@ -184,12 +184,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "toolchain_peers.py", toolchains),
     ("Recourse: peers", "104-64-64-2, one-hot groups, immutables, at most 3 changes.", "recourse_peers.py", peers),
     ("Recourse: optimality", "Cost over the proven optimum, 300 people each.", "recourse_optimality.py", optimality),
-    (
-        "Recourse: robust (Table 12)",
-        "Recourse that holds in eight sampled variants of the quantized model.",
-        "robust_recourse.py",
-        robust,
-    ),
+    ("Recourse: robust (Table 12)", "Recourse that holds in eight sampled variants of the quantized model.", "robust_recourse.py", robust),
 )  # fmt: skip
 
 

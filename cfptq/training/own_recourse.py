@@ -11,20 +11,21 @@ import math
 import torch
 from torch import Tensor
 
+from cfptq.calibration.teacher import CHEAPEST_RUNS
 from cfptq.network import Network, Predictor
 from cfptq.quantize import multiply_adds
 from cfptq.recourse import MinimalCost, solve
 from cfptq.training.supervision import Supervision
 
-#: Multiply-adds that a search may take, about, and about how often it runs the student for one person.
-WORK, RUNS = 2**35, 512
+#: Multiply-adds that a search may take, about.
+WORK = 2**35
 
 
 def affordable_people(network: Network, supervision: Supervision, share: float) -> int:
     """``share`` of the supervision's rejected rows, or as many as are affordable; none where no minimal-cost recourse is to be had."""
     if supervision.actions.dim() != 2:
         return 0
-    return min(math.ceil(share * len(supervision.rejected)), WORK // (RUNS * multiply_adds(network)))
+    return min(math.ceil(share * len(supervision.rejected)), WORK // (CHEAPEST_RUNS * multiply_adds(network)))
 
 
 def own_recourse(student: Predictor, supervision: Supervision, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
