@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ MODELS = {
 }
 
 
+@cache
 def network_and_rows(kind: str, seed: int = 3) -> tuple[Network, CalibrationSet, CalibrationSet]:
     """A captured network, calibration rows near its boundary, and as many others."""
     build, shape, head = MODELS[kind]

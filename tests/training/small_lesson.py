@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class Lesson:
         )  # fmt: skip
 
 
+@cache
 def lesson(rows: int = 400, bits: int = 4, seed: int = 0) -> Lesson:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 6, generator=generator)

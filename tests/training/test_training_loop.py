@@ -282,30 +282,37 @@ torch.set_num_threads(1)
 distributed.init_process_group("gloo")
 from small_lesson import lesson
 from test_training_loop import ASKING, trainer
-run = trainer(lesson(), replace(ASKING, sweeps=int(sys.argv[3])))
-run.fit(progress=False)
-run.student.plan("cfq").save(Path(sys.argv[2]) / str(distributed.get_rank()))
+for sweeps in (0, 1):
+    run = trainer(lesson(), replace(ASKING, sweeps=sweeps))
+    run.fit(progress=False)
+    run.student.plan("cfq").save(Path(sys.argv[2]) / f"{sweeps} sweeps, process {distributed.get_rank()}")
 distributed.destroy_process_group()
 """
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two processes came to, without sweeps and with them."""
+    folder = tmp_path_factory.mktemp("two")
+    (script := folder / "workers.py").write_text(WORKERS)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(
+        [*run, str(Path(__file__).parent), str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 @pytest.mark.parametrize("sweeps", [0, 1])
-def test_two_processes_train_what_one_trains(sweeps: int, tmp_path: Path) -> None:
-    script = tmp_path / "workers.py"
-    script.write_text(WORKERS)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(
-        [*run, str(Path(__file__).parent), str(tmp_path), str(sweeps)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_two_processes_train_what_one_trains(sweeps: int, trained_by_two: Path) -> None:
     taught = lesson()
     alone = trainer(taught, replace(ASKING, sweeps=sweeps))
     alone.fit(progress=False)
-    together, single = QuantizationPlan.load(tmp_path / "0"), alone.student.plan("cfq")
-    assert_same(together, QuantizationPlan.load(tmp_path / "1"))
+    single = alone.student.plan("cfq")
+    together, other = (QuantizationPlan.load(trained_by_two / f"{sweeps} sweeps, process {rank}") for rank in (0, 1))
+    assert_same(together, other)
     if sweeps:
         # Sums in another order may send a sweep to other integers, which are as good.
         assert margin_error(taught, together) == pytest.approx(margin_error(taught, single), rel=0.4)
