@@ -159,7 +159,7 @@ def _descend(
 ) -> NDArray[np.float32]:
     """How far to move each of one channel's integers (k,): column by column to where the error is least with the others held.
 
-    The same as :func:`cfptq.quantize.compensate.descend` does for all channels at once where they share a Hessian.
+    The same as ``_descend`` of :mod:`cfptq.quantize.compensate` does for all channels at once where they share a Hessian.
 
     Args:
         integers: (k,) whole numbers.
