@@ -4,11 +4,13 @@ All methods share one trained model, its training rows, their activation formats
 and the people they are judged on under the standard protocol; every number about a quantized model comes from running its ONNX file.
 ``faithful`` needs no training and stands beside them. Three seeds; german has ten splits, pooled. What is measured is added to the
 results file after every seed; what it holds of other methods and data sets stays. Data sets' seeds run side by side, in ``--jobs``
-processes of one thread; the first command takes about 35 minutes on two cores, each of the others less, data set by data set.
+processes of one thread. Each command takes less than 40 minutes on two cores:
 
-    CFPTQ_DATA_DIR=... python benchmarks/qat.py --out benchmarks/results/qat.json
+    CFPTQ_DATA_DIR=... python benchmarks/qat.py --datasets adult german compas --out benchmarks/results/qat.json
+    python benchmarks/qat.py --datasets bank default
     python benchmarks/qat.py --datasets adult --tables ablation teacher     # Tables 2, 17, 18
-    python benchmarks/qat.py --datasets adult compas --tables curve         # Figures 3-5 and 8
+    python benchmarks/qat.py --datasets adult --tables curve                # Figures 3-5 and 8
+    python benchmarks/qat.py --datasets compas default --tables curve
     python benchmarks/qat.py --datasets adult german --tables variants      # Tables 6 and 7
     python benchmarks/qat.py --datasets adult --tables overhead             # Tables 10 and 20
     python benchmarks/qat.py --datasets adult compas --methods cfq-qat lsq-qat
