@@ -174,9 +174,9 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "Validity Drop by activation format, by ingredient, and on other networks (german's 700 rows are too few for those).",
      "faithful.py", lambda: faithful.markdown(results("faithful"))),
     ("Training (Tables 1, 2, 5-7, 10, 11, 17, 18, 20; Figures 3-5, 8)",
-     "`cfptq.qat` and its baselines; `faithful` needs no training. Other backbones and costs have three seeds. Seconds are of two or three jobs on two cores, on different days: only "
-     "large ratios mean something. "
-     "How much of its own recourse CFQ is trained on, and part of its other settings, were chosen with these test figures in sight.",
+     "`cfptq.qat` and its baselines; `faithful` needs no training. Other backbones and costs have three seeds. Seconds are of two or three "
+     "jobs on two cores, on different days: only large ratios mean something. How much of its own recourse CFQ is trained on, and part of "
+     "its other settings, were chosen with these test figures in sight.",
      "qat.py",
      training),
     ("Time", "From a model in memory to a quantized file on disk, over `torch.onnx.export` + `quantize_static`.", "overhead.py", overhead),
