@@ -374,10 +374,11 @@ def plot(results: dict[str, Any], folder: Path) -> None:
         panels[1, column].set_yscale("symlog", linthresh=0.05)
         panels[1, column].set(xlabel="average bits", xticks=budgets)
         panels[1, column].set_xticklabels([f"{budget:g}" for budget in budgets], fontsize=8)
-    panels[0, 0].set_ylabel("Validity Drop")
-    panels[1, 0].set_ylabel("CRG (mean)")
-    panels[0, -1].legend(fontsize=7)
-    figure.tight_layout()
+    panels[0, 0].set(ylabel="Validity Drop", ylim=(0, None), yticks=(0, 0.005, 0.01, 0.1), yticklabels=("0", "0.005", "0.01", "0.1"))
+    panels[1, 0].set(ylabel="CRG (mean)", yticks=(-0.1, -0.05, 0, 0.05, 0.1, 1), yticklabels=("-0.1", "-0.05", "0", "0.05", "0.1", "1"))
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    handles = {line.get_label(): line for panel in panels[0] for line in panel.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=len(handles), fontsize=8, frameon=False)
     figure.savefig(folder / "qat_curves.svg", metadata={"Date": None})
 
     figure, panels = pyplot.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.6), sharey=True, squeeze=False)
