@@ -208,20 +208,14 @@ def measure(recipe: Recipe, seed: int, tables: Sequence[str], only: Sequence[str
     return {"seed": seed, "fp32": judge.people.to_dict(judge.experiment.columns.test_labels), "methods": methods, "curve": curve}
 
 
-def of_data_set(name: str) -> Recipe:
-    """The data set's recipe."""
-    return Recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
-
-
 def on_one_thread() -> None:
     """How a process works that has others beside it."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
 
 
-def measured(name: str, seed: int, tables: Sequence[str], only: Sequence[str]) -> dict[str | None, dict[str, Any]]:
+def measured(recipe: Recipe, seed: int, tables: Sequence[str], only: Sequence[str]) -> dict[str | None, dict[str, Any]]:
     """One data set, one seed: what the tables ask for, by variant; ``None`` is the recipe as it is."""
-    recipe = of_data_set(name)
     found: dict[str | None, dict[str, Any]] = {}
     if set(tables) - {"variants"}:
         found[None] = measure(recipe, seed, tables, only)
@@ -421,10 +415,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
         place[name] = {"runs": runs, "summary": summary(runs, pooled=name == "german")}
         write_text(chosen.out, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
 
+    recipes = {name: Recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml") for name in chosen.datasets}
     tables = [table for table in chosen.tables if table != "overhead"]
     runs = [(name, seed) for name in chosen.datasets for seed in chosen.seeds or SEEDS[name]] if tables else []
     with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn"), on_one_thread) as pool:
-        pending = {pool.submit(measured, name, seed, tables, chosen.methods): (name, seed) for name, seed in runs}
+        pending = {pool.submit(measured, recipes[name], seed, tables, chosen.methods): (name, seed) for name, seed in runs}
         for number, done in enumerate(as_completed(pending), start=1):
             name, seed = pending[done]
             for variant, run in done.result().items():
@@ -432,8 +427,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
             print(f"{name} seed {seed}: {number} of {len(runs)} done, {time.perf_counter() - started:.0f} s", flush=True)
     if "overhead" in chosen.tables:
         on_one_thread()
-        for name in chosen.datasets:
-            results["overhead"][name] = overhead(of_data_set(name), 0)
+        for name, recipe in recipes.items():
+            results["overhead"][name] = overhead(recipe, 0)
             write_text(chosen.out, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
     print("\n".join(markdown(results)))
 

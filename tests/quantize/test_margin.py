@@ -99,7 +99,7 @@ def objective(problem: LayerProblem, answer: RoundedWeight, statistics: Moments)
 def least_of_all(problem: LayerProblem, scale: Tensor, statistics: Moments) -> float:
     """The objective's least value over all integers of -1, 0 and 1, each with its best bias.
 
-    It is a parabola in the eight integers and the two biases, known from its values: cᵀv + ½ vᵀBv above its value at 0.
+    It is a parabola in the eight integers and the two biases v, known from its values: v·slope + ½ v·bend·v above its value at 0.
     """
     unit = torch.eye(10)
 
