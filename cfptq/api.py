@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -28,6 +28,7 @@ from cfptq.errors import ActionSetError, DataError, ModelError, RecipeError
 from cfptq.learner import ALL_ROWS, CALIBRATION_ROWS, learn
 from cfptq.method import METHODS, Groups, Method, as_method
 from cfptq.network import Head, OnnxModule, Predictor, undisturbed
+from cfptq.network.onnx_session import describe_runtime, saturation_sentence
 from cfptq.peers import PEERS
 from cfptq.quantize import Activations, InputBits
 from cfptq.recourse import Target
@@ -67,7 +68,7 @@ def calibrate(
     layers: Mapping[str, int] | None = None,
     activation_bits: int | None = None,
     input_bits: InputBits = None,
-    portable: bool = False,
+    portable: bool = True,
     repair: bool = False,
     groups: Groups | None = None,
     head: Head | str | None = None,
@@ -91,7 +92,8 @@ def calibrate(
         layers: bits that named layers must have.
         activation_bits: 8, 16, or 32 for float; by default what the method has.
         input_bits: the same for the model's input, or "two-step"; see :class:`cfptq.quantize.Activations`.
-        portable: keep 8-bit weights within ±63, for processors without VNNI.
+        portable: keep weights behind integer inputs within ±63 (7 bits), so that the file is right on processors without VNNI too. False
+            asks for the full range of 8 bits there.
         repair: at the end, adjust the last layer until calibration recourse that fails holds, where people set aside gain by it too;
             ``result.repair`` says what it did to both.
         groups: weigh rows so that the group with the worst Validity Drop fares better (eq. 33): a feature of the action set, or a
@@ -142,7 +144,7 @@ def qat(
     layers: Mapping[str, int] | None = None,
     activation_bits: int = 8,
     input_bits: InputBits = None,
-    portable: bool = False,
+    portable: bool = True,
     head: Head | str | None = None,
     threshold: float | None = None,
     max_rows: int = ALL_ROWS,
@@ -235,6 +237,7 @@ def compare(
     groups: Mapping[str, Sequence[Any]] | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
+    portable: bool = True,
     max_rows: int = 4096,
     protocol: Protocol | None = None,
     seed: int = 0,
@@ -247,7 +250,7 @@ def compare(
     A toolchain that is not installed, or cannot quantize the model, is a row that says so.
 
     Args:
-        model, calib_loader, action_set, target, head, threshold, max_rows, seed: as in :func:`calibrate`.
+        model, calib_loader, action_set, target, head, threshold, portable, max_rows, seed: as in :func:`calibrate`.
         test_loader: the people to judge by; with labels, accuracy is reported too.
         methods: names of presets (of :func:`calibrate` or :func:`qat`) or of toolchains' own quantization (:data:`PEERS`), or
             :class:`cfptq.Method` and :class:`cfptq.training.QatMethod` objects; or one alone. Those that train do so on the calibration
@@ -299,10 +302,11 @@ def compare(
             metrics = evaluate(teacher.predictor, student, people, rows, labels, space, groups, progress=False)
             return metrics.to_dict(**deployed, stored_bytes=path.stat().st_size)
 
-        done = deploy_all(teacher, methods, limits, folder, judged, progress)
+        done = deploy_all(teacher, methods, limits, folder, judged, portable, progress)
         fp32 = teacher.network.to_onnx_model().SerializeToString(deterministic=True)
         latency = latencies({"fp32": fp32, **done.runs}, rows)
         eager = ", ".join(name for name, run in done.runs.items() if callable(run))
+        slow = [f"{eager}: timed as the toolchain gives it; torch.compile is what makes it fast"] if eager else []
     return Comparison(
         dataset,
         seed,
@@ -312,7 +316,8 @@ def compare(
         unavailable=done.unavailable,
         seconds={"teacher": prepared, **done.seconds},
         latency=latency,
-        warnings=(f"{eager}: timed as the toolchain gives it; torch.compile is what makes it fast",) if eager else (),
+        warnings=(*_saturated(done.budgets), *slow),
+        runtime=describe_runtime(),
     )
 
 
@@ -408,6 +413,15 @@ def audit(
             seed=seed,
             progress=progress,
         )
+
+
+def _saturated(budgets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """One sentence for each compared file that a default session decides otherwise on this processor."""
+    for budget, methods in budgets.items():
+        for name, entry in methods.items():
+            rows = entry["counts"]["decided_otherwise_by_default_session"]
+            if rows:
+                yield saturation_sentence(f"{name} at {budget} bits", rows, entry["counts"]["rows"])
 
 
 def _check(seed: int, layers: Mapping[str, int] | None = None) -> None:

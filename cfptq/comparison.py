@@ -53,6 +53,7 @@ class Comparison:
         seconds: wall time of each method; kept apart, in ``timings.json``.
         latency: by method, by rows a call: median microseconds on one thread, taken in turns; kept apart too.
         warnings: sentences that the reader should see.
+        runtime: the processor, ONNX Runtime's version and its session option that the figures were computed with.
     """
 
     dataset: str
@@ -64,6 +65,7 @@ class Comparison:
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    runtime: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def methods(self) -> Mapping[str, Mapping[str, Any]]:
@@ -76,6 +78,7 @@ class Comparison:
             "schema": SCHEMA,
             "dataset": self.dataset,
             "seed": self.seed,
+            "runtime": dict(self.runtime),
             "fp32": dict(self.fp32),
             "methods": {name: dict(entry) for name, entry in self.methods.items()},
             "budgets": {budget: {name: dict(entry) for name, entry in methods.items()} for budget, methods in self.budgets.items()},

@@ -45,11 +45,12 @@ def deploy_all(
     budgets: Sequence[float],
     folder: Path,
     judge: Judge,
+    portable: bool = True,
     progress: bool = True,
 ) -> Deployments:
     """Quantize by each method (or toolchain, whose one width ignores the budget) at each budget; files go to ``folder``.
 
-    Methods that train do so on the teacher's calibration rows.
+    Methods that train do so on the teacher's calibration rows. ``portable`` is about the methods, not about the toolchains.
     """
     done = Deployments({str(float(budget)): {} for budget in budgets})
     toolchains: dict[str, dict[str, Any]] = {}
@@ -59,7 +60,7 @@ def deploy_all(
             continue
         started = time.perf_counter()
         if name not in PEERS:
-            done.budgets[str(budget)][name] = _method(teacher, entry, budget, folder, judge, done)
+            done.budgets[str(budget)][name] = _method(teacher, entry, budget, folder, judge, portable, done)
         else:
             if name not in toolchains:
                 try:
@@ -75,13 +76,13 @@ def deploy_all(
 
 
 def _method(
-    teacher: Teacher, method: str | Method | QatMethod, budget: float, folder: Path, judge: Judge, done: Deployments
+    teacher: Teacher, method: str | Method | QatMethod, budget: float, folder: Path, judge: Judge, portable: bool, done: Deployments
 ) -> dict[str, Any]:
     chosen = QAT_METHODS.get(method) or as_method(method) if isinstance(method, str) else method
     if isinstance(chosen, QatMethod):
-        result = learn(teacher, chosen, budget, progress=False)
+        result = learn(teacher, chosen, budget, portable=portable, progress=False)
     else:
-        result = teacher.quantized(chosen, budget, progress=False)
+        result = teacher.quantized(chosen, budget, portable=portable, progress=False)
     path = folder / f"{chosen.name}-{budget:g}.onnx"
     result.to_onnx(path)
     done.runs.setdefault(chosen.name, path)

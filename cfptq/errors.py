@@ -40,6 +40,10 @@ class RecipeError(CfptqError):
     """An experiment file or a command-line argument that does not make sense."""
 
 
+class SaturationWarning(UserWarning):
+    """A written file decides otherwise in a default session of ONNX Runtime, because int8 products saturate on this processor."""
+
+
 def name_rows(rows: Sequence[int], most: int = 10) -> str:
     """Row numbers for a message: the first ``most``, then how many more there are."""
     shown = ", ".join(str(int(row)) for row in rows[:most])

@@ -15,7 +15,7 @@ from cfptq.allocation import BitAllocation, Budget, exact
 from cfptq.errors import DataError
 from cfptq.method import Method, as_method
 from cfptq.network import Network, as_predictor, decisions
-from cfptq.quantize import WIDTHS, Activations, equalized_for
+from cfptq.quantize import PORTABLE_WIDTHS, WIDTHS, Activations, equalized_for
 from cfptq.result import Result
 from cfptq.teacher import PROBE_ROWS, Teacher
 from cfptq.training import BitCost, BitPolicy, Files, History, Search, Start, Student, Supervision, TeacherSettings, Trainer, supervise
@@ -36,7 +36,7 @@ def learn(
     pinned: Mapping[str, int] | None = None,
     activations: Activations | None = None,
     calibration_rows: int = CALIBRATION_ROWS,
-    portable: bool = False,
+    portable: bool = True,
     files: Files | None = None,
     fit: Callable[[Trainer], History] | None = None,
     progress: bool = True,
@@ -53,7 +53,8 @@ def learn(
         )  # fmt: skip
 
     if method.pretraining is not None:
-        start = Start(teacher.network, _calibrating(teacher, calibration_rows).quantized(as_method("ptq"), 8.0, progress=False).plan, {})
+        plain = _calibrating(teacher, calibration_rows).quantized(as_method("ptq"), 8.0, portable=False, progress=False)
+        start = Start(teacher.network, plain.plan, {})
         network = pretrained(
             method.pretraining, teacher.network, start, lambda module: supervised(module, replace(method.teacher, share=1.0)),
             method.schedule.pretraining, teacher.head, teacher.threshold, teacher.seed,
@@ -66,8 +67,10 @@ def learn(
     # A start whose integers are fitted to rows would be judged by rows it has seen, if those that choose the epoch were among them.
     fitted = method.schedule.split(len(teacher.rows), teacher.seed)[0] if rule.sequential else None
     calibrating = _calibrating(teacher, calibration_rows, fitted)
-    first = calibrating.quantized(rule, limit, pinned=pinned, portable=portable, progress=progress)
-    start = _start(calibrating, rule, first, learned=method.bits == "learned", portable=portable)
+    # A policy chooses among the same widths in every layer.
+    widths = (PORTABLE_WIDTHS if portable else WIDTHS) if method.bits == "learned" else None
+    first = calibrating.quantized(rule, limit, pinned=pinned, portable=portable, widths=widths, progress=progress)
+    start = _start(calibrating, rule, first, widths or (), portable)
     settings = method.teacher if method.objective.uses_points else replace(method.teacher, cached=False, solvers=method.teacher.solvers[:1])
     supervision = supervised(teacher.network.module(), settings)
     if not method.objective.uses_points:
@@ -136,7 +139,7 @@ def _starting_method(method: QatMethod, activations: Activations | None) -> Meth
     return replace(rule, score=task_trace, allocator=exact) if method.bits == "trace" else rule
 
 
-def _start(teacher: Teacher, rule: Method, first: Result, *, learned: bool, portable: bool) -> Start:
+def _start(teacher: Teacher, rule: Method, first: Result, widths: Sequence[int], portable: bool) -> Start:
     calibration = first.calibration
     assert calibration is not None
     bits = first.plan.bits
@@ -148,8 +151,7 @@ def _start(teacher: Teacher, rule: Method, first: Result, *, learned: bool, port
             source, calibration, BitAllocation(names, sizes, (width,) * len(names)), head=teacher.head, threshold=teacher.threshold,
             seed=teacher.seed, portable=portable, progress=False,
         )
-        for width in WIDTHS
-        if learned
+        for width in widths
     }  # fmt: skip
     return Start(source, first.plan, uniform)
 

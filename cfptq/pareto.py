@@ -30,7 +30,7 @@ class ParetoPoint:
         average_bits: its average bits.
         bits: layer name -> width.
         stored_bytes: weights, scales and biases as a file holds them.
-        predicted_damage: what the layer scores say is lost against 8 bits everywhere, in their own unit.
+        predicted_damage: what the layer scores say is lost against every layer at its widest, in their own unit.
         validity_drop: measured on the fake-quantized twin at the curve's recourse points.
         interval: Wilson's 95 % interval of it.
         chosen: the allocation of the result that the curve was drawn for.
@@ -186,7 +186,7 @@ def pareto_curve(
         raise DataError(
             "the calibration rows hold no recourse points to measure Validity Drop at: nobody was rejected, or they are factual only"
         )
-    allocations = {allocation.bits: allocation for allocation in (*ladder(method.allocate, scores, pinned), chosen)}
+    allocations = {allocation.bits: allocation for allocation in (*ladder(method.allocate, scores, pinned, plan.candidate_widths), chosen)}
     points = []
     for allocation in track(sorted(allocations.values(), key=lambda one: one.total_bits), "tracing the curve", enabled=progress):
         own = allocation.bits == chosen.bits
@@ -202,7 +202,7 @@ def pareto_curve(
                 average_bits=allocation.average_bits,
                 bits=allocation.by_layer(),
                 stored_bytes=rounded.stored_bytes,
-                predicted_damage=predicted_damage(scores, allocation),
+                predicted_damage=predicted_damage(scores, allocation, plan.candidate_widths),
                 validity_drop=broken / len(rows),
                 interval=wilson_interval(broken, len(rows)),
                 chosen=own,

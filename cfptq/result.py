@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,12 +22,14 @@ from cfptq.backends.matmul_nbits import in_float, weight_only_model
 from cfptq.backends.prepared import prepared_module, warn_of_two_steps
 from cfptq.backends.quantize_static import RowReader, quantize_static_arguments
 from cfptq.calibration import COUNTERFACTUAL, CalibrationSet, with_recourse
-from cfptq.errors import CfptqError, DataError, FileError, ModelError
+from cfptq.errors import CfptqError, DataError, FileError, ModelError, SaturationWarning
 from cfptq.fewest_bits import FewestBits
 from cfptq.files import check_replaceable, folder_written_aside, written_aside
 from cfptq.method import Method
 from cfptq.network import INPUT, OUTPUT, Head, Network, Predictor, as_predictor, rename_tensors
-from cfptq.network.head import check_threshold
+from cfptq.network.head import check_threshold, decisions
+from cfptq.network.onnx_session import saturation_sentence
+from cfptq.network.predictor import decided_otherwise_by_default
 from cfptq.pareto import Pareto, pareto_curve
 from cfptq.quantize import QuantizationPlan, twin
 from cfptq.quantize.plan import PLAN_FILES
@@ -149,7 +152,8 @@ class Result:
     @cached_property
     def allocation_gap(self) -> AllocationGap:
         """What the paper's greedy rule would leave of the same budget, by the same scores."""
-        return allocation_gap(self.sensitivity, self.budget or Budget.total(self.allocation.total_bits), pinned=self.pinned)
+        budget = self.budget or Budget.total(self.allocation.total_bits)
+        return allocation_gap(self.sensitivity, budget, self.plan.candidate_widths, self.pinned)
 
     def pareto(self, *, held_out: bool = False, progress: bool = True) -> Pareto:
         """Validity Drop against average bits, from the scores at hand: every budget's allocation rounded and measured on the twin.
@@ -292,7 +296,9 @@ class Result:
             packed: store narrow weights in INT2 and INT4 (ONNX Runtime 1.23 or later); False stores all as INT8.
             weight_only: ONNX Runtime's MatMulNBits instead: float activations, whatever the plan's; for large models at batch 1.
             opset: the newest that the runtime reads: below 25 there is no INT2, below 21 no INT4, and the next wider type serves.
-            check: run the file and compare it with the twin before it is put in place.
+            check: run the file, without saturating int8 products, and compare it with the twin before it is put in place. Where ONNX
+                Runtime's default session decides calibration rows otherwise on this processor, a :class:`cfptq.errors.SaturationWarning`
+                says so.
 
         Raises:
             ModelError: the file disagrees with the twin (``check=True``), or the opset lacks what the plan needs.
@@ -313,15 +319,18 @@ class Result:
         rows = torch.randn(1024, *self.network.input_shape, generator=generator) if self.calibration is None else self.calibration.rows
         file = as_predictor(path, example=rows[:2], head=self.head, threshold=self.threshold, twin=twin(self.network, plan))
         said, expected = file.logits(rows), file.surrogate(rows).detach()
+        saturated = decided_otherwise_by_default(file, rows, decisions(said))
         difference = (said - expected).abs().amax(dim=1)
         # Probabilities that are 0 or 1 but for rounding have no logits to speak of.
-        saturated = (said.softmax(dim=1) - expected.softmax(dim=1)).abs().amax(dim=1) <= SATURATION
-        within = float(((difference <= TOLERANCE) | saturated).float().mean())
+        certain = (said.softmax(dim=1) - expected.softmax(dim=1)).abs().amax(dim=1) <= SATURATION
+        within = float(((difference <= TOLERANCE) | certain).float().mean())
         if within < AGREEMENT:
             raise ModelError(
                 f"the written model agrees with the plan on {within:.2%} of {len(rows)} rows only (largest difference "
-                f"{float(difference.max()):.3g}); on a processor without VNNI pass portable=True to calibrate"
+                f"{float(difference.max()):.3g})"
             )
+        if saturated:
+            warnings.warn(saturation_sentence("the written model", saturated, len(rows)), SaturationWarning, stacklevel=3)
 
     def predictor(self, path: str | os.PathLike[str]) -> Predictor:
         """The file at ``path``, run in ONNX Runtime, with the twin's gradients."""

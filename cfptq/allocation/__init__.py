@@ -1,7 +1,7 @@
 """Which layer gets how many bits: scores, budgets, allocations (Section 4.3, eqs. 23 and 24)."""
 
 from cfptq.allocation.allocate import Allocator, BitAllocation, greedy, uniform
-from cfptq.allocation.budget import Budget, BudgetUnit, lowest_bits, stored_bytes
+from cfptq.allocation.budget import Budget, BudgetUnit, Widths, lowest_bits, stored_bytes
 from cfptq.allocation.distance import output_distance
 from cfptq.allocation.exact import exact
 from cfptq.allocation.frontier import ladder, predicted_damage
@@ -21,6 +21,7 @@ __all__ = [
     "LayerScores",
     "MeasuredScores",
     "Score",
+    "Widths",
     "allocation_gap",
     "counterfactual_gradient",
     "exact",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from cfptq.allocation.budget import Budget, check_widths, lowest_bits, stored_bytes
+from cfptq.allocation.budget import Budget, Widths, lowest_bits, stored_bytes, widths_by_layer
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
-from cfptq.quantize.formats import WIDTHS
+from cfptq.quantize.formats import ALL_WIDTHS, WIDTHS
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class BitAllocation:
     Attributes:
         names: layer names, L of them, distinct.
         parameters: n_l, weights per layer.
-        bits: b_l, each one of 2, 3, 4, 8.
+        bits: b_l, each one of 2, 3, 4, 7, 8.
 
     Raises:
-        BudgetError: lengths differ, a name comes twice, or a width is not among 2, 3, 4 and 8.
+        BudgetError: lengths differ, a name comes twice, or a width is not among 2, 3, 4, 7 and 8.
     """
 
     names: tuple[str, ...]
@@ -39,8 +39,8 @@ class BitAllocation:
         if len(set(self.names)) != len(self.names):
             raise BudgetError(f"a layer comes twice in {self.names}")
         for name, n, b in zip(self.names, self.parameters, self.bits, strict=True):
-            if b not in WIDTHS or n < 1:
-                raise BudgetError(f"layer {name!r} cannot have {n} weights of {b} bits; the widths are {WIDTHS}")
+            if b not in ALL_WIDTHS or n < 1:
+                raise BudgetError(f"layer {name!r} cannot have {n} weights of {b} bits; the widths are {ALL_WIDTHS}")
 
     @property
     def total_bits(self) -> int:
@@ -79,13 +79,11 @@ class Allocator(Protocol):
     """
 
     def __call__(
-        self, scores: LayerScores, budget: Budget | float, widths: Sequence[int] = WIDTHS, pinned: Mapping[str, int] | None = None
+        self, scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None
     ) -> BitAllocation: ...
 
 
-def greedy(
-    scores: LayerScores, budget: Budget | float, widths: Sequence[int] = WIDTHS, pinned: Mapping[str, int] | None = None
-) -> BitAllocation:
+def greedy(scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None) -> BitAllocation:
     """The paper's rule for eq. 24: from the lowest width, more bits to the layers with the largest score per parameter.
 
     Each turn widens, by one candidate width, the layer with the largest s_l / n_l whose next width is still affordable,
@@ -96,15 +94,15 @@ def greedy(
     Args:
         scores: s_l and n_l of L layers.
         budget: a :class:`Budget`, or average bits.
-        widths: candidate widths B, among 2, 3, 4, 8.
+        widths: candidate widths B, among 2, 3, 4, 7, 8: the same for all layers, or by layer name.
         pinned: layer name -> width it keeps.
 
     Raises:
         BudgetError: the budget does not pay for the lowest widths and the pins, a pin names no layer or width.
     """
     budget = Budget.of(budget)
-    ladder = sorted(widths)
-    bits = lowest_bits(scores.names, scores.parameters, budget, ladder, pinned)
+    candidates = widths_by_layer(scores.names, widths)
+    bits = lowest_bits(scores.names, scores.parameters, budget, widths, pinned)
     ceiling = budget.ceiling(scores.parameters)
     spent = sum(budget.cost(n, b) for n, b in zip(scores.parameters, bits, strict=True))
     # Spending only ever grows, so a width that one layer cannot afford now it can never afford later: one pass in
@@ -113,7 +111,7 @@ def greedy(
     for layer in sorted(range(len(bits)), key=lambda index: (-ratio[index], index)):
         if scores.names[layer] in (pinned or {}):
             continue
-        for wider in ladder[1:]:
+        for wider in candidates[layer][1:]:
             step = budget.cost(scores.parameters[layer], wider) - budget.cost(scores.parameters[layer], bits[layer])
             if spent + step > ceiling:
                 break
@@ -121,20 +119,20 @@ def greedy(
     return BitAllocation(scores.names, scores.parameters, tuple(bits))
 
 
-def uniform(
-    scores: LayerScores, budget: Budget | float, widths: Sequence[int] = WIDTHS, pinned: Mapping[str, int] | None = None
-) -> BitAllocation:
+def uniform(scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None) -> BitAllocation:
     """One width for all layers that are not pinned: the widest that the budget pays for. The scores are not looked at.
+
+    Where layers have different candidates, all take the same place among theirs.
 
     Raises:
         BudgetError: as :func:`greedy`.
     """
     budget = Budget.of(budget)
-    check_widths(widths)
+    candidates = widths_by_layer(scores.names, widths)
     pins = dict(pinned or {})
     best = lowest_bits(scores.names, scores.parameters, budget, widths, pins)
-    for width in sorted(widths)[1:]:
-        bits = [pins.get(name, width) for name in scores.names]
+    for place in range(1, max(map(len, candidates))):
+        bits = [pins.get(name, own[min(place, len(own) - 1)]) for name, own in zip(scores.names, candidates, strict=True)]
         if sum(budget.cost(n, b) for n, b in zip(scores.parameters, bits, strict=True)) <= budget.ceiling(scores.parameters):
             best = bits
     return BitAllocation(scores.names, scores.parameters, tuple(best))

@@ -11,7 +11,10 @@ from enum import StrEnum
 from numbers import Real
 
 from cfptq.errors import BudgetError
-from cfptq.quantize.formats import WIDTHS, container_bits
+from cfptq.quantize.formats import ALL_WIDTHS, WIDTHS, container_bits
+
+#: Candidate widths: the same for all layers, or by layer name.
+Widths = Sequence[int] | Mapping[str, Sequence[int]]
 
 
 class BudgetUnit(StrEnum):
@@ -104,7 +107,7 @@ def lowest_bits(
     names: Sequence[str],
     parameters: Sequence[int],
     budget: Budget,
-    widths: Sequence[int] = WIDTHS,
+    widths: Widths = WIDTHS,
     pinned: Mapping[str, int] | None = None,
 ) -> list[int]:
     """Every layer at its pinned width or at the lowest one: where an allocation starts.
@@ -113,31 +116,42 @@ def lowest_bits(
         BudgetError: a pin names no layer or no candidate width; or the budget does not even pay for this start
             (the message says the least that would).
     """
-    check_widths(widths)
+    candidates = widths_by_layer(names, widths)
     pins = dict(pinned or {})
     for name, bits in pins.items():
         if name not in names:
             near = get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(names)}"
             raise BudgetError(f"cannot pin layer {name!r}: the model has no quantizable layer of that name; {hint}")
-        if bits not in widths:
-            raise BudgetError(f"cannot pin layer {name!r} to {bits!r} bits; choose one of {', '.join(map(str, widths))}")
-    start = [pins.get(name, min(widths)) for name in names]
+        own = candidates[names.index(name)]
+        if bits not in own:
+            why = ""
+            if bits == WIDTHS[-1] and own[-1] < bits:
+                why = (
+                    ". Its input is quantized, and 8-bit weights give wrong sums there on processors without VNNI. Pin 7 bits, or pass "
+                    "portable=False"
+                )
+            raise BudgetError(f"cannot pin layer {name!r} to {bits!r} bits; choose one of {', '.join(map(str, own))}{why}")
+    start = [pins.get(name, own[0]) for name, own in zip(names, candidates, strict=True)]
     if sum(budget.cost(n, b) for n, b in zip(parameters, start, strict=True)) > budget.ceiling(parameters):
         least = budget.least(parameters, start)
+        lowest = min(own[0] for own in candidates)
         pinned_to = ", ".join(f"{name} pinned to {bits}" for name, bits in pins.items())
         raise BudgetError(
-            f"a budget of {budget} cannot be met: {f'with {pinned_to} bits, ' if pins else ''}the lowest width ({min(widths)} bits) "
+            f"a budget of {budget} cannot be met: {f'with {pinned_to} bits, ' if pins else ''}the lowest width ({lowest} bits) "
             f"everywhere{' else' if pins else ''} already takes {least}; ask for at least that{', or pin fewer bits' if pins else ''}"
         )
     return start
 
 
-def check_widths(widths: Sequence[int]) -> None:
-    """Refuse candidate widths (the set B of Section 4.3) that no weight format has.
+def widths_by_layer(names: Sequence[str], widths: Widths) -> list[list[int]]:
+    """Return each layer's candidate widths (the set B of Section 4.3), ascending.
 
     Raises:
-        BudgetError: none given, or one that is not among 2, 3, 4 and 8.
+        BudgetError: a layer has none, has one twice, or has one that is not among 2, 3, 4, 7 and 8.
     """
-    if not widths or not set(widths) <= set(WIDTHS) or len(set(widths)) != len(widths):
-        raise BudgetError(f"candidate widths {tuple(widths)} must be distinct and among {WIDTHS}")
+    found = [sorted(widths[name] if isinstance(widths, Mapping) else widths) for name in names]
+    for own in found:
+        if not own or not set(own) <= set(ALL_WIDTHS) or len(set(own)) != len(own):
+            raise BudgetError(f"candidate widths {tuple(own)} must be distinct and among {ALL_WIDTHS}")
+    return found

@@ -11,7 +11,7 @@ from cfptq.allocation.plain import plainly_rounded
 from cfptq.calibration import CalibrationSet
 from cfptq.network import Head, Network, class_logits, infer_head
 from cfptq.progress import track
-from cfptq.quantize.formats import WIDTHS
+from cfptq.quantize.formats import ALL_WIDTHS
 
 
 def output_distance(
@@ -41,7 +41,7 @@ def output_distance(
     for layer in track(network.layers, "measuring layers", enabled=progress):
         weight, bias = network.weight(layer.name), network.bias(layer.name)
         row = []
-        for bits in WIDTHS:
+        for bits in ALL_WIDTHS:
             rounded = network.with_parameters({layer.name: (plainly_rounded(weight, bits), bias)})
             moved = (logits(outputs(rounded, calibration.rows)) - wanted).square().sum(dim=1)
             row.append(float(torch.dot(share, moved)))
@@ -51,6 +51,6 @@ def output_distance(
         parameters=tuple(layer.parameters for layer in network.layers),
         scores=tuple(row[0] for row in damage),
         kind="output distance",
-        widths=WIDTHS,
+        widths=ALL_WIDTHS,
         damage=tuple(damage),
     )

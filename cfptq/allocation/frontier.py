@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cfptq.allocation.allocate import Allocator, BitAllocation
-from cfptq.allocation.budget import Budget
+from cfptq.allocation.budget import Budget, Widths, widths_by_layer
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
 from cfptq.quantize.formats import WIDTHS
@@ -14,7 +14,9 @@ from cfptq.quantize.formats import WIDTHS
 STEPS_A_BIT = 4
 
 
-def ladder(allocate: Allocator, scores: LayerScores, pinned: Mapping[str, int] | None = None) -> list[BitAllocation]:
+def ladder(
+    allocate: Allocator, scores: LayerScores, pinned: Mapping[str, int] | None = None, widths: Widths = WIDTHS
+) -> list[BitAllocation]:
     """The allocations that ``allocate`` makes from 2 to 8 average bits in steps of a quarter, each once, by total bits.
 
     Raises:
@@ -24,7 +26,7 @@ def ladder(allocate: Allocator, scores: LayerScores, pinned: Mapping[str, int] |
     last = STEPS_A_BIT * WIDTHS[-1]
     for step in range(STEPS_A_BIT * WIDTHS[0], last + 1):
         try:
-            allocation = allocate(scores, Budget.average(step / STEPS_A_BIT), WIDTHS, pinned)
+            allocation = allocate(scores, Budget.average(step / STEPS_A_BIT), widths, pinned)
         except BudgetError:
             if step == last:
                 raise
@@ -33,7 +35,10 @@ def ladder(allocate: Allocator, scores: LayerScores, pinned: Mapping[str, int] |
     return sorted(allocations.values(), key=lambda allocation: allocation.total_bits)
 
 
-def predicted_damage(scores: LayerScores, allocation: BitAllocation) -> float:
-    """What ``scores`` say that ``allocation`` loses against the highest width everywhere, in their own unit."""
-    worth = scores.benefits(WIDTHS)
-    return sum(row[-1] - row[WIDTHS.index(bits)] for row, bits in zip(worth, allocation.bits, strict=True))
+def predicted_damage(scores: LayerScores, allocation: BitAllocation, widths: Widths = WIDTHS) -> float:
+    """What ``scores`` say that ``allocation`` loses against each layer's widest candidate, in their own unit."""
+    widest = [own[-1] for own in widths_by_layer(scores.names, widths)]
+    among = sorted({*allocation.bits, *widest})
+    worth = scores.benefits(among)
+    chosen = zip(worth, allocation.bits, widest, strict=True)
+    return sum(row[among.index(most)] - row[among.index(bits)] for row, bits, most in chosen)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cfptq.allocation.allocate import BitAllocation, greedy
-from cfptq.allocation.budget import Budget, lowest_bits
+from cfptq.allocation.budget import Budget, Widths, lowest_bits, widths_by_layer
 from cfptq.allocation.exact import exact
 from cfptq.allocation.scores import LayerScores
 from cfptq.quantize.formats import WIDTHS
@@ -46,7 +46,7 @@ class AllocationGap:
 
 
 def allocation_gap(
-    scores: LayerScores, budget: Budget | float, widths: Sequence[int] = WIDTHS, pinned: Mapping[str, int] | None = None
+    scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None
 ) -> AllocationGap:
     """Spend ``budget`` by the greedy rule (eq. 24) and exactly, and compare what both are worth. Arguments as both allocators'.
 
@@ -54,11 +54,11 @@ def allocation_gap(
         BudgetError: as :func:`cfptq.allocation.greedy`.
     """
     rule, optimum = greedy(scores, budget, widths, pinned), exact(scores, budget, widths, pinned)
-    ladder = sorted(widths)
+    ladder = sorted(set().union(*widths_by_layer(scores.names, widths)))
     worth = scores.benefits(ladder)
 
     def benefit(bits: Sequence[int]) -> float:
         return sum(row[ladder.index(width)] for row, width in zip(worth, bits, strict=True))
 
-    start = lowest_bits(scores.names, scores.parameters, Budget.of(budget), ladder, pinned)
+    start = lowest_bits(scores.names, scores.parameters, Budget.of(budget), widths, pinned)
     return AllocationGap(rule, optimum, benefit(start), benefit(rule.bits), benefit(optimum.bits))

@@ -14,7 +14,7 @@ from cfptq.calibration import COUNTERFACTUAL, CalibrationSet
 from cfptq.errors import DataError
 from cfptq.network import Head, Network, class_logits, infer_head
 from cfptq.progress import track
-from cfptq.quantize.formats import WIDTHS
+from cfptq.quantize.formats import ALL_WIDTHS
 
 #: Random vectors that a trace is estimated from.
 PROBES = 32
@@ -44,14 +44,14 @@ def hessian_trace(
     damage = []
     for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):
         weight = network.weight(layer.name)
-        changes = [float((plainly_rounded(weight, bits) - weight).double().square().sum()) for bits in WIDTHS]
+        changes = [float((plainly_rounded(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS]
         damage.append(tuple(trace / layer.parameters * change for change in changes))
     return MeasuredScores(
         names=tuple(layer.name for layer in network.layers),
         parameters=tuple(layer.parameters for layer in network.layers),
         scores=tuple(row[0] for row in damage),
         kind="hessian trace",
-        widths=WIDTHS,
+        widths=ALL_WIDTHS,
         damage=tuple(damage),
     )
 

@@ -12,7 +12,7 @@ from cfptq.calibration import CalibrationSet
 from cfptq.errors import ModelError
 from cfptq.network import Head, Network, class_logits, infer_head, target_margin
 from cfptq.progress import track
-from cfptq.quantize import WIDTHS, ActivationFormat, Recording, affordable_rows, layer_problem, rounded_quickly
+from cfptq.quantize import ALL_WIDTHS, ActivationFormat, Recording, affordable_rows, layer_problem, rounded_quickly
 
 #: Multiply-adds that one pass of the network over the rows may take, and rows that are taken whatever they cost.
 MEASURING_WORK, FEWEST_ROWS = 2**30, 256
@@ -73,9 +73,9 @@ def margin_change(
     damage: list[tuple[float, ...]] = []
     for layer in track(network.layers, "measuring layers", enabled=progress):
         inputs = run.inputs(layer)
-        problem = layer_problem(network, layer, WIDTHS[0], inputs, inputs, ActivationFormat(layer.input, 32), weights)
+        problem = layer_problem(network, layer, ALL_WIDTHS[0], inputs, inputs, ActivationFormat(layer.input, 32), weights)
         row = []
-        for rounded in rounded_quickly(problem, WIDTHS):
+        for rounded in rounded_quickly(problem, ALL_WIDTHS):
             steps = rounded.scale.reshape(-1, *[1] * (problem.weight.dim() - 1))
             change = margins(run.rerun(layer, rounded.integers * steps, rounded.bias)) - before
             row.append(float((share * change.square()).sum()))
@@ -85,6 +85,6 @@ def margin_change(
         parameters=tuple(layer.parameters for layer in network.layers),
         scores=tuple(row[0] for row in damage),
         kind="margin change",
-        widths=WIDTHS,
+        widths=ALL_WIDTHS,
         damage=tuple(damage),
     )

@@ -12,7 +12,7 @@ from cfptq.allocation.scores import counterfactual_gradient
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import BudgetError
 from cfptq.network import Head, Network
-from cfptq.quantize.formats import WIDTHS
+from cfptq.quantize.formats import ALL_WIDTHS
 
 
 def exponential_surrogate(
@@ -27,13 +27,13 @@ def exponential_surrogate(
     """
     gradient = counterfactual_gradient(network, calibration, head=head, threshold=threshold, progress=progress)
     radius = [float(network.weight(name).flatten(1).abs().amax(dim=1).mean()) for name in gradient.names]
-    damage = tuple(tuple(s * r * 2.0**-bits for bits in WIDTHS) for s, r in zip(gradient.scores, radius, strict=True))
+    damage = tuple(tuple(s * r * 2.0**-bits for bits in ALL_WIDTHS) for s, r in zip(gradient.scores, radius, strict=True))
     return MeasuredScores(
         names=gradient.names,
         parameters=gradient.parameters,
         scores=tuple(row[0] for row in damage),
         kind="exponential surrogate",
-        widths=WIDTHS,
+        widths=ALL_WIDTHS,
         damage=damage,
     )
 

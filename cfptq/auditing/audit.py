@@ -21,6 +21,7 @@ from cfptq.auditing.protocol import Protocol, teacher_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.errors import ActionSetError, DataError, FileError
 from cfptq.network.head import Head, decisions
+from cfptq.network.onnx_session import describe_runtime
 from cfptq.network.predictor import Model, as_predictor
 from cfptq.recourse import Target, target_of_rows
 
@@ -87,6 +88,7 @@ def run_audit(
         issued=advice,
         protocol=protocol,
         seed=seed,
+        runtime=describe_runtime(),
     )
 
 

@@ -39,7 +39,8 @@ from cfptq.metrics import (
     value_of,
 )
 from cfptq.network.head import decisions
-from cfptq.network.predictor import Predictor
+from cfptq.network.onnx_session import saturation_sentence
+from cfptq.network.predictor import Predictor, decided_otherwise_by_default
 from cfptq.recourse import RecourseBatch
 
 #: Metrics reported for each group: what Table 8 shows, and what keeps Validity Drop honest.
@@ -211,6 +212,7 @@ def evaluate(
     protocol = teacher.protocol
 
     after = decisions(f_q.logits(rows))
+    saturated = decided_otherwise_by_default(f_q, rows, after)
     row_statistics: dict[str, Statistic] = {
         "accuracy": Proportion(hits(after, true)),
         "factual_flip_rate": Proportion(factual_flips(teacher.decisions, after)),
@@ -252,9 +254,10 @@ def evaluate(
             "with_minimal_cost_recourse": int(teacher.plain.found.sum()),
             "with_both_recourses": int((~np.isnan(gaps)).sum()),
             "direction_undefined": int((np.isnan(cosines) & ~np.isnan(gaps)).sum()),
+            "decided_otherwise_by_default_session": saturated,
         },
         broken=tuple(teacher.people[torch.from_numpy(failures == 1)].tolist()),
-        notes=_notes(teacher, unsolved),
+        notes=_notes(teacher, unsolved, f_q.name, saturated),
     )
 
 
@@ -342,7 +345,7 @@ def _values_of(statistic: Statistic) -> NDArray[np.float64]:
     return statistic.columns[0]
 
 
-def _notes(teacher: TeacherRecourse, unsolved: str) -> tuple[str, ...]:
+def _notes(teacher: TeacherRecourse, unsolved: str, name: str, saturated: int) -> tuple[str, ...]:
     notes = []
     if teacher.rejected == 0:
         notes.append(
@@ -358,6 +361,8 @@ def _notes(teacher: TeacherRecourse, unsolved: str) -> tuple[str, ...]:
         )
     if unsolved:
         notes.append(unsolved)
+    if saturated:
+        notes.append(saturation_sentence(name, saturated, len(teacher.decisions)))
     if len(teacher.people) and len(teacher.people) < teacher.rejected:
         notes.append(f"{len(teacher.people)} of {teacher.rejected} rejected people were measured, drawn with seed {teacher.seed}")
     return tuple(notes)

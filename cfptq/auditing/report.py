@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Group
@@ -47,6 +47,7 @@ class AuditReport:
         metrics: all metrics of the quantized model. Each is also an attribute of the report.
         issued: what became of advice already given; None where none was.
         protocol, seed: how it was measured.
+        runtime: the processor, ONNX Runtime's version and its session option that the figures were computed with.
     """
 
     full_precision: AuditedModel
@@ -56,6 +57,7 @@ class AuditReport:
     issued: IssuedAdvice | None
     protocol: Protocol
     seed: int
+    runtime: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -172,6 +174,7 @@ class AuditReport:
                 "models": {"fp32": vars(self.full_precision), "quantized": vars(self.quantized)},
                 "seed": self.seed,
                 "protocol": asdict(self.protocol),
+                "runtime": self.runtime,
                 "issued": None if self.issued is None else self.issued.to_dict(),
                 "fp32": self.fp32,
                 "quantized": {**self.metrics.to_dict(), "broken": self.broken},

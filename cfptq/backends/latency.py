@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
+
+from cfptq.network.onnx_session import open_session
 
 #: What can be timed: an ONNX file, its content, or a function of rows.
 Runnable = Path | bytes | Callable[[npt.NDArray[Any]], object]
@@ -54,10 +55,7 @@ def latencies(
 
 
 def _session(model: Path | bytes) -> Callable[[npt.NDArray[Any]], object]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_session(model, precise=False)  # as deployments open it
     name = session.get_inputs()[0].name
     return lambda rows: session.run(None, {name: rows})
 

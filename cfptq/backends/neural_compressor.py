@@ -19,7 +19,7 @@ from torch import fx, nn
 from cfptq.backends.prepared import check_prepared, module_form, prepared_module, show
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network, capture
-from cfptq.quantize import QuantizationPlan
+from cfptq.quantize import QuantizationPlan, container_bits
 
 try:
     from neural_compressor.common import logger
@@ -131,7 +131,7 @@ def static_config(plan: QuantizationPlan) -> Any:
     """
     config = StaticQuantConfig()
     for layer in plan.layers:
-        if layer.bits != 8 or plan.input_format(layer).bits != 8:
+        if container_bits(layer.bits) != 8 or plan.input_format(layer).bits != 8:
             config.set_local([layer.name, _in_code(layer.name)], StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
     return config
 

@@ -65,6 +65,7 @@ def to_onnx_model(
         "cfptq.activations": json.dumps({form.tensor: str(form) for form in plan.activations}),
         "cfptq.input_choice": plan.input_choice,
         "cfptq.seed": str(plan.seed),
+        "cfptq.portable": str(plan.portable).lower(),
         "cfptq.plan": plan.digest,
         **(metadata or {}),
     }

@@ -157,7 +157,9 @@ def calibrate(
     target: TargetOption = None,
     head: HeadOption = None,
     threshold: ThresholdOption = None,
-    portable: Annotated[bool, typer.Option("--portable", help="Weights within ±63, for processors without VNNI.")] = False,
+    portable: Annotated[
+        bool, typer.Option("--portable/--full-range", help="Weights within ±63, right on every processor; or full-range int8 weights.")
+    ] = True,
     repair: Annotated[
         bool, typer.Option("--repair", help="At the end, adjust the last layer where that saves recourse, people set aside agreeing.")
     ] = False,
@@ -230,7 +232,9 @@ def qat(
     target: TargetOption = None,
     head: HeadOption = None,
     threshold: ThresholdOption = None,
-    portable: Annotated[bool, typer.Option("--portable", help="Weights within ±63, for processors without VNNI.")] = False,
+    portable: Annotated[
+        bool, typer.Option("--portable/--full-range", help="Weights within ±63, right on every processor; or full-range int8 weights.")
+    ] = True,
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", help="Training rows kept, drawn evenly from the file; all by default.")
     ] = None,

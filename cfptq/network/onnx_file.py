@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import FileError, ModelError
+from cfptq.network.onnx_session import int8_saturates, open_session, with_own_weights
 
 #: Endings of formats that unpickle, and so could run anything.
 PICKLED = frozenset({".pt", ".pt2", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"})
@@ -20,6 +22,9 @@ PICKLED = frozenset({".pt", ".pt2", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt
 INPUT_TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 #: Words in the name of an output that mark the class scores among several outputs, best first.
 SCORE_WORDS = ("logit", "probabilit", "score", "prob")
+
+#: Words in the names of operators that compute with integers.
+INTEGER_WORDS = ("Quantize", "QLinear", "Integer", "QGemm")
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
@@ -96,7 +101,7 @@ def score_output(model: onnx.ModelProto, output: str | None = None) -> str:
 
 
 class OnnxFile:
-    """An ONNX model in ONNX Runtime's CPU provider, graph optimizations as by default.
+    """An ONNX model in ONNX Runtime's CPU provider, its int8 products without saturation, graph optimizations as by default.
 
     Args:
         source: path of a file, or a model in memory.
@@ -118,7 +123,9 @@ class OnnxFile:
         self.where = "the ONNX model" if isinstance(source, onnx.ModelProto) else os.fspath(source)
         rows_input(self.model)
         self.output = score_output(self.model, output)
-        self._session = self._open(source, threads)
+        self._artefact = self._openable(source)
+        self._threads = threads
+        self._session = self._open(precise=True)
         self._input = self._session.get_inputs()[0]
         if self._input.type not in INPUT_TYPES:
             raise ModelError(f"{self.where} takes {self._input.type} rows; export it with a float32 input")
@@ -126,27 +133,46 @@ class OnnxFile:
         rows = self._input.shape[0] if self._input.shape else None
         self.fixed_rows: int | None = rows if isinstance(rows, int) and rows > 0 else None
 
-    def _open(self, source: str | os.PathLike[str] | onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+    def _openable(self, source: str | os.PathLike[str] | onnx.ModelProto) -> str | bytes:
         outputs = {value.name for value in self.model.graph.output}
-        artefact: Any
+        content: bytes
         if self.output not in outputs:
-            artefact = _without_zipmap(self.model, self.output).SerializeToString()
+            content = _without_zipmap(self.model, self.output).SerializeToString()
         elif isinstance(source, onnx.ModelProto):
-            artefact = source.SerializeToString()
+            content = source.SerializeToString()
         else:
-            artefact = os.fspath(source)
+            return os.fspath(source)
+        return content
+
+    def _open(self, *, precise: bool) -> onnxruntime.InferenceSession:
         try:
-            return onnxruntime.InferenceSession(artefact, sess_options=options, providers=["CPUExecutionProvider"])
+            return self._opened(precise)
         except Exception as error:
             said = first_line(error)
             if "NOT_IMPLEMENTED" in said or "is not a registered function/op" in said or "unsupported model IR version" in said.lower():
                 version = onnxruntime.__version__
                 raise ModelError(f"ONNX Runtime {version} cannot run {self.where}: {said}; upgrade it or lower the opset") from error
             raise FileError(f"{self.where} is no valid ONNX model: {said}; export it again") from error
+
+    def _opened(self, precise: bool) -> onnxruntime.InferenceSession:
+        try:
+            return open_session(self._artefact, threads=self._threads, precise=precise)
+        except Exception as error:
+            if not precise or "existing tensor" not in str(error):
+                raise
+            model = onnx.load_from_string(self._artefact) if isinstance(self._artefact, bytes) else self.model
+            return open_session(with_own_weights(model).SerializeToString(), threads=self._threads)
+
+    @property
+    def can_saturate(self) -> bool:
+        """Whether a default session may compute other sums than this one on this processor."""
+        return int8_saturates() and any(word in node.op_type for node in self.model.graph.node for word in INTEGER_WORDS)
+
+    def in_default_session(self) -> OnnxFile:
+        """Return the same file in the session that a deployment opens unless told otherwise."""
+        other = copy(self)
+        other._session = self._open(precise=False)
+        return other
 
     def run(self, x: Tensor) -> Tensor:
         """Raw float32 output for rows ``x``, computed by ONNX Runtime."""

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, DataError, ModelError, name_rows
-from cfptq.network.head import Head, as_head, check_threshold, class_logits, infer_head
+from cfptq.network.head import Head, as_head, check_threshold, class_logits, decisions, infer_head
 from cfptq.network.onnx_file import OnnxFile, first_line
 from cfptq.network.onnx_graph import OnnxModule
 
@@ -72,6 +72,8 @@ class ArtefactPredictor:
         head, twin_head: what ``run`` and ``twin`` return.
         threshold: probability of class 1 above which class 1 is decided.
         reason: why ``twin`` is missing; empty where it is not.
+        default_run: an ONNX file in ONNX Runtime's default session, where its int8 products can saturate on this processor and ``run``
+            avoids that; None everywhere else.
     """
 
     name: str
@@ -82,6 +84,7 @@ class ArtefactPredictor:
     twin: Raw | None = None
     twin_head: Head | None = None
     reason: str = ""
+    default_run: Raw | None = None
 
     @property
     def differentiable(self) -> bool:
@@ -100,6 +103,10 @@ class ArtefactPredictor:
             if len(x) <= CHUNK_ROWS:
                 return self._finish(self.run(x.detach()), self.head, x)
             return torch.cat([self._finish(self.run(part), self.head, part) for part in torch.split(x.detach(), CHUNK_ROWS)])
+
+    def default_logits(self, x: Tensor) -> Tensor | None:
+        """Class logits ``(N, C)`` of the artefact as a default session computes them; None where that is what :meth:`logits` gives."""
+        return None if self.default_run is None else replace(self, run=self.default_run).logits(x)
 
     def surrogate(self, x: Tensor) -> Tensor:
         """Class logits ``(N, C)``, differentiable with respect to ``x``.
@@ -168,6 +175,7 @@ def as_predictor(
     called = name or _name_of(model)
     wanted = as_head(head)
     differentiable: Raw | None = None
+    default_run: Raw | None = None
     reason = ""
     run: Raw
     if isinstance(model, nn.Module):
@@ -175,6 +183,7 @@ def as_predictor(
     elif isinstance(model, str | os.PathLike | onnx.ModelProto):
         file = OnnxFile(model, threads=threads, output=output)
         run = file.run
+        default_run = file.in_default_session().run if file.can_saturate else None
         if twin is None:
             differentiable, reason = _onnx_twin(file, example)
     elif callable(model):
@@ -201,12 +210,23 @@ def as_predictor(
         twin_head = _seen_head(differentiable, example, f"the twin of {called}")
         if wanted is not None and _attempt(differentiable, example, called).shape == raw.shape:
             twin_head = wanted
-    predictor = ArtefactPredictor(called, n_classes, run, shown, threshold, differentiable, twin_head, reason)
+    predictor = ArtefactPredictor(called, n_classes, run, shown, threshold, differentiable, twin_head, reason, default_run)
     predictor.logits(example)
     if twin is not None:
         with torch.no_grad():
             predictor.surrogate(example)
     return predictor
+
+
+def decided_otherwise_by_default(predictor: Predictor, rows: Tensor, decided: Tensor) -> int:
+    """Count the rows that a default session of ONNX Runtime decides otherwise on this processor, because int8 products saturate there.
+
+    Args:
+        rows: (N, ...) float32.
+        decided: (N,) decisions without saturation.
+    """
+    logits = predictor.default_logits(rows) if isinstance(predictor, ArtefactPredictor) else None
+    return 0 if logits is None else int((decisions(logits) != decided).sum())
 
 
 def _check_rows(x: Tensor) -> None:

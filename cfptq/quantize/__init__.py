@@ -2,11 +2,20 @@
 
 from cfptq.quantize.compensate import compensated, prepare, rounded_quickly
 from cfptq.quantize.equalize import equalized
-from cfptq.quantize.formats import FINE_ZERO, PORTABLE_LIMIT, WIDTHS, ActivationFormat, container_bits, fake_quantize, integer_limit
+from cfptq.quantize.formats import (
+    ALL_WIDTHS,
+    FINE_ZERO,
+    PORTABLE_WIDTHS,
+    WIDTHS,
+    ActivationFormat,
+    container_bits,
+    fake_quantize,
+    integer_limit,
+)
 from cfptq.quantize.margin import margin_guided
 from cfptq.quantize.partial_run import LayerByLayer, Recording
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.quantizer import Activations, InputBits, equalized_for, layer_problem, quantize
+from cfptq.quantize.quantizer import Activations, InputBits, candidate_widths, equalized_for, layer_problem, quantize
 from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, nearest, nearest_on_full_range
 from cfptq.quantize.rows import affordable_rows, multiply_adds
 from cfptq.quantize.sweep import Aim, swept
@@ -14,8 +23,9 @@ from cfptq.quantize.twin import check_matches, prepared, twin
 from cfptq.quantize.variants import Variability, sample_variants
 
 __all__ = [
+    "ALL_WIDTHS",
     "FINE_ZERO",
-    "PORTABLE_LIMIT",
+    "PORTABLE_WIDTHS",
     "WIDTHS",
     "ActivationFormat",
     "Activations",
@@ -30,6 +40,7 @@ __all__ = [
     "Rounding",
     "Variability",
     "affordable_rows",
+    "candidate_widths",
     "check_matches",
     "compensated",
     "container_bits",

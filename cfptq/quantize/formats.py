@@ -9,30 +9,35 @@ import torch
 
 from cfptq.errors import ModelError
 
-#: Weight widths that layers are allocated (Section 4.3 of the paper).
+#: Candidate widths of a layer (Section 4.3 of the paper).
 WIDTHS: tuple[int, ...] = (2, 3, 4, 8)
 
-#: The largest 8-bit weight magnitude for which a sum of two u8*s8 products fits 16 bits (processors without VNNI).
-PORTABLE_LIMIT = 63
+#: Candidate widths of a layer with integer kernels that must be right on every processor. Without VNNI, products of u8 and s8 are added in
+#: pairs in 16 bits, and the largest weight for which no such sum saturates is 63: the limit of 7 bits.
+PORTABLE_WIDTHS: tuple[int, ...] = (2, 3, 4, 7)
+
+#: Every width that a weight can have.
+ALL_WIDTHS: tuple[int, ...] = (2, 3, 4, 7, 8)
 
 #: Fine steps in a coarse one: ±127 of them cover what rounding to the coarse step leaves.
 FINE_STEPS, FINE_ZERO = 254, 128
 
 
-def integer_limit(bits: int, portable: bool = False) -> int:
-    """The largest magnitude of a ``bits``-wide weight: 2^(b-1) - 1, the narrow symmetric range that every toolchain holds.
+def integer_limit(bits: int) -> int:
+    """Return the largest magnitude of a ``bits``-wide weight, 2^(b-1) - 1: the narrow symmetric range that every toolchain holds."""
+    if bits not in ALL_WIDTHS:
+        raise ModelError(f"a weight cannot have {bits} bits; choose one of {ALL_WIDTHS}")
+    return int(2 ** (bits - 1) - 1)
 
-    ``portable`` caps 8-bit weights at ±63, so that processors without VNNI do not saturate.
-    """
-    if bits not in WIDTHS:
-        raise ModelError(f"a weight cannot have {bits} bits; choose one of {WIDTHS}")
-    limit = int(2 ** (bits - 1) - 1)
-    return min(limit, PORTABLE_LIMIT) if portable else limit
+
+def layer_widths(feeds_integers: bool, portable: bool) -> tuple[int, ...]:
+    """Return the candidate widths of a layer, which depend on whether integer kernels run it and on which processors they must be right."""
+    return PORTABLE_WIDTHS if feeds_integers and portable else WIDTHS
 
 
 def container_bits(bits: int) -> int:
-    """Bits that one stored weight takes in a file: 3-bit integers live in a 4-bit container."""
-    return 4 if bits == 3 else bits
+    """Return the bits that one stored weight takes in a file: 3-bit integers live in a 4-bit container, 7-bit ones in 8 bits."""
+    return {3: 4, 7: 8}.get(bits, bits)
 
 
 @dataclass(frozen=True)

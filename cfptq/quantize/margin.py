@@ -35,14 +35,14 @@ WORK, HELD, FEWEST_ROWS = 2**33, 2**25, 512
 #: Least γ_r, as a share of their mean: channels that no row's margin hangs on keep what suits their own output.
 LEAST_PULL = 1e-3
 
-#: Widths whose steps are so fine that the activations' are coarser; nothing is left to gain from moving integers.
-FINE = 8
+#: Widths from here on have steps so fine that the activations' are coarser; nothing is left to gain from moving integers.
+FINE = 7
 
 
 def margin_guided(problem: LayerProblem) -> RoundedWeight:
     """Round one layer by compensation, then move its integers to where margins err least.
 
-    Layers of 8 bits, of more than 2^16 weights, or whose margins are unknown (``problem.margins`` is None) stay compensated.
+    Layers of 7 or 8 bits, of more than 2^16 weights, or whose margins are unknown (``problem.margins`` is None) stay compensated.
     """
     ready = prepare(problem)
     start = compensated(problem, ready)

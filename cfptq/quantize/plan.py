@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 
 from cfptq.errors import FileError, ModelError
 from cfptq.files import folder_written_aside
-from cfptq.quantize.formats import ActivationFormat, container_bits, integer_limit
+from cfptq.quantize.formats import ActivationFormat, container_bits, integer_limit, layer_widths
 
 #: Version of the saved form.
 SCHEMA = 1
@@ -34,7 +34,7 @@ class LayerPlan:
     Attributes:
         name: the layer's name in the user's model.
         kind: "linear", "conv1d" or "conv2d".
-        bits: width of the integers, one of 2, 3, 4, 8.
+        bits: width of the integers, one of 2, 3, 4, 7, 8.
         integers: int8, the weight's own shape, within the narrow symmetric range of ``bits``.
         scale: float32, shape (out,): step of each output channel.
         bias: float32, shape (out,), or None.
@@ -104,7 +104,7 @@ class QuantizationPlan:
         network: digest of the captured full-precision network that the plan is for.
         method: name of the method that made it.
         seed: seed of the calibration draw.
-        portable: 8-bit weights were kept within ±63.
+        portable: weights behind integer inputs stay within ±63, so that int8 kernels are right on processors without VNNI too.
         input_choice: why the model's input has the format that it has.
     """
 
@@ -126,6 +126,15 @@ class QuantizationPlan:
         missing = [layer.name for layer in self.layers if layer.input not in formats]
         if missing:
             raise ModelError(f"the plan has no activation format for the input of {', '.join(missing)}")
+        beyond = [layer.name for layer in self.layers if self.portable and self._can_saturate(layer)]
+        if beyond:
+            raise ModelError(
+                f"a portable plan keeps weights behind integer inputs within ±{integer_limit(7)}, and {beyond[0]!r} leaves them"
+            )
+
+    def _can_saturate(self, layer: LayerPlan) -> bool:
+        """Return whether sums of two products of the layer may leave 16 bits."""
+        return self.input_format(layer).feeds_integers and int(layer.integers.to(torch.int16).abs().max()) > integer_limit(7)
 
     @cached_property
     def _formats(self) -> Mapping[str, ActivationFormat]:
@@ -134,6 +143,11 @@ class QuantizationPlan:
     def input_format(self, layer: LayerPlan) -> ActivationFormat:
         """The format of the tensor that feeds ``layer``."""
         return self._formats[layer.input]
+
+    @property
+    def candidate_widths(self) -> dict[str, tuple[int, ...]]:
+        """Widths that each layer could have with this plan's activation formats, by name."""
+        return {layer.name: layer_widths(self.input_format(layer).feeds_integers, self.portable) for layer in self.layers}
 
     @property
     def bits(self) -> dict[str, int]:

@@ -15,7 +15,7 @@ from cfptq.errors import BudgetError, ModelError
 from cfptq.network import Head, Layer, Network, class_logits, target_margin
 from cfptq.progress import track
 from cfptq.quantize.equalize import equalized
-from cfptq.quantize.formats import ActivationFormat, fake_quantize
+from cfptq.quantize.formats import ActivationFormat, fake_quantize, layer_widths
 from cfptq.quantize.partial_run import LayerByLayer, node_output
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, activation_format, nearest, thinned
@@ -78,7 +78,7 @@ def quantize(
         network: the captured full-precision network.
         calibration: rows that scales and clipping are fitted on, and how much each counts.
         bits: width of each quantizable layer, all of them.
-        method, seed, portable: recorded in the plan; ``portable`` keeps 8-bit weights within ±63.
+        method, seed, portable: recorded in the plan, which refuses weights beyond ±63 behind integer inputs where ``portable`` says so.
         rounding: the rule that turns one layer's weight into integers.
         activations: bits of the hidden tensors and of the input; 8 each by default.
         equalize: first move each hidden channel's scale between the two layers around it.
@@ -109,7 +109,7 @@ def quantize(
             values, wide = (calibration.rows, input_bits) if tensor == network.input_name else (seen, settings.bits)
             formats[tensor] = _format(source, tensor, values, wide, settings.clip)
         form, width = formats[tensor], bits[layer.name]
-        problem = layer_problem(source, layer, width, wanted[tensor], seen, form, weights, portable=portable)
+        problem = layer_problem(source, layer, width, wanted[tensor], seen, form, weights)
         rounded = rounding(problem if ends is None else replace(problem, margins=ends.margins(layer, problem)))
         layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
         if prefix:
@@ -125,7 +125,20 @@ def equalized_for(network: Network, calibration: CalibrationSet, bits: Mapping[s
 
 def _fine(bits: Mapping[str, int], activations: Activations) -> list[str]:
     """Layers whose weights are as fine as the activations that feed them."""
-    return [name for name, width in bits.items() if width >= activations.bits]
+    return [name for name, width in bits.items() if width + 1 >= activations.bits]
+
+
+def candidate_widths(network: Network, activations: Activations, portable: bool) -> dict[str, tuple[int, ...]]:
+    """Return the widths that each layer may have, by name.
+
+    Where ``portable``, layers that integer kernels run have at most 7 bits; a layer with float input has no sums that saturate.
+    """
+    input_bits, _ = _input_bits(network, activations.input_bits)
+    found = {}
+    for layer in network.layers:
+        bits = input_bits if layer.input == network.input_name else activations.bits
+        found[layer.name] = layer_widths(bits in (8, "two-step"), portable)
+    return found
 
 
 class _Ends:
@@ -176,8 +189,6 @@ def layer_problem(
     seen: torch.Tensor,
     form: ActivationFormat,
     row_weights: torch.Tensor,
-    *,
-    portable: bool = False,
 ) -> LayerProblem:
     """What a rounding rule is given about ``layer``; the arguments are LayerProblem's."""
     return LayerProblem(
@@ -188,7 +199,6 @@ def layer_problem(
         seen=seen,
         form=form,
         bits=bits,
-        portable=portable,
         patches=_patches(network, layer),
         row_weights=row_weights,
     )

@@ -41,7 +41,6 @@ class LayerProblem:
             ``inputs`` where layers are rounded independently of each other.
         form: format of that input tensor.
         bits: width to round to.
-        portable: 8-bit weights stay within ±63.
         patches: inputs (n, ...) -> (groups, m, k), the vectors that each group's weight rows are multiplied with; the layer's
             weight reshaped to (groups, out / groups, k) meets them in the last axis.
         row_weights: (N,) weight of each row.
@@ -58,7 +57,6 @@ class LayerProblem:
     seen: torch.Tensor
     form: ActivationFormat
     bits: int
-    portable: bool
     patches: Callable[[torch.Tensor], torch.Tensor]
     row_weights: torch.Tensor
     margins: Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -66,7 +64,7 @@ class LayerProblem:
     @property
     def limit(self) -> int:
         """The largest integer magnitude that the weight may take."""
-        return integer_limit(self.bits, self.portable)
+        return integer_limit(self.bits)
 
     def grouped(self, weight: torch.Tensor) -> torch.Tensor:
         """``weight`` as (groups, out / groups, k), to meet the patches."""

@@ -192,7 +192,7 @@ def mended(
     point = point[used]
     problem = _problem(network, plan, people.rows[used], wanted[used], head, threshold)
     start = _State(last.integers.to(torch.float32), last.bias, 0)
-    limit = integer_limit(last.bits, plan.portable)
+    limit = integer_limit(last.bits)
     best, rank = start, _rank(problem.gaps(start), point)
     flips_allowed = rank[1]
     for caution in CAUTION:

@@ -79,7 +79,7 @@ def swept(network: Network, plan: QuantizationPlan, aim: Aim, head: Head, thresh
         now = run()
         for layer in network.layers:
             before = layers[layer.name]
-            after = _moved(network, layer, before, plan.portable, now, aim)
+            after = _moved(network, layer, before, now, aim)
             if after is before:
                 continue
             layers[layer.name] = after
@@ -91,10 +91,10 @@ def swept(network: Network, plan: QuantizationPlan, aim: Aim, head: Head, thresh
         return replace(plan, layers=tuple(layers.values()))
 
 
-def _moved(network: Network, layer: Layer, plan: LayerPlan, portable: bool, run: _Run, aim: Aim) -> LayerPlan:
+def _moved(network: Network, layer: Layer, plan: LayerPlan, run: _Run, aim: Aim) -> LayerPlan:
     seen, slope = run.inputs[layer.name], run.slopes[layer.name]
     problem = replace(
-        layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), aim.pull(run.margins), portable=portable),
+        layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), aim.pull(run.margins)),
         weight=plan.weight(),
         bias=plan.bias,
     )

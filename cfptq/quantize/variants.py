@@ -66,12 +66,12 @@ def sample_variants(
 
 def varied(network: Network, plan: QuantizationPlan, rules: Variability, generator: torch.Generator) -> QuantizationPlan:
     """One plan of the uncertainty set; ``generator`` moves on."""
-    layers = tuple(_varied_layer(layer, network.weight(layer.name), rules, generator, plan.portable) for layer in plan.layers)
+    layers = tuple(_varied_layer(layer, network.weight(layer.name), rules, generator) for layer in plan.layers)
     activations = tuple(_varied_format(form, rules, generator) for form in plan.activations)
     return replace(plan, layers=layers, activations=activations, method=f"{plan.method}, varied")
 
 
-def _varied_layer(layer: LayerPlan, weight: Tensor, rules: Variability, generator: torch.Generator, portable: bool) -> LayerPlan:
+def _varied_layer(layer: LayerPlan, weight: Tensor, rules: Variability, generator: torch.Generator) -> LayerPlan:
     along = (-1, *[1] * (weight.dim() - 1))
     integers = layer.integers.to(torch.float32)
     apart = weight / layer.scale.reshape(along) - integers
@@ -79,7 +79,7 @@ def _varied_layer(layer: LayerPlan, weight: Tensor, rules: Variability, generato
     if rules.rounding > 0:
         # A rule that did not round to nearest had its reasons: its weights move over no more often than a tie does.
         likely = (0.5 + (apart.abs().clamp(max=0.5) - 0.5) / rules.rounding).clamp_min(0)
-        limit = integer_limit(layer.bits, portable)
+        limit = integer_limit(layer.bits)
         integers = torch.where(chance < likely, integers + apart.sign(), integers).clamp(-limit, limit)
     jitter = 1 + rules.steps * torch.randn(layer.scale.shape, generator=generator).clamp(-3, 3)
     return replace(layer, integers=integers.to(torch.int8), scale=layer.scale * jitter)

@@ -53,15 +53,14 @@ class LearnedWeight(nn.Module):
         plans: width -> the layer's plan at that width, whose scales are the first steps.
         start: the plan whose integers the weight keeps at first.
         per_channel: one step for each output channel; False for one a layer.
-        portable: 8-bit weights stay within ±63.
     """
 
     mask: Tensor
 
-    def __init__(self, weight: Tensor, plans: Mapping[int, LayerPlan], start: LayerPlan, per_channel: bool, portable: bool) -> None:
+    def __init__(self, weight: Tensor, plans: Mapping[int, LayerPlan], start: LayerPlan, per_channel: bool) -> None:
         super().__init__()
         self.widths = tuple(sorted(plans))
-        self.limits = [integer_limit(bits, portable) for bits in self.widths]
+        self.limits = [integer_limit(bits) for bits in self.widths]
         steps = torch.stack([plans[bits].scale for bits in self.widths])
         self.steps = nn.Parameter(steps if per_channel else steps.mean(dim=1, keepdim=True))
         step = self.steps.detach()[self.widths.index(start.bits)].reshape(-1, *[1] * (weight.dim() - 1))
@@ -179,7 +178,7 @@ class Student(nn.Module):
             plans = {**{bits: uniform.layers[number] for bits, uniform in start.uniform.items()}, own.bits: own}
             for bits in set(self.widths) - set(plans):
                 plans[bits] = own
-            module = LearnedWeight(network.weight(layer.name), plans, own, per_channel, plan.portable)
+            module = LearnedWeight(network.weight(layer.name), plans, own, per_channel)
             bias = network.bias(layer.name)
             if not quantized:
                 with torch.no_grad():

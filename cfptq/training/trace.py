@@ -9,7 +9,7 @@ from cfptq.allocation.hessian import hessian_traces
 from cfptq.allocation.plain import plainly_rounded
 from cfptq.calibration import CalibrationSet
 from cfptq.network import Head, Network, class_logits, decisions, infer_head
-from cfptq.quantize import WIDTHS
+from cfptq.quantize import ALL_WIDTHS
 
 
 def task_trace(
@@ -33,13 +33,13 @@ def task_trace(
     for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):
         weight = network.weight(layer.name)
         damage.append(
-            tuple(trace / layer.parameters * float((plainly_rounded(weight, bits) - weight).double().square().sum()) for bits in WIDTHS)
+            tuple(trace / layer.parameters * float((plainly_rounded(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS)
         )
     return MeasuredScores(
         names=tuple(layer.name for layer in network.layers),
         parameters=tuple(layer.parameters for layer in network.layers),
         scores=tuple(row[0] for row in damage),
         kind="hessian trace of the task loss",
-        widths=WIDTHS,
+        widths=ALL_WIDTHS,
         damage=tuple(damage),
     )

@@ -36,7 +36,7 @@ from cfptq.allocation.plain import plainly_rounded
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import BudgetError, DataError
 from cfptq.network import capture
-from cfptq.quantize import WIDTHS
+from cfptq.quantize import ALL_WIDTHS, WIDTHS
 
 
 def small(make: Callable[[], nn.Module]) -> nn.Module:
@@ -108,9 +108,9 @@ def test_the_hessian_score_is_mean_trace_times_rounding_error() -> None:
     model, calibration = small(smooth), points()
     scores = hessian_trace(capture(model, calibration.rows[:2]), calibration, progress=False)
     for row, layer in zip(scores.damage, (model[0], model[2], model[4]), strict=True):
-        errors = [float((plainly_rounded(layer.weight.detach(), bits) - layer.weight.detach()).square().sum()) for bits in WIDTHS]
+        errors = [float((plainly_rounded(layer.weight.detach(), bits) - layer.weight.detach()).square().sum()) for bits in ALL_WIDTHS]
         per_error = [value / error for value, error in zip(row, errors, strict=True)]
-        assert per_error == pytest.approx([per_error[0]] * len(WIDTHS), rel=1e-4)
+        assert per_error == pytest.approx([per_error[0]] * len(ALL_WIDTHS), rel=1e-4)
         assert row[0] > row[1] > row[2] > row[3] >= 0
 
 
@@ -123,7 +123,7 @@ def test_the_output_distance_is_what_rounding_one_layer_moves() -> None:
         weight.copy_(plainly_rounded(kept, 3))
         moved = (model(calibration.rows) - before).square().sum(1)
     expected = float((calibration.weights * moved).sum() / calibration.weights.sum())
-    assert scores.damage[1][WIDTHS.index(3)] == pytest.approx(expected, rel=1e-4)
+    assert scores.damage[1][ALL_WIDTHS.index(3)] == pytest.approx(expected, rel=1e-4)
 
 
 def test_plain_rounding_is_the_best_of_its_clips_and_exact_on_the_grid() -> None:
@@ -168,7 +168,7 @@ def test_the_surrogate_halves_with_every_bit() -> None:
     gradient = counterfactual_gradient(network, calibration, progress=False)
     for row, s, name in zip(scores.damage, gradient.scores, gradient.names, strict=True):
         radius = float(network.weight(name).abs().amax(1).mean())
-        assert row == pytest.approx([s * radius * 2.0**-bits for bits in WIDTHS])
+        assert row == pytest.approx([s * radius * 2.0**-bits for bits in ALL_WIDTHS])
 
 
 LAYERS = st.lists(st.tuples(st.floats(0.001, 100), st.integers(1, 300)), min_size=1, max_size=4)

@@ -14,7 +14,7 @@ from cfptq.allocation import Budget, LayerScores, MeasuredScores, exact, greedy,
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import BudgetError, ModelError
 from cfptq.network import capture
-from cfptq.quantize import WIDTHS
+from cfptq.quantize import ALL_WIDTHS, WIDTHS
 
 
 def scores_of(parameters: list[int], values: list[float]) -> LayerScores:
@@ -79,7 +79,7 @@ def measured(rows: int = 200) -> tuple[MeasuredScores, nn.Sequential, torch.Tens
 
 def test_wider_layers_are_measured_to_change_margins_less() -> None:
     scores, _, _ = measured()
-    assert scores.widths == WIDTHS
+    assert scores.widths == ALL_WIDTHS
     for row in scores.damage:
         assert row[0] > row[-1] >= 0
         assert row[0] > row[2] > row[3]

@@ -74,6 +74,7 @@ def test_a_moved_cut_by_hand() -> None:
         "with_minimal_cost_recourse": 5,
         "with_both_recourses": 5,
         "direction_undefined": 0,
+        "decided_otherwise_by_default_session": 0,
     }
 
 

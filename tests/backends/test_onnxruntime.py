@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 import torch
 from small_networks import MODELS, TEST_ROWS, made, planned
 
+import cfptq
+from cfptq.actions import Continuous
 from cfptq.backends.onnxruntime import OPSET, OPSET_INT2, prepared_onnx_model, stored_integers, to_onnx_model
 from cfptq.backends.quantize_static import vanilla_onnx
-from cfptq.errors import ModelError
+from cfptq.errors import ModelError, SaturationWarning
 from cfptq.network import capture
+from cfptq.network.onnx_file import OnnxFile
+from cfptq.network.onnx_session import int8_saturates, open_session
 from cfptq.quantize import Activations, twin
 
 
@@ -29,7 +34,7 @@ def session(model: onnx.ModelProto, optimized: Path | None = None) -> onnxruntim
 
 
 def run(model: onnx.ModelProto, rows: torch.Tensor) -> np.ndarray:
-    return session(model).run(None, {"input": rows.numpy()})[0]
+    return OnnxFile(model).run(rows).numpy()
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -180,7 +185,8 @@ def test_the_same_plan_gives_the_same_bytes() -> None:
 
 def test_portable_weights_stay_within_63_in_the_file() -> None:
     network, rows = made("mlp")
-    model = to_onnx_model(network, planned(network, rows, (8,), portable=True))
+    model = to_onnx_model(network, planned(network, rows, (7,), portable=True))
+    assert {entry.key: entry.value for entry in model.metadata_props}["cfptq.portable"] == "true"
     assert max(int(np.abs(stored_integers(model, layer.name)).max()) for layer in network.layers) <= 63
 
 
@@ -210,3 +216,36 @@ def test_the_vanilla_peer_is_quantized_at_the_width_it_claims(bits: int, tmp_pat
     with torch.no_grad():
         error = np.abs(run(model, rows) - network(rows).numpy()).mean()
     assert error < {8: 0.05, 4: 0.5}[bits]
+
+
+def saturating(portable: bool) -> cfptq.Result:
+    """A network whose 8-bit weights saturate without VNNI: many large activations times weights of the full range."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)).eval()
+    with torch.no_grad():
+        model[0].bias.fill_(10.0)
+        model[2].weight.abs_()
+        model[2].bias.copy_(-(model[2].weight.sum(dim=1) * 10))
+    rows = torch.randn(400, 8, generator=torch.Generator().manual_seed(1))
+    space = cfptq.ActionSet.from_columns(rows, [Continuous(f"x{column}", column=column) for column in range(8)], favourable=1)
+    return cfptq.calibrate(model, [rows], space, budget=8.0, portable=portable, progress=False)
+
+
+def test_a_checked_file_says_where_a_default_session_decides_otherwise(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        saturating(portable=False).to_onnx(tmp_path / "full.onnx", check=True)
+    said = [str(warning.message) for warning in told if warning.category is SaturationWarning]
+    assert bool(said) is int8_saturates()
+    assert all("session.x64quantprecision" in sentence and "portable=True" in sentence for sentence in said)
+
+
+def test_by_default_a_file_is_right_in_a_default_session_on_every_processor(tmp_path: Path) -> None:
+    result = saturating(portable=True)
+    result.to_onnx(tmp_path / "portable.onnx", check=True)
+    assert result.calibration is not None and max(result.bits.values()) == 8 and result.bits["2"] == 7
+    rows = result.calibration.rows
+    default = open_session(tmp_path / "portable.onnx", precise=False).run(None, {"input": rows.numpy()})[0]
+    with torch.no_grad():
+        assert np.abs(default - result.module()(rows).numpy()).max() <= 1e-3

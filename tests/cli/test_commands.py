@@ -149,7 +149,7 @@ class TestCalibrate:
     def test_writes_an_onnx_file_from_a_function_and_its_state(self, at_desk: Desk, tmp_path: Path) -> None:
         model = ("--model", "scorer_of_tests:build", "--state", "model.safetensors")
         files = ("--data", "train.csv", "--action-set", "actions.yaml", "--out", str(tmp_path / "q.onnx"), "--save", str(tmp_path / "plan"))
-        result = cfptq_says("calibrate", *model, *files, "--label", "granted", "--layer", "2=8", "--budget", "6")
+        result = cfptq_says("calibrate", *model, *files, "--label", "granted", "--layer", "2=7", "--budget", "6")
         assert result.exit_code == 0, result.stderr
         onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))
         assert cfptq.load(tmp_path / "plan").bits["2"] == 8
@@ -209,7 +209,7 @@ class TestCalibrate:
 class TestQat:
     def test_trains_keeps_a_log_and_says_what_was_kept(self, at_desk: Desk, tmp_path: Path) -> None:
         files = ("--data", "train.csv", "--action-set", "actions.yaml", "--out", str(tmp_path / "q.onnx"), "--save", str(tmp_path / "plan"))
-        extras = ("--label", "granted", "--method", "distil-quant", "--log", str(tmp_path / "log.csv"), "--layer", "2=8", "--budget", "6")
+        extras = ("--label", "granted", "--method", "distil-quant", "--log", str(tmp_path / "log.csv"), "--layer", "2=7", "--budget", "6")
         again = ("--checkpoint", str(tmp_path / "run.safetensors"))
         shown = []
         for _ in range(2):  # the second goes on from the first one's last epoch
@@ -220,7 +220,7 @@ class TestQat:
         onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))
         loaded = cfptq.load(tmp_path / "plan")
         assert loaded.training is not None and len(pd.read_csv(tmp_path / "log.csv")) == len(loaded.training.epochs)
-        assert list(loaded.bits.values()) == [4, 8]
+        assert list(loaded.bits.values()) == [4, 7]
 
     def test_a_method_it_does_not_know_is_one_line(self, at_desk: Desk, tmp_path: Path) -> None:
         files = ("--data", "train.csv", "--action-set", "actions.yaml", "--out", str(tmp_path / "q.onnx"))

@@ -28,7 +28,7 @@ def problem(bits: int = 3, out: int = 6, k: int = 9, rows: int = 80, seed: int =
     weight = torch.randn(out, k, generator=generator)
     form = ActivationFormat.spanning("x", float(seen.min()), float(seen.max()))
     weights = torch.rand(rows, generator=generator)
-    return LayerProblem("l", weight, torch.randn(out, generator=generator), inputs, seen, form, bits, False, as_vectors, weights)
+    return LayerProblem("l", weight, torch.randn(out, generator=generator), inputs, seen, form, bits, as_vectors, weights)
 
 
 def error(task: LayerProblem, answer: RoundedWeight) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_inputs_that_rows_tell_nothing_about_are_rounded_to_nearest() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(30, 60, generator=generator)
     weight = torch.randn(4, 60, generator=generator)
-    task = LayerProblem("l", weight, None, inputs, inputs, ActivationFormat("x", 32), 4, False, as_vectors, torch.ones(30))
+    task = LayerProblem("l", weight, None, inputs, inputs, ActivationFormat("x", 32), 4, as_vectors, torch.ones(30))
     answer = compensated(task, search=False)
     assert torch.equal(answer.integers, (weight / answer.scale[:, None]).round().clamp(-7, 7).to(torch.int8))
 

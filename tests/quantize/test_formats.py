@@ -9,28 +9,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfptq.errors import ModelError
-from cfptq.quantize import ActivationFormat, container_bits, fake_quantize, integer_limit
+from cfptq.quantize import PORTABLE_WIDTHS, WIDTHS, ActivationFormat, container_bits, fake_quantize, integer_limit
+from cfptq.quantize.formats import layer_widths
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(2, 1), (3, 3), (4, 7), (8, 127)])
+@pytest.mark.parametrize(("bits", "limit"), [(2, 1), (3, 3), (4, 7), (7, 63), (8, 127)])
 def test_the_range_of_a_width_is_narrow_and_symmetric(bits: int, limit: int) -> None:
     assert integer_limit(bits) == limit
 
 
-def test_portable_eight_bit_weights_leave_room_for_sixteen_bit_sums() -> None:
+def test_portable_widths_leave_room_for_sixteen_bit_sums() -> None:
     # two products of an unsigned and a signed byte are summed in 16 bits on processors without VNNI
-    assert 2 * 255 * integer_limit(8, portable=True) <= 2**15 - 1
-    assert integer_limit(4, portable=True) == integer_limit(4)
+    assert all(2 * 255 * integer_limit(bits) <= 2**15 - 1 for bits in PORTABLE_WIDTHS)
+    assert 2 * 255 * (integer_limit(max(PORTABLE_WIDTHS)) + 2) > 2**15 - 1
+
+
+def test_only_layers_that_integer_kernels_run_are_kept_from_eight_bits() -> None:
+    assert layer_widths(feeds_integers=True, portable=True) == PORTABLE_WIDTHS
+    assert layer_widths(feeds_integers=False, portable=True) == layer_widths(feeds_integers=True, portable=False) == WIDTHS
 
 
 @pytest.mark.parametrize("bits", [0, 1, 5, 16])
 def test_other_widths_are_refused(bits: int) -> None:
-    with pytest.raises(ModelError, match="2, 3, 4, 8"):
+    with pytest.raises(ModelError, match="2, 3, 4, 7, 8"):
         integer_limit(bits)
 
 
 def test_three_bit_integers_live_in_a_four_bit_container() -> None:
-    assert [container_bits(bits) for bits in (2, 3, 4, 8)] == [2, 4, 4, 8]
+    assert [container_bits(bits) for bits in (2, 3, 4, 7, 8)] == [2, 4, 4, 8, 8]
 
 
 @given(

@@ -77,9 +77,7 @@ def tiny(bits: int, seed: int) -> LayerProblem:
         return (pull * change).sum(dim=1), pull[:, :, None]
 
     form = ActivationFormat("x", 32)
-    return LayerProblem(
-        "l", weight, bias, inputs, inputs, form, bits, False, lambda x: x[None], torch.rand(60, generator=generator), margins
-    )
+    return LayerProblem("l", weight, bias, inputs, inputs, form, bits, lambda x: x[None], torch.rand(60, generator=generator), margins)
 
 
 def objective(problem: LayerProblem, answer: RoundedWeight, statistics: Moments) -> float:

@@ -16,12 +16,12 @@ def as_vectors(inputs: torch.Tensor) -> torch.Tensor:
     return inputs[None]
 
 
-def problem(bits: int, *, weight: torch.Tensor | None = None, portable: bool = False) -> LayerProblem:
+def problem(bits: int, *, weight: torch.Tensor | None = None) -> LayerProblem:
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(5, 7, generator=generator) if weight is None else weight
     inputs = torch.randn(40, 7, generator=generator)
     form = ActivationFormat.spanning("x", float(inputs.min()), float(inputs.max()))
-    return LayerProblem("l", weight, torch.zeros(5), inputs, inputs, form, bits, portable, as_vectors, torch.ones(40))
+    return LayerProblem("l", weight, torch.zeros(5), inputs, inputs, form, bits, as_vectors, torch.ones(40))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -60,7 +60,7 @@ def test_row_weights_steer_the_scale() -> None:
     form = ActivationFormat("x", 32)
 
     def scale(row_weights: list[float]) -> torch.Tensor:
-        task = LayerProblem("l", weight, None, inputs, inputs, form, 2, False, as_vectors, torch.tensor(row_weights))
+        task = LayerProblem("l", weight, None, inputs, inputs, form, 2, as_vectors, torch.tensor(row_weights))
         answer = nearest(task)
         return answer.integers.float() * answer.scale[:, None]
 
@@ -75,10 +75,6 @@ def test_an_all_zero_channel_rounds_to_zero_with_a_positive_scale() -> None:
     answer = nearest(problem(4, weight=weight))
     assert bool((answer.scale > 0).all())
     assert answer.integers[0].abs().sum() == 0
-
-
-def test_portable_weights_stay_within_63() -> None:
-    assert int(nearest(problem(8, portable=True)).integers.abs().max()) <= 63
 
 
 @pytest.mark.parametrize(
@@ -120,7 +116,7 @@ def test_the_output_error_is_the_squared_difference_of_outputs_up_to_a_constant(
 def test_wide_layers_use_a_factor_and_mean_the_same() -> None:
     task = problem(4)
     change = 0.1 * torch.randn(1, 5, 7)
-    few = LayerProblem("l", task.weight, None, task.inputs[:5], task.inputs[:5], task.form, 4, False, as_vectors, torch.ones(5))
+    few = LayerProblem("l", task.weight, None, task.inputs[:5], task.inputs[:5], task.form, 4, as_vectors, torch.ones(5))
     assert output_error(few).factored
     seen = fake_quantize(few.inputs, few.form)
     direct = (seen @ (few.weight + change[0]).T - few.inputs @ few.weight.T).square().mean(dim=0)

@@ -1,0 +1,124 @@
+"""ONNX Runtime sessions on the CPU, with and without protection against saturating int8 products.
+
+Without VNNI (x86 before 2019 at Intel, before Zen 4 at AMD) ONNX Runtime's default int8 kernels add products of unsigned activations and
+signed weights in pairs in 16 bits. Weights beyond ±63 can saturate there. The session option ``session.x64quantprecision`` = "1" chooses
+kernels that do not, at some cost in speed.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+#: Session option of ONNX Runtime that avoids saturation on x86, and the value that asks for it.
+PRECISION_OPTION, PRECISE = "session.x64quantprecision", "1"
+
+#: A product that saturates: a sum of so many products of the largest activation and the largest weight.
+PROBE_INPUTS, LARGEST_ACTIVATION, LARGEST_WEIGHT = 64, 255, 127
+
+
+def open_session(artefact: str | Path | bytes, *, threads: int = 1, precise: bool = True) -> onnxruntime.InferenceSession:
+    """Open a session in ONNX Runtime's CPU provider, graph optimizations as by default.
+
+    Args:
+        artefact: path or content of an ONNX file.
+        threads: intra-op threads.
+        precise: keep int8 kernels from saturating; False is the session that a deployment opens unless told otherwise.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if precise:
+        options.add_session_config_entry(PRECISION_OPTION, PRECISE)
+    return onnxruntime.InferenceSession(artefact, sess_options=options, providers=["CPUExecutionProvider"])
+
+
+def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of ``model`` in which no two nodes share a dequantized int8 initializer.
+
+    ONNX Runtime 1.32 and earlier cannot open a precise session of a file where two products share a weight beyond ±63.
+    """
+    apart = onnx.ModelProto()
+    apart.CopyFrom(model)
+    graph = apart.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
+    dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights}
+    seen: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in dequantized and name in seen:
+                own = onnx.NodeProto()
+                own.CopyFrom(dequantized[name])
+                ending = f"_of_{len(nodes)}_{place}"
+                own.name, own.output[0] = own.name + ending, name + ending
+                for at, given in enumerate(own.input):  # the weight, and its zero points
+                    if given in weights:
+                        tensor = onnx.TensorProto()
+                        tensor.CopyFrom(weights[given])
+                        tensor.name = own.input[at] = given + ending
+                        graph.initializer.append(tensor)
+                nodes.append(own)
+                node.input[place] = own.output[0]
+            seen.add(name)
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    return apart
+
+
+@cache
+def int8_saturates() -> bool:
+    """Return whether a default session of ONNX Runtime computes wrong sums with full-range int8 weights on this processor."""
+    weight = numpy_helper.from_array(np.full((PROBE_INPUTS, 1), LARGEST_WEIGHT, np.int8), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, PROBE_INPUTS])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 1])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    rows = np.full((1, PROBE_INPUTS), LARGEST_ACTIVATION, np.uint8)
+    answer = open_session(model.SerializeToString(), precise=False).run(None, {"x": rows})[0]
+    return int(answer.item()) != PROBE_INPUTS * LARGEST_ACTIVATION * LARGEST_WEIGHT
+
+
+def describe_runtime() -> dict[str, Any]:
+    """Return what a figure about an ONNX file depends on besides the file: the processor, ONNX Runtime's version and session option."""
+    return {
+        "processor": _processor(),
+        "int8_saturates": int8_saturates(),
+        "onnxruntime": onnxruntime.__version__,
+        PRECISION_OPTION: PRECISE,
+    }
+
+
+def saturation_sentence(name: str, rows: int, among: int) -> str:
+    """Return the warning that a default session decides ``rows`` of ``among`` rows otherwise on this processor."""
+    return (
+        f"{name}: ONNX Runtime's default session decides {rows} of {among} rows otherwise on this processor, because int8 products "
+        "saturate without VNNI. All figures were computed without saturation. Keep weights within ±63 (portable=True), or deploy with the "
+        f"session option {PRECISION_OPTION}={PRECISE!r}."
+    )
+
+
+@cache
+def _processor() -> str:
+    """The processor's model name; its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(named, '') or platform.processor() or 'unknown'} ({platform.machine()})"
