@@ -38,6 +38,7 @@ from cfptq.files import write_text
 from cfptq.method import METHODS, Method
 from cfptq.metrics import RatioOfSums, bootstrap_intervals, validity_drop, value_of
 from cfptq.network import Predictor, decisions, target_margin
+from cfptq.network.predictor import decided_otherwise_by_default
 from cfptq.quantize import Activations, LayerProblem, RoundedWeight, margin_guided
 from cfptq.recipe import Recipe
 from cfptq.teacher import Teacher, prepare
@@ -116,9 +117,9 @@ class Judge:
         """A teacher that has not computed anything yet."""
         return prepare(self.experiment.model, self.loader, self.experiment.action_set, seed=self.seed, max_rows=self.rows, progress=False)
 
-    def __call__(self, teacher: Teacher, method: Method, budget: float) -> dict[str, Any]:
+    def __call__(self, teacher: Teacher, method: Method, budget: float, portable: bool = True) -> dict[str, Any]:
         """Quantize, write the file, run it."""
-        result = teacher.quantized(method, budget, progress=False)
+        result = teacher.quantized(method, budget, portable=portable, progress=False)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             result.to_onnx(path)
@@ -137,6 +138,9 @@ class Judge:
                 "validity_drop_without_drift": round(float((margin <= self.fair_margin(teacher, deployed)).double().mean()), 5),
                 "people": len(held),
                 "bits": list(result.bits.values()),
+                "average_bits": round(result.plan.average_bits, 4),
+                "stored_bytes": result.plan.stored_bytes,
+                "decided_otherwise_by_default_session": decided_otherwise_by_default(deployed, self.columns.test, after),
             }
 
     def fair_margin(self, teacher: Teacher, deployed: Predictor) -> float:
