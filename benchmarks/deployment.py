@@ -32,7 +32,7 @@ import cfptq
 from cfptq.actions import ActionSet, Continuous
 from cfptq.backends.latency import BATCHES, latencies, slower_than
 from cfptq.backends.quantize_static import vanilla_onnx
-from cfptq.files import write_text
+from cfptq.io.atomic import write_text
 from cfptq.quantize import InputBits
 
 NETS = {"104-256-128-2": (104, 256, 128, 2), "512-2048-2048-2048-2": (512, 2048, 2048, 2048, 2)}

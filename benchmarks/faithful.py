@@ -32,16 +32,16 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from cfptq.auditing import Protocol, TeacherRecourse, teacher_recourse
-from cfptq.calibration import teacher as calibration_teacher
-from cfptq.files import write_text
-from cfptq.method import METHODS, Method
+from cfptq.auditing import Protocol, ReferenceRecourse, reference_recourse
+from cfptq.calibration import counterfactual_points
+from cfptq.experiments.recipe import Recipe
+from cfptq.io.atomic import write_text
 from cfptq.metrics import RatioOfSums, bootstrap_intervals, validity_drop, value_of
 from cfptq.network import Predictor, decisions, target_margin
 from cfptq.network.predictor import decided_otherwise_by_default
+from cfptq.pipeline.method import METHODS, Method
+from cfptq.pipeline.task import Teacher, prepare
 from cfptq.quantize import Activations, LayerProblem, RoundedWeight, margin_guided
-from cfptq.recipe import Recipe
-from cfptq.teacher import Teacher, prepare
 
 RESULTS = Path(__file__).parent / "results"
 OUT = RESULTS / "faithful.json"
@@ -78,7 +78,7 @@ def unweighted(problem: LayerProblem) -> RoundedWeight:
 
 def without(constant: str) -> Callable[[], AbstractContextManager[Any]]:
     """Calibration with one of the numbers that size it at zero."""
-    return lambda: patch.object(calibration_teacher, constant, 0)
+    return lambda: patch.object(counterfactual_points, constant, 0)
 
 
 #: What is removed -> the method left, and what has to be patched meanwhile.
@@ -108,7 +108,7 @@ class Judge:
         self.loader = [(self.columns.train, self.columns.train_labels)]
         self.experiment, self.rows, self.seed = experiment, recipe.calibration.rows, seed
         teacher = self.teacher()
-        self.people: TeacherRecourse = teacher_recourse(
+        self.people: ReferenceRecourse = reference_recourse(
             teacher.predictor, self.columns.test, experiment.action_set, teacher.target, Protocol(), seed, progress=False
         )
         self.accuracy = float((decisions(teacher.predictor.logits(self.columns.test)) == self.columns.test_labels).double().mean())

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import cfptq
-from cfptq.files import write_text
-from cfptq.recipe import Recipe
+from cfptq.experiments.recipe import Recipe
+from cfptq.io.atomic import write_text
 
 #: Data set -> seeds.
 SEEDS: dict[str, Sequence[int]] = {

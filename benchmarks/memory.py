@@ -20,7 +20,7 @@ from torch import nn
 
 import cfptq
 from cfptq.actions import ActionSet, Continuous
-from cfptq.files import write_text
+from cfptq.io.atomic import write_text
 
 COLUMNS = 88
 BATCH = 1000

@@ -26,14 +26,14 @@ import torch
 from torch import nn
 
 import cfptq
-from cfptq import teacher
 from cfptq.actions import ActionSet, Continuous
 from cfptq.backends.latency import latencies
 from cfptq.backends.quantize_static import vanilla_onnx
-from cfptq.files import write_text
-from cfptq.method import as_method
+from cfptq.experiments.recipe import Recipe
+from cfptq.io.atomic import write_text
+from cfptq.pipeline import task
+from cfptq.pipeline.method import as_method
 from cfptq.quantize import InputBits
-from cfptq.recipe import Recipe
 
 RUNS = 7
 METHODS = ("cf-ptq", "faithful")
@@ -104,7 +104,7 @@ def stages(model: nn.Module, rows: torch.Tensor, action_set: ActionSet, method: 
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             times = [time.process_time()]
-            teaching = teacher.prepare(model, [rows], action_set, progress=False)
+            teaching = task.prepare(model, [rows], action_set, progress=False)
             times.append(time.process_time())
             teaching.calibration(chosen)
             times.append(time.process_time())
@@ -120,7 +120,7 @@ def stages(model: nn.Module, rows: torch.Tensor, action_set: ActionSet, method: 
 
 def latency_by_input(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> dict[str, Any]:
     """The default method's files at each input format: microseconds by batch size, and multiples of the int8 file's."""
-    teaching = teacher.prepare(model, [rows], action_set, progress=False)
+    teaching = task.prepare(model, [rows], action_set, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         files = {"ONNX Runtime int8": Path(folder) / "int8.onnx"}
         vanilla_onnx(teaching.network.to_onnx_model(), rows, 8, files["ONNX Runtime int8"])

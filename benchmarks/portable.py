@@ -19,10 +19,10 @@ from typing import Any
 import faithful
 import torch
 
-from cfptq.files import write_text
-from cfptq.method import METHODS
-from cfptq.network.onnx_session import describe_runtime
-from cfptq.recipe import Recipe
+from cfptq.experiments.recipe import Recipe
+from cfptq.io.atomic import write_text
+from cfptq.network.onnx.session import describe_runtime
+from cfptq.pipeline.method import METHODS
 
 OUT = Path(__file__).parent / "results" / "portable.json"
 

@@ -35,10 +35,10 @@ from typing import Any
 import torch
 
 import cfptq
-from cfptq.auditing import Protocol, TeacherRecourse, evaluate, teacher_recourse
-from cfptq.files import write_text
+from cfptq.auditing import Protocol, ReferenceRecourse, evaluate, reference_recourse
+from cfptq.experiments.recipe import Backbone, Mix, Recipe
+from cfptq.io.atomic import write_text
 from cfptq.network import Predictor, as_predictor
-from cfptq.recipe import Backbone, Mix, Recipe
 from cfptq.recourse import ProjectedGradient
 from cfptq.training import QAT_METHODS, History, QatMethod, TeacherSettings, Trainer
 
@@ -155,11 +155,11 @@ class Judge:
         self.seed, self.rows = seed, recipe.calibration.rows
         self.f, self.people = self.reference(self.experiment.model)
 
-    def reference(self, network: torch.nn.Module) -> tuple[Predictor, TeacherRecourse]:
+    def reference(self, network: torch.nn.Module) -> tuple[Predictor, ReferenceRecourse]:
         """A full-precision model and its people's recourse."""
         columns, space = self.experiment.columns, self.experiment.action_set
         f = as_predictor(network, example=columns.train[:256], name="fp32")
-        return f, teacher_recourse(f, columns.test, space, self.experiment.dataset.favourable, Protocol(), self.seed, progress=False)
+        return f, reference_recourse(f, columns.test, space, self.experiment.dataset.favourable, Protocol(), self.seed, progress=False)
 
     def quantized(self, method: str | QatMethod, budget: float = BUDGET, **more: Any) -> cfptq.Result:
         """By training, or training-free."""

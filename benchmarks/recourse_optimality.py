@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.actions import ActionSet
-from cfptq.files import write_text
+from cfptq.experiments.recipe import Recipe
+from cfptq.io.atomic import write_text
 from cfptq.network import as_predictor, decisions
-from cfptq.recipe import Recipe
 from cfptq.recourse import Exact, MinimalCost, RecourseBatch, Status, solve
 
 #: Data set -> seeds pooled.

@@ -33,7 +33,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder
 from torch import Tensor, nn
 
 from cfptq.actions import ActionSet
-from cfptq.files import write_text
+from cfptq.io.atomic import write_text
 from cfptq.models import MLP, TrainingSettings, train
 from cfptq.recourse import Exact, GradientFree, Method, MinimalCost, RecourseBatch, Status, solve
 

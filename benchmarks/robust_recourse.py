@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 
 import cfptq
-from cfptq.files import write_text
+from cfptq.experiments.recipe import Experiment, Recipe
+from cfptq.io.atomic import write_text
 from cfptq.network import Predictor, as_predictor
-from cfptq.quantize import sample_variants, twin
-from cfptq.recipe import Experiment, Recipe
+from cfptq.quantize import fake_quantized_module, sample_variants
 from cfptq.recourse import RecourseBatch, holds, robust, solve
 from cfptq.training import QAT_METHODS
 
@@ -66,7 +66,7 @@ def deployed(experiment: Experiment, method: str, seed: int) -> Deployed:
     def predictors(count: int, seed: int) -> list[Predictor]:
         return [as_predictor(model, example=columns.train[:256]) for model in sample_variants(network, plans, count, seed)]
 
-    nominal = as_predictor(twin(network, plans[0]), example=columns.train[:256], name="nominal")
+    nominal = as_predictor(fake_quantized_module(network, plans[0]), example=columns.train[:256], name="nominal")
     return Deployed(nominal, predictors(MEMBERS, seed), predictors(4 * MEMBERS, seed + 1000))
 
 

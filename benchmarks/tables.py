@@ -20,7 +20,7 @@ import faithful  # noqa: E402
 import main_tables  # noqa: E402
 import qat  # noqa: E402
 
-from cfptq.files import write_text  # noqa: E402
+from cfptq.io.atomic import write_text  # noqa: E402
 
 INTRODUCTION = """# Benchmarks
 

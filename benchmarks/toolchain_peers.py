@@ -31,15 +31,15 @@ from rich.console import Console
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cfptq.auditing import Protocol, evaluate, teacher_recourse
+from cfptq.auditing import Protocol, evaluate, reference_recourse
 from cfptq.backends.latency import BATCHES, Runnable, latencies
-from cfptq.comparison import Comparison
-from cfptq.deployments import deploy_all
-from cfptq.files import write_text
+from cfptq.backends.toolchains import PEERS, eager_run
+from cfptq.experiments.recipe import Recipe
+from cfptq.io.atomic import write_text
 from cfptq.network import Predictor, as_predictor
-from cfptq.peers import PEERS, eager_run
-from cfptq.recipe import Recipe
-from cfptq.teacher import Teacher, prepare
+from cfptq.pipeline.comparison import Comparison
+from cfptq.pipeline.deploy import deploy_all
+from cfptq.pipeline.task import Teacher, prepare
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "adult.yaml"
 OURS = ("cf-ptq", "faithful")
@@ -155,7 +155,7 @@ def measure(seed: int) -> Comparison:
     experiment = recipe.prepare(seed)
     columns, space = experiment.columns, experiment.action_set
     teacher = prepare(experiment.model, [(columns.train, columns.train_labels)], space, seed=seed, max_rows=recipe.calibration.rows)
-    people = teacher_recourse(teacher.predictor, columns.test, space, teacher.target, Protocol(), seed)
+    people = reference_recourse(teacher.predictor, columns.test, space, teacher.target, Protocol(), seed)
 
     def judged(student: Predictor, path: Path | None, **deployed: Any) -> dict[str, Any]:
         metrics = evaluate(teacher.predictor, student, people, columns.test, columns.test_labels, space, progress=False)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from cfptq.allocation import Budget
     from cfptq.api import audit, calibrate, compare, load, qat, tuning_score
     from cfptq.auditing import AuditReport
-    from cfptq.comparison import Comparison
-    from cfptq.method import Method
-    from cfptq.result import Result
+    from cfptq.pipeline.comparison import Comparison
+    from cfptq.pipeline.method import Method
+    from cfptq.pipeline.result import Result
 
 __version__ = "0.1.0"
 
@@ -58,9 +58,9 @@ _HOMES = {
     "ActionSet": "cfptq.actions",
     "AuditReport": "cfptq.auditing",
     "Budget": "cfptq.allocation",
-    "Comparison": "cfptq.comparison",
-    "Method": "cfptq.method",
-    "Result": "cfptq.result",
+    "Comparison": "cfptq.pipeline.comparison",
+    "Method": "cfptq.pipeline.method",
+    "Result": "cfptq.pipeline.result",
     "audit": "cfptq.api",
     "calibrate": "cfptq.api",
     "compare": "cfptq.api",

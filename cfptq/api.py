@@ -19,23 +19,23 @@ from torch import nn
 
 from cfptq.actions import ActionSet, ActionSpace
 from cfptq.allocation import Budget
-from cfptq.auditing import AuditReport, Protocol, evaluate, rows_by_group, run_audit, teacher_recourse
+from cfptq.auditing import AuditReport, Protocol, evaluate, reference_recourse, rows_by_group, run_audit
 from cfptq.backends.latency import latencies
+from cfptq.backends.toolchains import PEERS
 from cfptq.calibration import draw_rows
-from cfptq.comparison import Comparison
-from cfptq.deployments import deploy_all
-from cfptq.errors import ActionSetError, DataError, ModelError, RecipeError
-from cfptq.learner import ALL_ROWS, CALIBRATION_ROWS, learn
-from cfptq.method import METHODS, Groups, Method, as_method
-from cfptq.network import Head, OnnxModule, Predictor, undisturbed
-from cfptq.network.onnx_session import describe_runtime, saturation_sentence
-from cfptq.peers import PEERS
+from cfptq.errors import ActionSetError, ConfigurationError, DataError, ModelError
+from cfptq.network import Head, OnnxModule, Predictor, preserved_state
+from cfptq.network.onnx.session import describe_runtime, saturation_sentence
+from cfptq.pipeline.comparison import Comparison
+from cfptq.pipeline.deploy import deploy_all
+from cfptq.pipeline.method import METHODS, Groups, Method, as_method
+from cfptq.pipeline.result import Result, load
+from cfptq.pipeline.task import prepare
+from cfptq.pipeline.train_task import ALL_ROWS, CALIBRATION_ROWS, learn
+from cfptq.pipeline.tuning import TuningScore, score_by
 from cfptq.quantize import Activations, InputBits
 from cfptq.recourse import Target
-from cfptq.result import Result, load
-from cfptq.teacher import prepare
 from cfptq.training import QAT_METHODS, Files, History, QatMethod, Trainer, as_qat_method
-from cfptq.tuning import TuningScore, score_by
 
 __all__ = ["DEFAULT_METHOD", "PEERS", "audit", "calibrate", "compare", "load", "qat", "tuning_score"]
 
@@ -109,11 +109,11 @@ def calibrate(
     """
     _check(seed, layers)
     if budget is not None and max_validity_drop is not None:
-        raise RecipeError("give a budget or max_validity_drop, not both: the one fixes the bits, the other finds them")
+        raise ConfigurationError("give a budget or max_validity_drop, not both: the one fixes the bits, the other finds them")
     chosen = as_method(method).with_activations(activation_bits, input_bits)
     chosen = replace(chosen, repair=repair or chosen.repair, groups=groups if groups is not None else chosen.groups)
     module = _module(model)
-    with undisturbed(module, threads=1):
+    with preserved_state(module, threads=1):
         teacher = prepare(
             module,
             calib_loader,
@@ -197,7 +197,7 @@ def qat(
     _check(seed, layers)
     chosen = as_qat_method(method)
     module = _module(model)
-    with undisturbed(module, threads=1):
+    with preserved_state(module, threads=1):
         teacher = prepare(
             module,
             train_loader,
@@ -262,7 +262,7 @@ def compare(
         keep: folder that the quantized models are written to.
 
     Raises:
-        RecipeError: an unknown method. BudgetError: a budget that is no number. Otherwise as :func:`calibrate`.
+        ConfigurationError: an unknown method. BudgetError: a budget that is no number. Otherwise as :func:`calibrate`.
     """
     _check(seed)
     methods = (methods,) if isinstance(methods, str | Method | QatMethod) else methods
@@ -270,13 +270,13 @@ def compare(
     names = [entry if isinstance(entry, str) else entry.name for entry in methods]
     unknown = [entry for entry in methods if isinstance(entry, str) and entry not in (*METHODS, *QAT_METHODS, *PEERS)]
     if unknown:
-        raise RecipeError(f"there is no method {unknown[0]!r} to compare; choose from {', '.join([*PEERS, *METHODS, *QAT_METHODS])}")
+        raise ConfigurationError(f"there is no method {unknown[0]!r} to compare; choose from {', '.join([*PEERS, *METHODS, *QAT_METHODS])}")
     if not limits or len(set(names)) != len(names):
-        raise RecipeError("compare needs at least one budget, and each method once")
+        raise ConfigurationError("compare needs at least one budget, and each method once")
     rules = protocol or Protocol()
     space = _space(action_set)
     module = _module(model)
-    with undisturbed(module, threads=1), contextlib.ExitStack() as stack:
+    with preserved_state(module, threads=1), contextlib.ExitStack() as stack:
         if keep is not None:
             Path(keep).mkdir(parents=True, exist_ok=True)
         folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -295,7 +295,7 @@ def compare(
         rows, labels = draw_rows(test_loader, max_rows=sys.maxsize, seed=seed, encode=getattr(space, "encode", None), progress=progress)
         space.check(rows)
         rows_by_group(groups, rows)  # refused before the work, not after it
-        people = teacher_recourse(teacher.predictor, rows, space, teacher.target, rules, seed, progress=progress)
+        people = reference_recourse(teacher.predictor, rows, space, teacher.target, rules, seed, progress=progress)
         prepared = time.perf_counter() - started
 
         def judged(student: Predictor, path: Path, **deployed: Any) -> dict[str, Any]:
@@ -346,7 +346,7 @@ def tuning_score(
     """
     _check(seed)
     module = _module(model)
-    with undisturbed(module, threads=1):
+    with preserved_state(module, threads=1):
         teacher = prepare(
             module,
             loader,
@@ -397,7 +397,7 @@ def audit(
     _check(seed)
     given, labels = _beside(people, groups, label)
     modules = [entry for entry in (f, f_q) if isinstance(entry, nn.Module)]
-    with undisturbed(*modules, threads=1):
+    with preserved_state(*modules, threads=1):
         return run_audit(
             f,
             f_q,
@@ -427,9 +427,9 @@ def _saturated(budgets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterat
 def _check(seed: int, layers: Mapping[str, int] | None = None) -> None:
     """Refuse, before anything runs, what would fail much later."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
-        raise RecipeError(f"seed is {seed!r}; give a whole number from 0 to 2**32 - 1")
+        raise ConfigurationError(f"seed is {seed!r}; give a whole number from 0 to 2**32 - 1")
     if not (layers is None or isinstance(layers, Mapping)):
-        raise RecipeError(f"layers is {layers!r}; give the bits of each layer by its name, such as layers={{'head': 8}}")
+        raise ConfigurationError(f"layers is {layers!r}; give the bits of each layer by its name, such as layers={{'head': 8}}")
 
 
 def _module(model: nn.Module | str | os.PathLike[str]) -> nn.Module:

@@ -36,8 +36,12 @@ class MissingDependencyError(CfptqError):
     """An optional toolchain is not installed; the message names the extra that brings it."""
 
 
-class RecipeError(CfptqError):
-    """An experiment file or a command-line argument that does not make sense."""
+class ConfigurationError(CfptqError):
+    """A method, a setting or an argument that does not make sense."""
+
+
+class RecipeError(ConfigurationError):
+    """An experiment file that cannot be read, or that does not make sense."""
 
 
 class SaturationWarning(UserWarning):

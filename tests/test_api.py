@@ -24,8 +24,8 @@ from cfptq import datasets, models
 from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
 from cfptq.backends.onnxruntime import stored_integers
-from cfptq.errors import ActionSetError, BudgetError, CfptqError, DataError, FileError, ModelError, RecipeError
-from cfptq.teacher import Teacher
+from cfptq.errors import ActionSetError, BudgetError, CfptqError, ConfigurationError, DataError, FileError, ModelError
+from cfptq.pipeline.task import Teacher
 
 PRESETS = ("faithful", "ptq", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq")
 
@@ -257,7 +257,7 @@ def test_groups_that_do_not_fit_the_rows_are_refused_before_the_work(
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("cfptq.api.teacher_recourse", work)
+    monkeypatch.setattr("cfptq.api.reference_recourse", work)
     with pytest.raises(DataError, match="one per row"):
         cfptq.compare(model, batches(columns), [columns.test], action_set, groups={"sex": ["a", "b"]}, progress=False)
 
@@ -348,13 +348,13 @@ REFUSED: dict[str, tuple[Any, type[CfptqError], str]] = {
     "integers for rows": (lambda c, a: {"calib_loader": [c.train.long()]}, DataError, "float"),
     "one-hot rows that are not": (lambda c, a: {"calib_loader": _spoilt(c, 11, _one_hot_column(a), 0.5)}, CfptqError, "11"),
     "budget below the lowest width": (lambda c, a: {"budget": 1.5}, BudgetError, "2"),
-    "budget and limit": (lambda c, a: {"budget": 4.0, "max_validity_drop": 0.1}, RecipeError, "not both"),
+    "budget and limit": (lambda c, a: {"budget": 4.0, "max_validity_drop": 0.1}, ConfigurationError, "not both"),
     "limit out of range": (lambda c, a: {"max_validity_drop": 1.5}, BudgetError, "between 0 and 1"),
     "limit that is no number": (lambda c, a: {"max_validity_drop": "x"}, BudgetError, "between 0 and 1, not 'x'"),
-    "layers without bits": (lambda c, a: {"layers": ["head"]}, RecipeError, "by its name"),
-    "a list of groups": (lambda c, a: {"groups": ["a"] * 300}, RecipeError, "function from rows .* not a list"),
+    "layers without bits": (lambda c, a: {"layers": ["head"]}, ConfigurationError, "by its name"),
+    "a list of groups": (lambda c, a: {"groups": ["a"] * 300}, ConfigurationError, "function from rows .* not a list"),
     "unknown head": (lambda c, a: {"head": "foo"}, ModelError, "there is no head 'foo'"),
-    "unknown method": (lambda c, a: {"method": "magic"}, RecipeError, "magic"),
+    "unknown method": (lambda c, a: {"method": "magic"}, ConfigurationError, "magic"),
     "nothing to quantize": (lambda c, a: {"model": Nothing()}, ModelError, "quantiz"),
     "target outside the classes": (lambda c, a: {"target": 7}, CfptqError, "7"),
     "raw action set": (lambda c, a: {"action_set": ActionSet.from_frame(pd.DataFrame({"x": [1.0, 2.0]}))}, ActionSetError, "encoded_by"),
@@ -391,7 +391,7 @@ def test_a_seed_is_a_whole_number(
     call: Callable[..., Any], seed: object, model: nn.Module, columns: datasets.Columns, action_set: ActionSet
 ) -> None:
     first = {cfptq.compare: (model, batches(columns), batches(columns)), cfptq.audit: (model, model, columns.test)}
-    with pytest.raises(RecipeError, match="seed is"):
+    with pytest.raises(ConfigurationError, match="seed is"):
         call(*first.get(call, (model, batches(columns))), action_set, seed=seed)
 
 
@@ -477,7 +477,7 @@ def test_results_are_the_same_bytes_again(
 
 
 def test_an_unknown_method_is_refused_before_anything_runs(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
-    with pytest.raises(RecipeError, match="ort-int3"):
+    with pytest.raises(ConfigurationError, match="ort-int3"):
         cfptq.compare(model, [], [], action_set, methods=("ort-int3",))
 
 

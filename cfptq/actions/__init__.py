@@ -1,10 +1,10 @@
 """What people may change, how far and at what cost: features, action sets, projection, encoding, words."""
 
 from cfptq.actions.action_set import ActionSet
+from cfptq.actions.action_space import ActionSpace
+from cfptq.actions.cost import Norm, Weights
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal, Statistics
-from cfptq.actions.pricing import Norm, Weights
-from cfptq.actions.space import ActionSpace
-from cfptq.actions.values import Level
+from cfptq.actions.validation import Level
 
 __all__ = [
     "ActionSet",

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from cfptq.actions.columns import as_columns, checked_column_names, require_shape
 from cfptq.actions.compiled import Compiled, compile_features
+from cfptq.actions.cost import Norm, Weights, checked_norm, checked_weights, column_weights, row_costs
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
-from cfptq.actions.naming import did_you_mean
-from cfptq.actions.pricing import Norm, Weights, checked_norm, checked_weights, column_weights, row_costs
 from cfptq.actions.projection import active, arrived, projected
 from cfptq.actions.straight_through import straight_through
-from cfptq.actions.values import plain
+from cfptq.actions.suggestions import did_you_mean
+from cfptq.actions.validation import plain
 from cfptq.errors import ActionSetError
 
 
@@ -40,7 +40,7 @@ class ActionSet:
         unseen: features of the frame that the encoder does not pass to the model.
         max_changes: k, the most features that one action changes; ``None`` for no limit.
         favourable: index of the class that people want.
-        norm, weights, epsilon: the cost; see :mod:`cfptq.actions.pricing`.
+        norm, weights, epsilon: the cost; see :mod:`cfptq.actions.cost`.
     """
 
     features: tuple[AnyFeature, ...]
@@ -124,7 +124,7 @@ class ActionSet:
             ActionSetError: an unknown name (with the nearest known one), contradictory declarations, bounds that leave nothing.
             DataError: an empty frame, repeated column names, infinite values, a dtype that is none of the above.
         """
-        from cfptq.actions.inference import inferred_features
+        from cfptq.actions.infer_features import inferred_features
 
         features = inferred_features(
             frame,
@@ -170,7 +170,7 @@ class ActionSet:
             ActionSetError: columns claimed twice or out of range, whole numbers that are not whole.
             DataError: not ``(N, d)``, NaN, one-hot groups that are not one-hot.
         """
-        from cfptq.actions.inference import features_on_columns
+        from cfptq.actions.infer_features import features_on_columns
 
         placed, width, names = features_on_columns(columns, features, means=means, scales=scales, column_names=column_names)
         return cls(
@@ -302,14 +302,14 @@ class ActionSet:
         Columns of immutable features, and the slots of a one-hot group that cannot be reached, keep the row's own value.
         """
         self._check_shape(x)
-        from cfptq.actions.reach import column_reach
+        from cfptq.actions.bounds import column_reach
 
         return column_reach(self.features, x)
 
     def describe(self, x: Tensor, delta: Tensor) -> list[str]:
         """Each row's action in words: ``"hours-per-week 40 → 46; occupation Sales → Tech-support"``."""
         self._check_shape(x, delta)
-        from cfptq.actions.wording import described
+        from cfptq.actions.describe import described
 
         return described(self.features, x, self.apply(x, delta.detach()), delta.detach())
 
@@ -321,14 +321,14 @@ class ActionSet:
         Raises:
             DataError: a feature is missing from the frame, a value is missing and the encoder has no rule for it, an unknown category.
         """
-        from cfptq.actions.frames import encoded
+        from cfptq.actions.encoding import encoded
 
         return encoded(self.features, self._encoded_width(), frame)
 
     def decode(self, columns: Tensor) -> pd.DataFrame:
         """The model's columns ``(N, d)`` as raw rows. What the encoder filled in for a missing value stays filled in."""
         self._check_shape(columns)
-        from cfptq.actions.frames import decoded
+        from cfptq.actions.encoding import decoded
 
         return decoded(self.features, columns)
 
@@ -361,8 +361,8 @@ class ActionSet:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write YAML that carries everything: features, encoding, statistics, cost."""
-        from cfptq.actions.document import to_text
-        from cfptq.files import write_text
+        from cfptq.actions.yaml_format import to_text
+        from cfptq.io.atomic import write_text
 
         write_text(path, to_text(self))
 
@@ -374,12 +374,12 @@ class ActionSet:
             FileError: no such file, not YAML, not an action set, or from a newer cfptq.
             ActionSetError: it contradicts itself.
         """
-        from cfptq.actions.document import from_file
+        from cfptq.actions.yaml_format import from_file
 
         return from_file(path)
 
     def __str__(self) -> str:
-        from cfptq.actions.wording import as_table
+        from cfptq.actions.describe import as_table
 
         return as_table(self)
 

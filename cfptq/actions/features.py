@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from cfptq.actions.naming import did_you_mean
-from cfptq.actions.values import Level, column_number, finite_number, level_tuple, number, pair, plain
+from cfptq.actions.suggestions import did_you_mean
+from cfptq.actions.validation import Level, column_number, finite_number, level_tuple, number, pair, plain
 from cfptq.errors import ActionSetError
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cfptq.actions.compiled import Array, Coded, Compiled, Groups, Scalars
-from cfptq.actions.pricing import Norm
+from cfptq.actions.cost import Norm
 
 _HUGE = 1e30  # where an infinite wish leads to, short of overflow
 

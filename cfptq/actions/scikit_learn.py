@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from cfptq.actions.column_mapping import Followed, placed
 from cfptq.actions.features import AnyFeature, Continuous
-from cfptq.actions.naming import did_you_mean
-from cfptq.actions.placing import Followed, placed
-from cfptq.actions.values import Level, plain
+from cfptq.actions.suggestions import did_you_mean
+from cfptq.actions.validation import Level, plain
 from cfptq.errors import ActionSetError
 
 READ = (

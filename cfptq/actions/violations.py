@@ -58,8 +58,8 @@ def found_in_columns(features: Sequence[AnyFeature], rows: Tensor) -> pd.DataFra
 
 def found_in_frame(features: Sequence[AnyFeature], frame: pd.DataFrame) -> pd.DataFrame:
     """Violations among raw rows: missing and unknown values besides."""
-    from cfptq.actions.frames import feature_series
-    from cfptq.actions.inference import numbers_of, places_of
+    from cfptq.actions.encoding import feature_series
+    from cfptq.actions.infer_features import numbers_of, places_of
 
     found = []
     for feature in features:

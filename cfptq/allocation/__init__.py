@@ -1,16 +1,16 @@
 """Which layer gets how many bits: scores, budgets, allocations (Section 4.3, eqs. 23 and 24)."""
 
-from cfptq.allocation.allocate import Allocator, BitAllocation, greedy, uniform
+from cfptq.allocation.bit_allocation import Allocator, BitAllocation, greedy, uniform
 from cfptq.allocation.budget import Budget, BudgetUnit, Widths, lowest_bits, stored_bytes
-from cfptq.allocation.distance import output_distance
-from cfptq.allocation.exact import exact
-from cfptq.allocation.frontier import ladder, predicted_damage
-from cfptq.allocation.gap import AllocationGap, allocation_gap
-from cfptq.allocation.gradient import per_row_gradient_norms
-from cfptq.allocation.hessian import hessian_trace, hessian_traces
-from cfptq.allocation.measured import MeasuredScores, margin_change
+from cfptq.allocation.exponential_surrogate import exponential_surrogate, relaxed_bits
+from cfptq.allocation.frontier import allocation_path, predicted_damage
+from cfptq.allocation.gradient_norm import per_row_gradient_norms
+from cfptq.allocation.hessian_trace import hessian_trace, hessian_traces
+from cfptq.allocation.knapsack import exact
+from cfptq.allocation.margin_change import MeasuredScores, margin_change
+from cfptq.allocation.optimality_gap import AllocationGap, allocation_gap
+from cfptq.allocation.output_distance import output_distance
 from cfptq.allocation.scores import LayerScores, Score, counterfactual_gradient, factual_gradient
-from cfptq.allocation.surrogate import exponential_surrogate, relaxed_bits
 
 __all__ = [
     "AllocationGap",
@@ -23,6 +23,7 @@ __all__ = [
     "Score",
     "Widths",
     "allocation_gap",
+    "allocation_path",
     "counterfactual_gradient",
     "exact",
     "exponential_surrogate",
@@ -30,7 +31,6 @@ __all__ = [
     "greedy",
     "hessian_trace",
     "hessian_traces",
-    "ladder",
     "lowest_bits",
     "margin_change",
     "output_distance",

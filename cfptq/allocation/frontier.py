@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cfptq.allocation.allocate import Allocator, BitAllocation
+from cfptq.allocation.bit_allocation import Allocator, BitAllocation
 from cfptq.allocation.budget import Budget, Widths, widths_by_layer
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
@@ -14,7 +14,7 @@ from cfptq.quantize.formats import WIDTHS
 STEPS_A_BIT = 4
 
 
-def ladder(
+def allocation_path(
     allocate: Allocator, scores: LayerScores, pinned: Mapping[str, int] | None = None, widths: Widths = WIDTHS
 ) -> list[BitAllocation]:
     """The allocations that ``allocate`` makes from 2 to 8 average bits in steps of a quarter, each once, by total bits.

@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cfptq.allocation.gradient import outputs, per_row_gradient_norms
-from cfptq.calibration import COUNTERFACTUAL, FACTUAL, CalibrationSet
+from cfptq.allocation.gradient_norm import outputs, per_row_gradient_norms
 from cfptq.errors import DataError, ModelError, name_rows
 from cfptq.network import Head, Network, class_logits, decisions, infer_head
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Audits: two models, people and an action set in, a report out.
 
-``teacher_recourse`` is computed once per full-precision model and rows, ``evaluate`` once per quantized model; ``run_audit`` does
+``reference_recourse`` is computed once per full-precision model and rows, ``evaluate`` once per quantized model; ``run_audit`` does
 both for a pair of models and checks advice that was already issued.
 """
 
@@ -9,10 +9,10 @@ from cfptq.auditing.evaluation import Grouping, GroupMetrics, RecourseMetrics, e
 from cfptq.auditing.gate import Gate
 from cfptq.auditing.inputs import rows_by_group
 from cfptq.auditing.issued import IssuedAdvice, check_issued
-from cfptq.auditing.json_form import canonical, canonical_json
 from cfptq.auditing.margin_estimate import MarginEstimate, estimate_margins
-from cfptq.auditing.protocol import Protocol, TeacherRecourse, teacher_recourse
+from cfptq.auditing.protocol import Protocol, ReferenceRecourse, reference_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
+from cfptq.io.json import canonical, canonical_json
 
 __all__ = [
     "AuditReport",
@@ -24,13 +24,13 @@ __all__ = [
     "MarginEstimate",
     "Protocol",
     "RecourseMetrics",
-    "TeacherRecourse",
+    "ReferenceRecourse",
     "canonical",
     "canonical_json",
     "check_issued",
     "estimate_margins",
     "evaluate",
+    "reference_recourse",
     "rows_by_group",
     "run_audit",
-    "teacher_recourse",
 ]

@@ -13,15 +13,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.evaluation import evaluate
 from cfptq.auditing.inputs import known_labels, rows_by_group
 from cfptq.auditing.issued import check_issued
-from cfptq.auditing.protocol import Protocol, teacher_recourse
+from cfptq.auditing.protocol import Protocol, reference_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.errors import ActionSetError, DataError, FileError
 from cfptq.network.head import Head, decisions
-from cfptq.network.onnx_session import describe_runtime
+from cfptq.network.onnx.session import describe_runtime
 from cfptq.network.predictor import Model, as_predictor
 from cfptq.recourse import Target, target_of_rows
 
@@ -57,7 +57,7 @@ def run_audit(
             :func:`~cfptq.auditing.check_issued`).
         head, threshold: what both models' output is, and the probability of class 1 above which it is decided; for models that
             are not predictors yet.
-        protocol, seed, threads, progress: see :func:`~cfptq.auditing.teacher_recourse`.
+        protocol, seed, threads, progress: see :func:`~cfptq.auditing.reference_recourse`.
 
     Raises:
         ActionSetError, DataError, FileError, ModelError: inputs that cannot be used; nothing has been written then.
@@ -78,7 +78,7 @@ def run_audit(
         advice = check_issued(before, after, issued, columns, classes, accepted, space, protocol, seed)
         if not before.differentiable:
             protocol = replace(protocol, max_people=0)
-    teacher = teacher_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
+    teacher = reference_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
     metrics = evaluate(before, after, teacher, columns, labels, space, groups, threads=threads, progress=progress)
     return AuditReport(
         full_precision=AuditedModel(before.name, _digest(f)),

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.inputs import known_labels, rows_by_group
-from cfptq.auditing.json_form import canonical
-from cfptq.auditing.protocol import PLAIN, Protocol, TeacherRecourse, recourse_of
+from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, recourse_of
 from cfptq.errors import ModelError
+from cfptq.io.json import canonical
 from cfptq.metrics import (
     Disparity,
     Interval,
@@ -39,7 +39,7 @@ from cfptq.metrics import (
     value_of,
 )
 from cfptq.network.head import decisions
-from cfptq.network.onnx_session import saturation_sentence
+from cfptq.network.onnx.session import saturation_sentence
 from cfptq.network.predictor import Predictor, decided_otherwise_by_default
 from cfptq.recourse import RecourseBatch
 
@@ -178,7 +178,7 @@ class RecourseMetrics:
 def evaluate(
     f: Predictor,
     f_q: Predictor,
-    teacher: TeacherRecourse,
+    teacher: ReferenceRecourse,
     rows: Tensor,
     labels: Any,
     space: ActionSpace,
@@ -192,7 +192,7 @@ def evaluate(
     Args:
         f: the full-precision model that ``teacher`` was computed with.
         f_q: the artefact as deployed; where it has no gradient, metrics that need recourse on it are undefined.
-        teacher: from :func:`~cfptq.auditing.teacher_recourse`, for the same rows and action space.
+        teacher: from :func:`~cfptq.auditing.reference_recourse`, for the same rows and action space.
         rows: (N, ...) float32.
         labels: (N,) classes, NaN or -1 where unknown; None leaves accuracy undefined.
         space: what people can do.
@@ -267,7 +267,7 @@ def decided(predictor: Predictor, points: Tensor) -> Tensor:
 
 
 def _own_recourse(
-    f_q: Predictor, teacher: TeacherRecourse, rows: Tensor, space: ActionSpace, threads: int | None, progress: bool
+    f_q: Predictor, teacher: ReferenceRecourse, rows: Tensor, space: ActionSpace, threads: int | None, progress: bool
 ) -> tuple[RecourseBatch | None, str]:
     """Minimal-cost recourse on the quantized model, with the teacher's settings; or None and why not."""
     if len(teacher.people) and not f_q.differentiable:
@@ -345,7 +345,7 @@ def _values_of(statistic: Statistic) -> NDArray[np.float64]:
     return statistic.columns[0]
 
 
-def _notes(teacher: TeacherRecourse, unsolved: str, name: str, saturated: int) -> tuple[str, ...]:
+def _notes(teacher: ReferenceRecourse, unsolved: str, name: str, saturated: int) -> tuple[str, ...]:
     notes = []
     if teacher.rejected == 0:
         notes.append(

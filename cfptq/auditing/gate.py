@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
-from cfptq.errors import RecipeError
+from cfptq.errors import ConfigurationError
 from cfptq.metrics import Interval
 
 
@@ -50,14 +50,14 @@ def judged(validity_drop: Finding, drift: Finding, max_vd: float | None, max_dri
     Drift is judged by its size, in either direction. An undefined number cannot be shown to keep a limit, so it breaks it.
 
     Raises:
-        RecipeError: a limit that is no number, or outside [0, 1].
+        ConfigurationError: a limit that is no number, or outside [0, 1].
     """
     verdicts: list[tuple[bool, str]] = []
     for finding, limit, option in ((validity_drop, max_vd, "max_vd"), (drift, max_drift, "max_drift")):
         if limit is None:
             continue
         if not (isinstance(limit, Real) and 0 <= limit <= 1):
-            raise RecipeError(f"{option} must be a share between 0 and 1, such as 0.02 for 2 %, but is {limit!r}")
+            raise ConfigurationError(f"{option} must be a share between 0 and 1, such as 0.02 for 2 %, but is {limit!r}")
         verdicts.append(_verdict(finding, limit))
     if not verdicts:
         return Gate(True, ("No limit was asked for.",))

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.evaluation import decided
-from cfptq.auditing.json_form import canonical
 from cfptq.auditing.protocol import Protocol
 from cfptq.errors import ActionSetError, DataError, name_rows
+from cfptq.io.json import canonical
 from cfptq.metrics import Interval, Proportion, bootstrap_intervals, target_failures, value_of
 from cfptq.network.predictor import Predictor
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import DataError
+from cfptq.io.progress import track
 from cfptq.network import Predictor, target_margin
-from cfptq.progress import track
 
 
 @dataclass(frozen=True, eq=False)

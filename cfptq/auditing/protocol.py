@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.inputs import known_labels
-from cfptq.auditing.json_form import canonical
 from cfptq.errors import DataError
+from cfptq.io.json import canonical
 from cfptq.metrics import EPSILON, SUPPORT_TOLERANCE, accuracy, favourable_rate, feasible_recourse_rate
 from cfptq.metrics.intervals import check_level
 from cfptq.network.head import decisions
@@ -70,7 +70,7 @@ class Protocol:
 
 
 @dataclass(frozen=True, eq=False)
-class TeacherRecourse:
+class ReferenceRecourse:
     """What the full-precision model decides and what recourse it gives: computed once, used for every quantized model.
 
     Attributes:
@@ -111,7 +111,7 @@ class TeacherRecourse:
         """
         if len(rows) != len(self.decisions) or not torch.equal(rows[self.people], self.projected.factual):
             raise DataError(
-                f"the recourse of {self.name} was computed for {len(self.decisions)} other rows; call teacher_recourse() for these"
+                f"the recourse of {self.name} was computed for {len(self.decisions)} other rows; call reference_recourse() for these"
             )
 
     def to_dict(self, labels: Any = None) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class TeacherRecourse:
         return result
 
 
-def teacher_recourse(
+def reference_recourse(
     f: Predictor,
     rows: Tensor,
     space: ActionSpace,
@@ -140,7 +140,7 @@ def teacher_recourse(
     *,
     threads: int | None = 1,
     progress: bool = True,
-) -> TeacherRecourse:
+) -> ReferenceRecourse:
     """Recourse that the full-precision model gives to the people it rejects, under the protocol.
 
     Args:
@@ -166,7 +166,7 @@ def teacher_recourse(
     def solved(method: ProjectedGradient | MinimalCost) -> RecourseBatch:
         return recourse_of(f, rows[people], space, wanted[people], method, seed=seed, threads=threads, progress=progress)
 
-    return TeacherRecourse(
+    return ReferenceRecourse(
         name=f.name,
         decisions=decided,
         target=wanted,

@@ -14,10 +14,11 @@ from rich.text import Text
 from cfptq.auditing.evaluation import Grouping, RecourseMetrics
 from cfptq.auditing.gate import Finding, Gate, judged
 from cfptq.auditing.issued import IssuedAdvice
-from cfptq.auditing.json_form import canonical, canonical_json
 from cfptq.auditing.protocol import Protocol
-from cfptq.auditing.tables import as_text, groups_table, metrics_table
-from cfptq.files import write_text
+from cfptq.auditing.tables import groups_table, metrics_table
+from cfptq.io.atomic import write_text
+from cfptq.io.json import canonical, canonical_json
+from cfptq.io.tables import as_text
 from cfptq.metrics import Interval
 
 #: Version of the JSON form.
@@ -157,7 +158,7 @@ class AuditReport:
         judged by its size.
 
         Raises:
-            RecipeError: a limit outside [0, 1].
+            ConfigurationError: a limit outside [0, 1].
         """
         if self.issued is None:
             validity = Finding("Validity Drop of projected-gradient recourse", self.validity_drop, self.ci95["validity_drop"])

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from io import StringIO
 from typing import Any
 
-from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cfptq.auditing.evaluation import Grouping, RecourseMetrics
 from cfptq.auditing.issued import IssuedAdvice
 from cfptq.metrics import Interval
-
-#: Characters of a line where tables are printed as text.
-TEXT_WIDTH = 120
 
 #: Metric, its name in the table, whether its sign is shown, and what it says.
 ROWS = (
@@ -34,13 +29,6 @@ ROWS = (
     ("factual_flip_rate", "Factual flips", False, "rows decided differently as they are"),
     ("accuracy", "Accuracy", False, ""),
 )
-
-
-def as_text(what: RenderableType) -> str:
-    """What ``print`` shows of tables and sentences: plain lines of :data:`TEXT_WIDTH` characters."""
-    text = StringIO()
-    Console(file=text, width=TEXT_WIDTH, no_color=True, highlight=False).print(what)
-    return text.getvalue().rstrip("\n")
 
 
 def metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issued: IssuedAdvice | None, level: float, title: str) -> Table:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from cfptq.backends.prepared import Edge, check_weight, edges, module_form, show
+from cfptq.backends.prepared_model import Edge, check_weight, edges, module_form, show
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network
 from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cfptq.network.onnx_session import open_session
+from cfptq.network.onnx.session import open_session
 
 #: What can be timed: an ONNX file, its content, or a function of rows.
 Runnable = Path | bytes | Callable[[npt.NDArray[Any]], object]

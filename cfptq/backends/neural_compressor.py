@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from cfptq.backends.prepared import check_prepared, module_form, prepared_module, show
+from cfptq.backends.prepared_model import check_prepared, module_form, prepared_module, show
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network, capture
 from cfptq.quantize import QuantizationPlan, container_bits

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from cfptq.backends.prepared import check_prepared, check_weight, module_form, show
+from cfptq.backends.prepared_model import check_prepared, check_weight, module_form, show
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network
 from cfptq.network.layers import kind_of

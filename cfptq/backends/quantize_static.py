@@ -24,7 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from cfptq.backends.onnxruntime import PREPARED_FOR
 from cfptq.errors import FileError, ModelError
-from cfptq.files import written_aside
+from cfptq.io.atomic import atomic_write
 from cfptq.network import Network, find_layer_nodes
 from cfptq.quantize import QuantizationPlan, prepared
 
@@ -125,7 +125,7 @@ def vanilla_onnx(float_model: onnx.ModelProto, rows: torch.Tensor, bits: int, pa
         }
     elif bits != 8:
         raise ValueError(f"quantize_static has no {bits}-bit weights")
-    with written_aside(path) as aside, tempfile.TemporaryDirectory() as scratch, _quiet():
+    with atomic_write(path) as aside, tempfile.TemporaryDirectory() as scratch, _quiet():
         source = Path(scratch) / "float.onnx"
         onnx.save(float_model, source)
         quantize_static(

@@ -1,9 +1,8 @@
 """Calibration data: a seeded sample of the user's loader, and the teacher's counterfactual points (appendix F)."""
 
-from cfptq.calibration.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
-from cfptq.calibration.draw import draw_rows
-from cfptq.calibration.split import SET_ASIDE, set_aside, with_recourse
-from cfptq.calibration.teacher import PAPER_TEACHER, augment, factual_only, near_boundary
+from cfptq.calibration.counterfactual_points import PAPER_TEACHER, augment, factual_only, near_boundary
+from cfptq.calibration.loader_sampling import draw_rows
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, SET_ASIDE, CalibrationSet, first_points, set_aside
 
 __all__ = [
     "COUNTERFACTUAL",
@@ -14,7 +13,7 @@ __all__ = [
     "augment",
     "draw_rows",
     "factual_only",
+    "first_points",
     "near_boundary",
     "set_aside",
-    "with_recourse",
 ]

@@ -14,11 +14,11 @@ from typing import Annotated, ParamSpec
 import typer
 
 from cfptq import __version__
-from cfptq.cli.experiments import compared, file_of, one_promise, write_audit_inputs
 from cfptq.cli.inputs import as_audited, as_loader, as_pins, column_of, made_folder, read_action_set, read_module, read_table
 from cfptq.cli.outputs import finish, say, show, show_layers
 from cfptq.errors import CfptqError
-from cfptq.files import check_writable
+from cfptq.experiments.run import compared, file_of, one_promise, write_audit_inputs
+from cfptq.io.atomic import check_writable
 
 P = ParamSpec("P")
 
@@ -96,7 +96,7 @@ def main(
 @reported
 def quickstart(out: OutOption = Path("cfptq-quickstart")) -> None:
     """See it work, on generated people: no data and no network needed."""
-    from cfptq.recipe import quickstart as recipe_of_quickstart
+    from cfptq.experiments.recipe import quickstart as recipe_of_quickstart
 
     recipe = recipe_of_quickstart()
     experiment = recipe.prepare(recipe.seeds[0])
@@ -125,7 +125,7 @@ def run(
 
     Several seeds: one folder each, seed-0, seed-1, ...
     """
-    from cfptq.recipe import Recipe
+    from cfptq.experiments.recipe import Recipe
 
     experiment_file = Recipe.load(recipe)
     seeds = tuple(dict.fromkeys(seed or experiment_file.seeds))
@@ -177,8 +177,8 @@ def calibrate(
 ) -> None:
     """Quantize a model to a mixed int8/int4 ONNX file."""
     from cfptq import api
-    from cfptq.pareto import plot_kind
-    from cfptq.result import check_save_folder
+    from cfptq.pipeline.pareto import plot_kind
+    from cfptq.pipeline.result import check_save_folder
 
     check_writable(out, pareto, save)
     if pareto is not None:
@@ -249,7 +249,7 @@ def qat(
 ) -> None:
     """Quantize a model by training, to a mixed int8/int4 ONNX file. Takes minutes where calibrate takes seconds."""
     from cfptq import api
-    from cfptq.result import check_save_folder
+    from cfptq.pipeline.result import check_save_folder
 
     check_writable(out, save, checkpoint, log)
     if save is not None:

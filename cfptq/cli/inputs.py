@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfptq.errors import DataError, FileError, ModelError, RecipeError
+from cfptq.errors import ConfigurationError, DataError, FileError, ModelError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ def as_pins(layers: list[str]) -> dict[str, int]:
     for entry in layers:
         name, _, bits = entry.rpartition("=")
         if not (name and bits.isdecimal()):
-            raise RecipeError(f"--layer {entry!r} is not NAME=BITS, such as head=8")
+            raise ConfigurationError(f"--layer {entry!r} is not NAME=BITS, such as head=8")
         pins[name] = int(bits)
     return pins
 

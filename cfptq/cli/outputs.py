@@ -9,8 +9,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from cfptq.comparison import Comparison
-    from cfptq.result import Result
+    from cfptq.pipeline.comparison import Comparison
+    from cfptq.pipeline.result import Result
 
 
 #: Columns of a table that goes to a file or a pipe, where there is no terminal to fit into.

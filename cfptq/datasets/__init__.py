@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfptq.datasets import adult, bank, compas, default, german, synthetic
+from cfptq.datasets.dataset import Dataset
 from cfptq.datasets.encoding import Columns, encode, encoder
-from cfptq.datasets.files import PublishedFile, Source, cache_dir, find, read, search_path
-from cfptq.datasets.table import Dataset
+from cfptq.datasets.published_files import PublishedFile, Source, cache_dir, find, read, search_path
 from cfptq.errors import DataError
 
 __all__ = [

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cfptq.datasets.files import PublishedFile, Source
-from cfptq.datasets.table import Dataset
+from cfptq.datasets.dataset import Dataset
+from cfptq.datasets.published_files import PublishedFile, Source
 
 _UCI = "https://archive.ics.uci.edu/static/public/2/adult.zip"
 _COPY = "https://raw.githubusercontent.com/amirhk/mace/01e6a405ff74e24dc3438a005cd60892154d189d/_data_main"

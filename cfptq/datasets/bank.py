@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from cfptq.datasets.files import PublishedFile, Source
+from cfptq.datasets.dataset import Dataset
+from cfptq.datasets.published_files import PublishedFile, Source
 from cfptq.datasets.splits import stratified
-from cfptq.datasets.table import Dataset
 
 _MEMBERS = ("bank.zip", "bank-full.csv")
 _COPY = "https://raw.githubusercontent.com/Eshani-haldorai/bank-marketing-classifier/eb5cc1ace7babca900ef7484106d073ff70164c7/bank%2Bmarketing.zip"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from cfptq.datasets.files import PublishedFile, Source
+from cfptq.datasets.dataset import Dataset
+from cfptq.datasets.published_files import PublishedFile, Source
 from cfptq.datasets.splits import stratified
-from cfptq.datasets.table import Dataset
 
 _PROPUBLICA = (
     "https://raw.githubusercontent.com/propublica/compas-analysis/bafff5da3f2e45eca6c2d5055faad269defd135a/compas-scores-two-years.csv"

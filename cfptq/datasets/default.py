@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from cfptq.datasets.files import PublishedFile, Source
+from cfptq.datasets.dataset import Dataset
+from cfptq.datasets.published_files import PublishedFile, Source
 from cfptq.datasets.splits import stratified
-from cfptq.datasets.table import Dataset
 
 _COPY = "https://raw.githubusercontent.com/ofurman/counterfactuals/3587f943826f6b087a0d198c8c4aa4373712c7ee/data/credit_card.csv"
 

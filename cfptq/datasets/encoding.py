@@ -11,7 +11,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor
 
-from cfptq.datasets.table import Dataset
+from cfptq.datasets.dataset import Dataset
 
 
 def encoder(dataset: Dataset) -> ColumnTransformer:

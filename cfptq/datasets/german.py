@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from cfptq.datasets.files import PublishedFile, Source
+from cfptq.datasets.dataset import Dataset
+from cfptq.datasets.published_files import PublishedFile, Source
 from cfptq.datasets.splits import stratified
-from cfptq.datasets.table import Dataset
 
 _COPY = "https://raw.githubusercontent.com/amirhk/mace/01e6a405ff74e24dc3438a005cd60892154d189d/_data_other/uci_german.csv"
 

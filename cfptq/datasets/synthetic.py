@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cfptq.datasets.dataset import Dataset
 from cfptq.datasets.splits import stratified
-from cfptq.datasets.table import Dataset
 
 N_PEOPLE = 4_000
 N_TRAIN = 3_000

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cfptq.errors import DataError, ModelError, name_rows
-from cfptq.progress import track
+from cfptq.io.progress import track
 
 
 @dataclass(frozen=True)

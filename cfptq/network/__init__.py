@@ -1,13 +1,14 @@
 """What a model is to cfptq: captured, folded, named; written to ONNX; and predictors behind one protocol."""
 
 from cfptq.network.capture import capture
-from cfptq.network.export import INPUT, OUTPUT, OnnxLayer, find_layer_nodes, rename_tensors, to_onnx_model
-from cfptq.network.factory import load_factory
+from cfptq.network.cost import multiply_adds, multiply_adds_by_layer
 from cfptq.network.graph import Layer, Network
 from cfptq.network.head import Head, as_head, class_logits, decisions, infer_head, target_margin
-from cfptq.network.onnx_graph import OnnxModule
+from cfptq.network.loading import load_factory
+from cfptq.network.onnx.export import INPUT, OUTPUT, OnnxLayer, find_layer_nodes, rename_tensors, to_onnx_model
+from cfptq.network.onnx.module import OnnxModule
 from cfptq.network.predictor import Predictor, as_predictor
-from cfptq.network.state import undisturbed
+from cfptq.network.state import preserved_state
 
 __all__ = [
     "INPUT",
@@ -26,8 +27,10 @@ __all__ = [
     "find_layer_nodes",
     "infer_head",
     "load_factory",
+    "multiply_adds",
+    "multiply_adds_by_layer",
+    "preserved_state",
     "rename_tensors",
     "target_margin",
     "to_onnx_model",
-    "undisturbed",
 ]

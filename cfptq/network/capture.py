@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from cfptq.errors import DataError, ModelError
+from cfptq.network.batch_norm import fold_batch_norms
 from cfptq.network.convolution import plain_convolutions
-from cfptq.network.fold import fold_batch_norms
 from cfptq.network.graph import Network
 from cfptq.network.layers import find_layers, weight_and_bias
 from cfptq.network.normalize import fold_constants, mutates, normalized, renamed
 from cfptq.network.quiet import quiet_exporters
-from cfptq.network.state import refuse_uninitialized, undisturbed
+from cfptq.network.state import preserved_state, refuse_uninitialized
 
 #: Largest difference between the captured network and the model, as a share of the largest output (at least 1).
 TOLERANCE = 1e-4
@@ -37,7 +37,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
     """
     device = _check_model(model)
     rows = _check_example(example).to(device)
-    with undisturbed(model), quiet_exporters():
+    with preserved_state(model), quiet_exporters():
         outputs = [_outputs(model, rows)]
         graph = normalized(_exported(model, rows))
         outputs.append(_outputs(model, rows[:1]))

@@ -199,8 +199,8 @@ class Network:
         return changed
 
     def to_onnx_model(self) -> onnx.ModelProto:
-        """The network as an ONNX model: see :func:`cfptq.network.export.to_onnx_model`."""
-        from cfptq.network.export import to_onnx_model
+        """The network as an ONNX model: see :func:`cfptq.network.onnx.export.to_onnx_model`."""
+        from cfptq.network.onnx.export import to_onnx_model
 
         return to_onnx_model(self)
 

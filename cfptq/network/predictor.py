@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, DataError, ModelError, name_rows
 from cfptq.network.head import Head, as_head, check_threshold, class_logits, decisions, infer_head
-from cfptq.network.onnx_file import OnnxFile, first_line
-from cfptq.network.onnx_graph import OnnxModule
+from cfptq.network.onnx.file import OnnxFile, first_line
+from cfptq.network.onnx.module import OnnxModule
 
 #: Rows that an artefact is given at a time when nobody asks for gradients: bounds memory on long tables.
 CHUNK_ROWS = 16384

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from cfptq.errors import CfptqError, FileError, ModelError
-from cfptq.files import write_text, written_aside
+from cfptq.io.atomic import atomic_write, write_text
 from cfptq.network.graph import Layer, Network, place
 
 SCHEMA = 1
@@ -60,7 +60,7 @@ def save(network: Network, folder: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise FileError(f"cannot make the folder {folder}: {error.strerror}") from error
     tensors = _tensors(network.graph)
-    with written_aside(folder / TENSOR_FILE) as aside:
+    with atomic_write(folder / TENSOR_FILE) as aside:
         safetensors.torch.save_file(tensors, aside)
     document = {"format": "cfptq-network", "schema": SCHEMA, "tensors_sha256": _tensor_digest(tensors), **_document(network)}
     write_text(folder / GRAPH_FILE, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")

@@ -22,7 +22,7 @@ def refuse_uninitialized(model: nn.Module) -> None:
 
 
 @contextmanager
-def undisturbed(*models: nn.Module, threads: int | None = None) -> Iterator[None]:
+def preserved_state(*models: nn.Module, threads: int | None = None) -> Iterator[None]:
     """Run a block with ``models`` in eval mode; afterwards everything is as it was, also where the block raises.
 
     Restored: the training flag of each submodule, ``requires_grad`` and ``.grad`` of each parameter, buffers (the same

@@ -1,7 +1,9 @@
 """Integer formats, ranges, rounding, the plan, and its fake-quantized torch twin."""
 
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, SET_ASIDE, CalibrationSet, first_points, set_aside
 from cfptq.quantize.compensate import compensated, prepare, rounded_quickly
-from cfptq.quantize.equalize import equalized
+from cfptq.quantize.cross_layer_equalization import equalized
+from cfptq.quantize.fake_quantized import check_matches, fake_quantized_module, prepared
 from cfptq.quantize.formats import (
     ALL_WIDTHS,
     FINE_ZERO,
@@ -12,24 +14,27 @@ from cfptq.quantize.formats import (
     fake_quantize,
     integer_limit,
 )
-from cfptq.quantize.margin import margin_guided
+from cfptq.quantize.margin_rounding import margin_guided
 from cfptq.quantize.partial_run import LayerByLayer, Recording
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.quantizer import Activations, InputBits, candidate_widths, equalized_for, layer_problem, quantize
 from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, nearest, nearest_on_full_range
-from cfptq.quantize.rows import affordable_rows, multiply_adds
-from cfptq.quantize.sweep import Aim, swept
-from cfptq.quantize.twin import check_matches, prepared, twin
+from cfptq.quantize.row_sampling import affordable_rows
+from cfptq.quantize.sweep import Aim, sweep_plan
 from cfptq.quantize.variants import Variability, sample_variants
 
 __all__ = [
     "ALL_WIDTHS",
+    "COUNTERFACTUAL",
+    "FACTUAL",
     "FINE_ZERO",
     "PORTABLE_WIDTHS",
+    "SET_ASIDE",
     "WIDTHS",
     "ActivationFormat",
     "Activations",
     "Aim",
+    "CalibrationSet",
     "InputBits",
     "LayerByLayer",
     "LayerPlan",
@@ -47,10 +52,11 @@ __all__ = [
     "equalized",
     "equalized_for",
     "fake_quantize",
+    "fake_quantized_module",
+    "first_points",
     "integer_limit",
     "layer_problem",
     "margin_guided",
-    "multiply_adds",
     "nearest",
     "nearest_on_full_range",
     "prepare",
@@ -58,6 +64,6 @@ __all__ = [
     "quantize",
     "rounded_quickly",
     "sample_variants",
-    "swept",
-    "twin",
+    "set_aside",
+    "sweep_plan",
 ]

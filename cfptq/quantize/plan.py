@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cfptq.errors import FileError, ModelError
-from cfptq.files import folder_written_aside
+from cfptq.io.atomic import atomic_folder
 from cfptq.quantize.formats import ActivationFormat, container_bits, integer_limit, layer_widths
 
 #: Version of the saved form.
@@ -195,7 +195,7 @@ class QuantizationPlan:
         Raises:
             FileError: ``folder`` is neither new, nor empty, nor an earlier saved plan.
         """
-        with folder_written_aside(folder, PLAN_FILES, ("layers", "activations")) as aside:
+        with atomic_folder(folder, PLAN_FILES, ("layers", "activations")) as aside:
             self.write_into(aside)
 
     def write_into(self, folder: Path) -> None:

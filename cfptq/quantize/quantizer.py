@@ -10,16 +10,16 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as functional
 
-from cfptq.calibration import CalibrationSet
 from cfptq.errors import BudgetError, ModelError
+from cfptq.io.progress import track
 from cfptq.network import Head, Layer, Network, class_logits, target_margin
-from cfptq.progress import track
-from cfptq.quantize.equalize import equalized
+from cfptq.quantize.calibration_set import CalibrationSet
+from cfptq.quantize.cross_layer_equalization import equalized
 from cfptq.quantize.formats import ActivationFormat, fake_quantize, layer_widths
 from cfptq.quantize.partial_run import LayerByLayer, node_output
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, activation_format, nearest, thinned
-from cfptq.quantize.rows import affordable_rows
+from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, activation_format, nearest
+from cfptq.quantize.row_sampling import affordable_rows, every_nth
 
 #: Weights fed by the input up to which leaving it in float costs next to nothing at any batch size, and inputs of a linear layer from
 #: which two int8 products are faster than one in float (ONNX Runtime, one thread, batches of 1, 256 and 4,096).
@@ -241,7 +241,7 @@ def _format(network: Network, tensor: str, values: torch.Tensor, bits: int | Lit
         parts = [node.target(x, weight, None, *node.args[3:]).flatten() for node, weight in zip(nodes, weights, strict=True)]  # type: ignore[operator]
         return torch.cat(parts)
 
-    return activation_format(tensor, values[thinned(len(values), a_row)], bits, outputs)
+    return activation_format(tensor, values[every_nth(len(values), a_row)], bits, outputs)
 
 
 def _node(network: Network, layer: Layer) -> torch.fx.Node:

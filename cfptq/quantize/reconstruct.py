@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cfptq.quantize.formats import ActivationFormat, fake_quantize, integer_limit
+from cfptq.quantize.row_sampling import every_nth
 
 #: Shares of the largest magnitude at which a weight channel may be clipped. Narrow widths gain from clipping hard.
 WEIGHT_CLIPS: tuple[float, ...] = tuple(1.0 - 0.025 * step for step in range(29))
@@ -17,12 +18,6 @@ WIDE = 2**18
 
 #: Shares of the observed range at which an activation may be clipped.
 ACTIVATION_CLIPS: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
-
-#: Multiply-adds that one candidate may cost; rows are thinned evenly so that wide layers stay affordable.
-AFFORDABLE = 2**28
-
-#: Rows that are never thinned away.
-FEWEST_ROWS = 192
 
 #: Rows whose patches are held at a time while the moments of a convolution are summed.
 CHUNK_ROWS = 256
@@ -115,7 +110,7 @@ def output_error(problem: LayerProblem) -> OutputError:
     groups, _, k = weight.shape
     share = problem.row_weights / problem.row_weights.sum()
     one = problem.patches(problem.inputs[:1]).shape[1]
-    kept = thinned(len(problem.inputs), k * k * groups * one)
+    kept = every_nth(len(problem.inputs), k * k * groups * one)
     inputs, given, share = problem.inputs[kept], problem.seen[kept], share[kept]
     factored = len(inputs) * one < k
     hessian = torch.zeros(groups, k, k) if not factored else torch.zeros(groups, 0, k)
@@ -131,11 +126,6 @@ def output_error(problem: LayerProblem) -> OutputError:
         else:
             hessian += seen.mT @ (spread * seen)
     return OutputError(hessian, factored, cross.mT)
-
-
-def thinned(rows: int, a_row: int) -> slice:
-    """Every n-th of ``rows``, so that all of them cost at most :data:`AFFORDABLE` multiply-adds at ``a_row`` each."""
-    return slice(None, None, -(-rows // max(FEWEST_ROWS, AFFORDABLE // a_row)))
 
 
 def channel_scale(weight: torch.Tensor, limit: int) -> torch.Tensor:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfptq.calibration import COUNTERFACTUAL, CalibrationSet, set_aside
 from cfptq.errors import ModelError
 from cfptq.network import Head, Network, class_logits
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, set_aside
+from cfptq.quantize.fake_quantized import fake_quantized_module, prefix_output
 from cfptq.quantize.formats import fake_quantize, integer_limit
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.twin import prefix_output, twin
 
 #: A decision holds by at least this target margin: what the twin and a file's integer kernels may differ by.
 HAIR = 1e-3
@@ -115,7 +115,7 @@ class Repair:
         return f"repair ({done}). {told}"
 
 
-def repaired(
+def repair_last_layer(
     network: Network,
     plan: QuantizationPlan,
     calibration: CalibrationSet,
@@ -159,7 +159,7 @@ def tally(network: Network, plan: QuantizationPlan, people: CalibrationSet, *, h
     """Count where ``plan`` decides otherwise than ``network``. Recourse points that the network itself refuses are left out."""
     with torch.no_grad():
         wanted = class_logits(network(people.rows), head, threshold).argmax(dim=1)
-        given = class_logits(twin(network, plan)(people.rows), head, threshold).argmax(dim=1)
+        given = class_logits(fake_quantized_module(network, plan)(people.rows), head, threshold).argmax(dim=1)
     factual = people.origin != COUNTERFACTUAL
     points = ~factual & (wanted == people.target)
     granted, before = given == people.target, wanted == people.target
@@ -182,7 +182,7 @@ def mended(
     passed through, the one with the fewest wrong decisions is taken among those that flip no more factual decisions than ``plan``.
 
     Raises:
-        ModelError: as :func:`repaired`.
+        ModelError: as :func:`repair_last_layer`.
     """
     last = plan.layers[-1]
     with torch.no_grad():
@@ -325,7 +325,7 @@ def _problem(network: Network, plan: QuantizationPlan, rows: Tensor, wanted: Ten
     def logits(bias: Tensor | None) -> Tensor:
         changed = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=bias)))
         with torch.no_grad():
-            return class_logits(twin(network, changed)(rows), head, threshold)
+            return class_logits(fake_quantized_module(network, changed)(rows), head, threshold)
 
     def against_first(values: Tensor) -> Tensor:
         return values - values[:, :1]

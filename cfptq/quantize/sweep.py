@@ -1,8 +1,8 @@
 """Sweeps over a finished plan: layer after layer, integers and biases move to where margins err least with all other layers as they are.
 
-What :func:`cfptq.quantize.margin.margin_guided` does once while the layers behind are still real, done again when they are quantized and
-on as many rows as are at hand. Each layer descends on the same objective, with two differences: the margin's error is that of the whole
-quantized model, and each channel's own error is counted from what it puts out now, so that the slopes hold where it moves to.
+What :func:`cfptq.quantize.margin_rounding.margin_guided` does once while the layers behind are still real, done again when they are
+quantized and on as many rows as are at hand. Each layer descends on the same objective, with two differences: the margin's error is that
+of the whole quantized model, and each channel's own error is counted from what it puts out now, so that the slopes hold where it moves to.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, fx
 
 from cfptq.network import Head, Layer, Network, class_logits, target_margin
 from cfptq.quantize.compensate import prepare
+from cfptq.quantize.fake_quantized import check_matches, fake_quantized
 from cfptq.quantize.formats import ActivationFormat
-from cfptq.quantize.margin import FEWEST_ROWS, moved, worth_moving
+from cfptq.quantize.margin_rounding import FEWEST_ROWS, moved, worth_moving
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.quantizer import by_channel, layer_problem
 from cfptq.quantize.reconstruct import RoundedWeight
-from cfptq.quantize.rows import affordable_rows
-from cfptq.quantize.twin import check_matches, fake_quantized
+from cfptq.quantize.row_sampling import affordable_rows
 
 #: Multiply-adds that one layer's sweep may take, numbers that it may hold, and multiply-adds of one pass of the network over the rows.
 WORK, HELD, PASS_WORK = 2**35, 2**26, 2**33
@@ -55,7 +55,7 @@ class Aim:
         return self.weights * (self.bend / (margins - self.margins).abs()).clamp(max=1)
 
 
-def swept(network: Network, plan: QuantizationPlan, aim: Aim, head: Head, threshold: float | None) -> QuantizationPlan:
+def sweep_plan(network: Network, plan: QuantizationPlan, aim: Aim, head: Head, threshold: float | None) -> QuantizationPlan:
     """``plan`` after one sweep over the integers and biases of its layers; steps, widths and activation formats stay.
 
     A layer keeps what it has where moving it does not lower the error of margins, where it has more than 2^16 weights, or where fewer

@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from cfptq.errors import ModelError
 from cfptq.network import Network
+from cfptq.quantize.fake_quantized import check_matches, fake_quantized_module
 from cfptq.quantize.formats import ActivationFormat, integer_limit
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.twin import check_matches, twin
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def sample_variants(
         check_matches(network, one)
     rules = variability or Variability()
     generator = torch.Generator().manual_seed(seed)
-    return [twin(network, varied(network, plans[place % len(plans)], rules, generator)) for place in range(count)]
+    return [fake_quantized_module(network, varied(network, plans[place % len(plans)], rules, generator)) for place in range(count)]
 
 
 def varied(network: Network, plan: QuantizationPlan, rules: Variability, generator: torch.Generator) -> QuantizationPlan:

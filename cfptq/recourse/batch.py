@@ -7,20 +7,17 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cfptq.actions import ActionSet
 from cfptq.errors import DataError, FileError
-from cfptq.files import written_aside
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from cfptq.actions import ActionSet
+from cfptq.io.atomic import atomic_write
 
 _FORMAT = "cfptq.recourse/1"
 
@@ -158,10 +155,34 @@ class RecourseBatch:
         return action_set.decode(self.points)
 
     def to_frame(self, action_set: ActionSet) -> pd.DataFrame:
-        """One row a person, in raw units: see :func:`cfptq.recourse.table.as_frame`."""
-        from cfptq.recourse.table import as_frame
+        """One row a person, columns in two levels.
 
-        return as_frame(self, action_set)
+        ``recourse``: ``found``, ``changes`` in words, ``cost``, ``status``, ``reason`` (why there is no action; empty where there is one),
+        ``target``. ``factual`` and ``counterfactual``: every feature in raw units. ``frame["counterfactual"]`` can be encoded as it is:
+        whole numbers, levels and bounds are kept exactly, and so is the model's decision.
+
+        Raises:
+            DataError: no action set, or the batch is not about this action set's columns.
+        """
+        if not isinstance(action_set, ActionSet):
+            raise DataError(f"the table needs the cfptq.ActionSet that the recourse was found with, not {type(action_set).__name__}")
+        if self.factual.ndim != 2 or self.factual.shape[1] != action_set.width:
+            raise DataError(
+                f"the batch's rows have shape {tuple(self.factual.shape)}, the action set {action_set.width} columns; give the action set "
+                "that the recourse was found with"
+            )
+        answer = pd.DataFrame(
+            {
+                "found": self.found.tolist(),
+                "changes": action_set.describe(self.factual, self.delta),
+                "cost": self.cost.tolist(),
+                "status": [status.name.lower().replace("_", " ") for status in self.statuses()],
+                "reason": self.reasons(),
+                "target": self.target.tolist(),
+            }
+        )
+        parts = {"recourse": answer, "factual": action_set.decode(self.factual), "counterfactual": self.counterfactuals(action_set)}
+        return pd.concat(parts, axis=1)
 
     def _tensors(self) -> dict[str, Tensor]:
         every = {name: getattr(self, name) for name in (*_TENSORS, *_PROOFS)}
@@ -174,7 +195,7 @@ class RecourseBatch:
             FileError: the folder does not exist or cannot be written.
         """
         metadata = {"format": _FORMAT, "method": self.method, "confidence": repr(self.confidence)}
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             save_file({name: value.contiguous() for name, value in self._tensors().items()}, aside, metadata=metadata)
 
     @classmethod

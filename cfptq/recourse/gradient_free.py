@@ -8,15 +8,15 @@ from math import inf
 import torch
 from torch import Tensor
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.predictor import Predictor
-from cfptq.recourse.beam import combine
+from cfptq.recourse.beam_search import combine
 from cfptq.recourse.confidence import check_confidence, level_of
-from cfptq.recourse.exploration import anywhere, climb, from_pairs
-from cfptq.recourse.moves import Moves, evaluate, tabulate
+from cfptq.recourse.fallback_search import anywhere, climb, from_pairs
 from cfptq.recourse.refinement import refine, rescan
-from cfptq.recourse.terrain import Terrain, survey
+from cfptq.recourse.search_problem import SearchProblem, build_search_problem
+from cfptq.recourse.single_feature_moves import Moves, evaluate, tabulate
 
 #: Rows worked on together: bounds memory.
 COMBINED_ROWS = 256
@@ -66,14 +66,14 @@ class GradientFree:
 
 def search_without_gradient(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: GradientFree) -> Tensor:
     """The cheapest action found for each row that is not at its target, (N, d); zero where none was found. Asks ``logits`` only."""
-    terrain = survey(predictor, rows, space, target, settings.level + settings.slack)
+    terrain = build_search_problem(predictor, rows, space, target, settings.level + settings.slack)
     best, cost = space.zero(rows), torch.full((len(rows),), inf)
     for index in torch.split(torch.arange(len(rows)), COMBINED_ROWS):
         combination_search(terrain, index, best, cost, settings)
     return space.project(rows, best)
 
 
-def combination_search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+def combination_search(terrain: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
     """Improve the actions ``best`` (N, d) of cost ``cost`` (N,), infinite where there is none, for the rows ``index``. Writes there."""
     lost = index[cost[index].isinf()]
     if len(lost):
@@ -93,7 +93,7 @@ def combination_search(terrain: Terrain, index: Tensor, best: Tensor, cost: Tens
         live = live[cost[live] < before * (1 - 1e-6)]
 
 
-def _combine_all(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> Moves:
+def _combine_all(terrain: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> Moves:
     """Combine moves, which are handed back, from the factual row on. Writes into ``best``, ``cost``."""
     moves = tabulate(terrain, index, cost[index])
     start = torch.zeros_like(best[index])[:, None]
@@ -101,7 +101,7 @@ def _combine_all(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, se
     return moves
 
 
-def swap(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+def swap(terrain: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
     """Take each changed feature out of the best action and put up to two other moves in its place. Writes into ``best``, ``cost``."""
     delta, price = best[index], cost[index]
     rescan(terrain, index, delta, price, 15)
@@ -116,7 +116,7 @@ def swap(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: 
     _adopt(terrain, best, cost, *combine(terrain, moves, apart, cost[index], settings.width, 2, settings.kept))
 
 
-def trade(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+def trade(terrain: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
     """Take part of each moved number back and try every move, also of features already changed, on what is left."""
     moves = tabulate(terrain, index, cost[index])
     count, delta = moves.price.shape[1], best[index]
@@ -141,7 +141,7 @@ def trade(terrain: Terrain, index: Tensor, best: Tensor, cost: Tensor, settings:
             _adopt(terrain, best, cost, index[owner[good]], tried[good])
 
 
-def _rescue(terrain: Terrain, moves: Moves, best: Tensor, cost: Tensor) -> None:
+def _rescue(terrain: SearchProblem, moves: Moves, best: Tensor, cost: Tensor) -> None:
     """For rows of ``moves`` without recourse: raise the margin move by move, from the best pairs of moves, then from anywhere."""
     for pairs in (True, False):
         lost = cost[moves.index].isinf().nonzero()[:, 0]
@@ -151,7 +151,7 @@ def _rescue(terrain: Terrain, moves: Moves, best: Tensor, cost: Tensor) -> None:
             _adopt(terrain, best, cost, moves.index[arrived], delta)
 
 
-def _adopt(terrain: Terrain, best: Tensor, cost: Tensor, index: Tensor, delta: Tensor) -> None:
+def _adopt(terrain: SearchProblem, best: Tensor, cost: Tensor, index: Tensor, delta: Tensor) -> None:
     """Refine valid actions and keep those that are cheaper than what is known."""
     index, delta, price = refine(terrain, index, delta)
     least = torch.full_like(cost, inf).scatter_reduce(0, index, price, "amin")

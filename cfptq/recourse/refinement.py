@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cfptq.recourse.terrain import Terrain
+from cfptq.recourse.search_problem import SearchProblem
 
 #: Most evaluations spent on finding how far a feature can be taken back, and the share of it that no longer matters.
 _PROBES = 8
@@ -16,7 +16,7 @@ _DEARER = 1.25
 _ROUNDS = 3
 
 
-def refine(terrain: Terrain, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def refine(terrain: SearchProblem, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cheaper actions, fewer than came in: of one row's actions that change the same things, the cheapest is worked on, if it is not far
     dearer than another.
 
@@ -49,7 +49,7 @@ def refine(terrain: Terrain, index: Tensor, delta: Tensor) -> tuple[Tensor, Tens
     return index, delta, cost
 
 
-def take_back(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
+def take_back(terrain: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
     """Undo whole features, the one that saves most first, while the target holds. Writes into its arguments.
 
     Returns:
@@ -72,7 +72,7 @@ def take_back(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor) -> T
         margins[live] = terrain.outset[index[live]][:, None]
 
 
-def shorten(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, live: Tensor, margins: Tensor) -> Tensor:
+def shorten(terrain: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, live: Tensor, margins: Tensor) -> Tensor:
     """Shorten the one column (or, where cost is no sum over features, all together) that saves most. Returns those that gained.
 
     Args:
@@ -97,12 +97,12 @@ def shorten(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, live: 
     return _adopt_best(delta, cost, walk, shorter, price)
 
 
-def _worth_shortening(terrain: Terrain, low: Tensor, high: Tensor) -> Tensor:
+def _worth_shortening(terrain: SearchProblem, low: Tensor, high: Tensor) -> Tensor:
     """Positions where the margin without the part is below the level and that with all of it is noticeably above."""
     return ((low < terrain.level) & (high - terrain.level > _CLOSE * (high - low))).nonzero()[:, 0]
 
 
-def rescan(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, points: int) -> Tensor:
+def rescan(terrain: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, points: int) -> Tensor:
     """Look for valid stretches nearer to the factual row than the one an action lies in, and shorten there. Writes into its arguments.
 
     Along one column the margin may cross the boundary more than once; a bracket sees one crossing only. Returns those that gained.
@@ -127,7 +127,7 @@ def rescan(terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, points:
 
 
 def _shortest(
-    terrain: Terrain, index: Tensor, delta: Tensor, cost: Tensor, part: Tensor, surplus_low: Tensor, surplus_high: Tensor
+    terrain: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, part: Tensor, surplus_low: Tensor, surplus_high: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The least share of ``part`` (M, d) of each action that still reaches the target: a bracketed false position.
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError, ModelError
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Model, Predictor, as_predictor
-from cfptq.network.state import undisturbed
+from cfptq.network.state import preserved_state
 from cfptq.recourse.batch import RecourseBatch
 from cfptq.recourse.solver import Method, solve
 from cfptq.recourse.target import Target, target_of_rows
@@ -118,7 +118,7 @@ def robust(
     if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
         raise DataError("robust recourse needs at least one row as (N, d), a float tensor or array of columns")
     modules = _modules(predictors)
-    with undisturbed(*modules, threads=threads):
+    with preserved_state(*modules, threads=threads):
         members = tuple(as_predictor(model, example=x[:_EXAMPLE_ROWS]) for model in predictors)
         wanted = target_of_rows(target, x, members[0].logits(x))
         parts: list[tuple[Tensor, RecourseBatch]] = []
@@ -144,7 +144,7 @@ def holds(predictors: Sequence[Model], batch: RecourseBatch, threads: int | None
         ModelError: no predictor, or no list of them.
     """
     modules = _modules(predictors)
-    with undisturbed(*modules, threads=threads):
+    with preserved_state(*modules, threads=threads):
         members = [as_predictor(model, example=batch.factual[:_EXAMPLE_ROWS]) for model in predictors]
         return torch.stack([target_margin(member.logits(batch.points), batch.target) > 0 for member in members])
 

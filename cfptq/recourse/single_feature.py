@@ -7,11 +7,11 @@ from math import inf
 import torch
 from torch import Tensor
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.network.predictor import Predictor
 from cfptq.recourse.batch import RecourseBatch
-from cfptq.recourse.moves import tabulate
-from cfptq.recourse.terrain import survey
+from cfptq.recourse.search_problem import build_search_problem
+from cfptq.recourse.single_feature_moves import tabulate
 
 
 def single_feature(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor) -> tuple[RecourseBatch, Tensor]:
@@ -26,7 +26,7 @@ def single_feature(predictor: Predictor, rows: Tensor, space: ActionSpace, targe
     Returns:
         The actions found, and the row that each belongs to (M,), ascending.
     """
-    terrain = survey(predictor, rows, space, target, 0.0)
+    terrain = build_search_problem(predictor, rows, space, target, 0.0)
     moves = tabulate(terrain, torch.arange(len(rows)), torch.full((len(rows),), inf))
     reached = moves.price.isfinite() & (terrain.outset[:, None] + moves.gain > 0)
     shorter = torch.where(moves.shorter >= 0, reached[:, moves.shorter.clamp_min(0)], False)

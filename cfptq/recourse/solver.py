@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError, ModelError, name_rows
+from cfptq.io.progress import track
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Model, Predictor, as_predictor
-from cfptq.network.state import undisturbed
-from cfptq.progress import track
+from cfptq.network.state import preserved_state
 from cfptq.recourse.batch import RecourseBatch, Status
 from cfptq.recourse.exact import Exact, exact
 from cfptq.recourse.gradient import ProjectedGradient, projected_gradient
 from cfptq.recourse.gradient_free import GradientFree, search_without_gradient
-from cfptq.recourse.minimal import MinimalCost, minimal_cost
+from cfptq.recourse.minimal_cost import MinimalCost, minimal_cost
 from cfptq.recourse.target import Target, target_of_rows
 
 Method: TypeAlias = ProjectedGradient | MinimalCost | GradientFree | Exact
@@ -76,7 +76,7 @@ def solve(
         raise DataError(f"chunk_rows is {chunk_rows}; it must be at least 1")
     x = _columns(rows)
     modules = (model,) if isinstance(model, nn.Module) else ()
-    with undisturbed(*modules, threads=threads):
+    with preserved_state(*modules, threads=threads):
         predictor = as_predictor(model, example=x[:_EXAMPLE_ROWS]) if not isinstance(model, Predictor) or modules else model
         if isinstance(settings, MinimalCost) and not predictor.differentiable:
             settings = settings.without_gradient()

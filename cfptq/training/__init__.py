@@ -1,13 +1,13 @@
 """Counterfactual-faithful quantization by training, and the baselines that it is compared with (Section 4, Appendices B, C, E, G, H)."""
 
-from cfptq.training.loop import Files, History, Search, Trainer
+from cfptq.training.bit_policy import BitCost, BitPolicy
+from cfptq.training.distributed import Workers
 from cfptq.training.objective import Match, Objective
-from cfptq.training.policy import BitCost, BitPolicy
 from cfptq.training.presets import QAT_METHODS, QatMethod, as_qat_method
 from cfptq.training.schedule import Schedule
 from cfptq.training.student import Start, Student
 from cfptq.training.supervision import Batch, Supervision, TeacherSettings, supervise
-from cfptq.training.workers import Workers
+from cfptq.training.trainer import Files, History, Search, Trainer
 
 __all__ = [
     "QAT_METHODS",

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cfptq.errors import FileError
-from cfptq.files import written_aside
+from cfptq.io.atomic import atomic_write
 
 _FORMAT = "cfptq.training/1"
 
@@ -34,7 +34,7 @@ class Checkpoint:
     def save(self, path: str | os.PathLike[str], run: str) -> None:
         """Write the checkpoint of the run called ``run`` (a digest), whole or not at all."""
         metadata = {"format": _FORMAT, "run": run, "progress": json.dumps(self.progress)}
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             save_file({name: value.detach().contiguous().clone() for name, value in self.tensors.items()}, aside, metadata=metadata)
 
     @staticmethod

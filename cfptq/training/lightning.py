@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfptq.errors import MissingDependencyError, RecipeError
-from cfptq.training.loop import History, Trainer
+from cfptq.errors import ConfigurationError, MissingDependencyError
 from cfptq.training.supervision import Batch
+from cfptq.training.trainer import History, Trainer
 
 try:
     from lightning import LightningModule
@@ -81,7 +81,7 @@ def fit_with(trainer: Any) -> Callable[[Trainer], History]:
 
     def fit(run: Trainer) -> History:
         if trainer.max_epochs != run.schedule.epochs:
-            raise RecipeError(
+            raise ConfigurationError(
                 f"the Lightning trainer has max_epochs={trainer.max_epochs} and the method's schedule {run.schedule.epochs} epochs; "
                 "make them the same"
             )

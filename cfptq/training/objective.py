@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, smooth_l1_loss
 
-from cfptq.actions.space import ActionSpace
-from cfptq.errors import RecipeError
+from cfptq.actions.action_space import ActionSpace
+from cfptq.errors import ConfigurationError
 from cfptq.network.head import target_margin
 from cfptq.quantize import Aim
 from cfptq.recourse import unrolled
@@ -78,11 +78,13 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not (isfinite(self.softness) and self.softness > 0):
-            raise RecipeError(f"an objective's softness is a positive share, not {self.softness}")
+            raise ConfigurationError(f"an objective's softness is a positive share, not {self.softness}")
         if self.task not in ("labels", "distil", "boundary") or self.validity not in ("target", "boundary"):
-            raise RecipeError(f"an objective has no task {self.task!r} with validity {self.validity!r}")
+            raise ConfigurationError(f"an objective has no task {self.task!r} with validity {self.validity!r}")
         if any(not (isfinite(value) and value >= 0) for value in (self.eta, self.hinge, self.gamma, self.reserve)):
-            raise RecipeError(f"η, β, γ and reserve must be at least 0, not {self.eta}, {self.hinge}, {self.gamma} and {self.reserve}")
+            raise ConfigurationError(
+                f"η, β, γ and reserve must be at least 0, not {self.eta}, {self.hinge}, {self.gamma} and {self.reserve}"
+            )
 
     def with_eta(self, eta: float) -> Objective:
         """The same objective with another η."""

@@ -8,10 +8,10 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Literal
 
-from cfptq.errors import RecipeError
+from cfptq.errors import ConfigurationError
 from cfptq.recourse import ProjectedGradient
+from cfptq.training.bit_policy import Resource
 from cfptq.training.objective import Objective
-from cfptq.training.policy import Resource
 from cfptq.training.schedule import Schedule
 from cfptq.training.supervision import TeacherSettings
 
@@ -59,7 +59,7 @@ class QatMethod:
 
     Attributes:
         name: stands in results, plans and files.
-        start: the training-free method (a preset of ``cfptq.method``) whose integers, steps and biases training starts from.
+        start: the training-free method (a preset of ``cfptq.pipeline.method``) whose integers, steps and biases training starts from.
         bits: widths: "start" keeps those of the starting plan; "trace" allocates by Hessian traces of the task loss (HAWQ-V2);
             "learned" learns a bit policy from the starting widths on.
         learned_clips: PACT for activations; False keeps the starting formats.
@@ -94,24 +94,24 @@ class QatMethod:
 
     def __post_init__(self) -> None:
         if self.bits not in ("start", "trace", "learned") or self.resource not in ("bits", "bops"):
-            raise RecipeError(f"method {self.name!r}: there are no bits {self.bits!r} or resource {self.resource!r}")
+            raise ConfigurationError(f"method {self.name!r}: there are no bits {self.bits!r} or resource {self.resource!r}")
         if self.pretraining not in (None, "margin", "consistency"):
-            raise RecipeError(f"method {self.name!r}: pretraining is 'margin', 'consistency' or None, not {self.pretraining!r}")
+            raise ConfigurationError(f"method {self.name!r}: pretraining is 'margin', 'consistency' or None, not {self.pretraining!r}")
         if not all(isfinite(value) and value >= 0 for value in (self.bit_weight, self.lean, *self.etas, *self.bit_weights)):
-            raise RecipeError(f"method {self.name!r}: weights are finite numbers, at least 0")
+            raise ConfigurationError(f"method {self.name!r}: weights are finite numbers, at least 0")
         if self.schedule.sweeps and not self.objective.follows_margins:
-            raise RecipeError(f"method {self.name!r}: sweeps follow the teacher's margins; take 'boundary' terms, or sweeps=0")
+            raise ConfigurationError(f"method {self.name!r}: sweeps follow the teacher's margins; take 'boundary' terms, or sweeps=0")
         if self.schedule.own_recourse and (self.objective.match or self.objective.hinge or not self.objective.follows_margins):
-            raise RecipeError(
+            raise ConfigurationError(
                 f"method {self.name!r}: the student's own recourse is taught the teacher's margins, and is no example to follow; take "
                 "'boundary' terms, match=None and hinge=0, or own_recourse=0"
             )
         if self.schedule.own_recourse and not self.teacher.cached:
-            raise RecipeError(f"method {self.name!r}: the student's own recourse is kept beside the teacher's; take cached=True")
+            raise ConfigurationError(f"method {self.name!r}: the student's own recourse is kept beside the teacher's; take cached=True")
         if self.schedule.sweeps and self.sparsity:
-            raise RecipeError(f"method {self.name!r}: sweeps would move weights that are pruned; take sparsity=0 or sweeps=0")
+            raise ConfigurationError(f"method {self.name!r}: sweeps would move weights that are pruned; take sparsity=0 or sweeps=0")
         if not 0 <= self.sparsity < 1:
-            raise RecipeError(f"method {self.name!r}: sparsity is {self.sparsity}; it must lie in [0, 1)")
+            raise ConfigurationError(f"method {self.name!r}: sparsity is {self.sparsity}; it must lie in [0, 1)")
 
 
 #: Robust training, then quantization (E.1).
@@ -143,10 +143,10 @@ def as_qat_method(method: str | QatMethod) -> QatMethod:
     """The preset of that name, or the method itself.
 
     Raises:
-        RecipeError: no preset has that name.
+        ConfigurationError: no preset has that name.
     """
     if isinstance(method, QatMethod):
         return method
     if method not in QAT_METHODS:
-        raise RecipeError(f"there is no training method {method!r}; choose one of {', '.join(QAT_METHODS)}, or pass a QatMethod")
+        raise ConfigurationError(f"there is no training method {method!r}; choose one of {', '.join(QAT_METHODS)}, or pass a QatMethod")
     return QAT_METHODS[method]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.network import Head, Network
-from cfptq.training.loop import Trainer
 from cfptq.training.objective import Objective
 from cfptq.training.schedule import Schedule
 from cfptq.training.student import Start, Student
 from cfptq.training.supervision import Supervision
+from cfptq.training.trainer import Trainer
 
 #: Rounds of R-Margin: the recourse points of each round are the current model's own.
 ROUNDS = 2

@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from cfptq.errors import DataError, RecipeError
+from cfptq.errors import ConfigurationError, DataError
 
 #: How often the student's own recourse is looked for.
 LOOKS = 5
@@ -36,7 +36,7 @@ class Schedule:
         search: share of the epochs in which the bit policy is sampled and learned; then it is fixed and the rest is fine-tuning.
         settle: share of the epochs, at the end, in which all integers are held and only steps, clips and biases are trained. Weights near
             a tie flip back and forth as long as they are trained; what they leave as error is taken up here.
-        sweeps: how often each of these epochs first moves all integers to where margins err least (:func:`cfptq.quantize.swept`).
+        sweeps: how often each of these epochs first moves all integers to where margins err least (:func:`cfptq.quantize.sweep_plan`).
         own_recourse: share of the rejected, drawn anew a few times in these epochs, whose cheapest recourse by the student itself is
             trained on with the teacher's: where the student promises what the teacher refuses, or asks for more, quantization makes
             recourse cheaper or dearer.
@@ -65,26 +65,30 @@ class Schedule:
         for name, least in (("epochs", 1), ("batch_size", 1), ("least_steps", 0), ("sweeps", 0)):
             count = getattr(self, name)
             if not isinstance(count, Integral) or count < least:
-                raise RecipeError(f"Schedule.{name} is {count!r}; it must be a whole number, at least {least}")
+                raise ConfigurationError(f"Schedule.{name} is {count!r}; it must be a whole number, at least {least}")
         if not (self.max_drift is None or self.max_drift >= 0):
-            raise RecipeError(f"Schedule.max_drift is {self.max_drift}; it must be at least 0, or None")
+            raise ConfigurationError(f"Schedule.max_drift is {self.max_drift}; it must be at least 0, or None")
         for name in ("learning_rate", "quantizer_rate", "policy_rate", "weight_decay"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise RecipeError(f"Schedule.{name} is {value}; it must be a finite number, at least 0")
+                raise ConfigurationError(f"Schedule.{name} is {value}; it must be a finite number, at least 0")
         if not 0 <= self.own_recourse <= 1:
-            raise RecipeError(f"Schedule.own_recourse is {self.own_recourse}; it is a share of the rejected, between 0 and 1")
+            raise ConfigurationError(f"Schedule.own_recourse is {self.own_recourse}; it is a share of the rejected, between 0 and 1")
         if not (0 < self.search < 1 and 0 < self.validation_share < 1 and 0 <= self.settle < 1 and self.search + self.settle < 1):
-            raise RecipeError(
+            raise ConfigurationError(
                 f"Schedule.search, settle and validation_share are shares of a whole, not {self.search}, {self.settle} and "
                 f"{self.validation_share}"
             )
         if self.sweeps and not self.settle:
-            raise RecipeError(f"Schedule.sweeps is {self.sweeps} and settle 0; sweeps move the integers that settling holds: raise settle")
+            raise ConfigurationError(
+                f"Schedule.sweeps is {self.sweeps} and settle 0; sweeps move the integers that settling holds: raise settle"
+            )
         if self.own_recourse and not self.settle:
-            raise RecipeError(f"Schedule.own_recourse is {self.own_recourse} and settle 0; settling is when it is looked for: raise settle")
+            raise ConfigurationError(
+                f"Schedule.own_recourse is {self.own_recourse} and settle 0; settling is when it is looked for: raise settle"
+            )
         if not min(self.temperature) > 0:
-            raise RecipeError(f"Schedule.temperature is {self.temperature}; temperatures are above 0")
+            raise ConfigurationError(f"Schedule.temperature is {self.temperature}; temperatures are above 0")
 
     def split(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
         """Positions of the rows that are trained on, and of those set aside to choose the epoch; both ascending.

@@ -12,8 +12,8 @@ from torch.func import functional_call
 
 from cfptq.errors import ModelError
 from cfptq.network import Head, Network
-from cfptq.quantize import ActivationFormat, Aim, LayerPlan, QuantizationPlan, fake_quantize, integer_limit, swept
-from cfptq.training.quantizers import affine, lsq, pact
+from cfptq.quantize import ActivationFormat, Aim, LayerPlan, QuantizationPlan, fake_quantize, integer_limit, sweep_plan
+from cfptq.training.learned_quantizers import affine, lsq, pact
 
 #: How far from its rounding boundary, in steps, a warm-started weight may lie at first: just inside the cell of its planned integer.
 INSIDE = 0.49
@@ -247,7 +247,7 @@ class Student(nn.Module):
     def sweep(self, aim: Aim, head: Head, threshold: float | None) -> None:
         """Move the integers and biases of the chosen widths to where margins err least, and hold them there."""
         plan = replace(self.plan("sweep"), network=self.network.digest())
-        for module, layer in zip(self.layers, swept(self.network, plan, aim, head, threshold).layers, strict=True):
+        for module, layer in zip(self.layers, sweep_plan(self.network, plan, aim, head, threshold).layers, strict=True):
             module.take(layer)
 
     def held_integers(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from cfptq.actions.space import ActionSpace
+from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor

@@ -408,14 +408,14 @@ def test_yaml_carries_everything(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_any_action_set_survives_yaml(seed: int) -> None:
-    from cfptq.actions.document import from_text, to_text
+    from cfptq.actions.yaml_format import from_text, to_text
 
     action_set, _ = random_action_set(seed, features=8)
     assert from_text(to_text(action_set)) == action_set
 
 
 def test_levels_keep_their_types_in_yaml() -> None:
-    from cfptq.actions.document import from_text, to_text
+    from cfptq.actions.yaml_format import from_text, to_text
 
     levels = ("no", "1", 1, "true", "null", "1e3", 2.5, "ü", "", None)
     action_set = ActionSet((Categorical("a", levels=levels), Categorical("b", levels=(False, True), fill=False)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -21,18 +22,18 @@ from cfptq.allocation import (
     MeasuredScores,
     Score,
     allocation_gap,
+    allocation_path,
     counterfactual_gradient,
     exact,
     exponential_surrogate,
     greedy,
     hessian_trace,
     hessian_traces,
-    ladder,
     output_distance,
     predicted_damage,
     relaxed_bits,
 )
-from cfptq.allocation.plain import plainly_rounded
+from cfptq.allocation.round_to_nearest import plainly_rounded
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import BudgetError, DataError
 from cfptq.network import capture
@@ -83,7 +84,7 @@ def exact_traces(model: nn.Module, calibration: CalibrationSet) -> list[float]:
 
 @pytest.mark.parametrize(("chunk_rows", "probes"), [(1024, 600), (11, 400)])
 def test_traces_are_those_of_the_full_hessian(chunk_rows: int, probes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfptq.allocation.hessian.CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(import_module("cfptq.allocation.hessian_trace"), "CHUNK_ROWS", chunk_rows)
     model, calibration = small(smooth), points()
     network = capture(model, calibration.rows[:2])
     chosen = calibration.origin == 1
@@ -293,10 +294,10 @@ def test_equal_allocations_leave_no_gap() -> None:
 
 def test_the_ladder_climbs_from_the_lowest_width_to_the_highest_and_damage_falls() -> None:
     scores = surrogate([5.0, 1.0, 9.0], [100, 60, 30])
-    steps = ladder(exact, scores)
+    steps = allocation_path(exact, scores)
     assert steps[0].bits == (2, 2, 2) and steps[-1].bits == (8, 8, 8)
     assert [step.total_bits for step in steps] == sorted({step.total_bits for step in steps})
     damage = [predicted_damage(scores, step) for step in steps]
     assert damage == sorted(damage, reverse=True) and damage[-1] == 0
-    pinned = ladder(exact, scores, {"l1": 8})
+    pinned = allocation_path(exact, scores, {"l1": 8})
     assert all(step["l1"] == 8 for step in pinned)

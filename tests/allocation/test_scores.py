@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cfptq.allocation import LayerScores, Score, counterfactual_gradient, factual_gradient, per_row_gradient_norms
-from cfptq.allocation import gradient as gradient_module
+from cfptq.allocation import gradient_norm as gradient_module
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import DataError, ModelError
 from cfptq.network import Head, Network, capture

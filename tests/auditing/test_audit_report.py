@@ -19,7 +19,7 @@ from rich.table import Table
 
 from cfptq.auditing import AuditReport, canonical
 from cfptq.auditing import run_audit as run_standard_audit
-from cfptq.errors import ActionSetError, DataError, FileError, RecipeError
+from cfptq.errors import ActionSetError, ConfigurationError, DataError, FileError
 
 ROWS = people(-0.1, -0.5, -1.0, 2.0)
 
@@ -161,11 +161,11 @@ def test_the_gate_does_not_pass_what_it_cannot_see() -> None:
     gate = report.gate(max_vd=0.5)
     assert not gate.held
     assert "undefined" in gate.reasons[0]
-    with pytest.raises(RecipeError, match="share between 0 and 1"):
+    with pytest.raises(ConfigurationError, match="share between 0 and 1"):
         report.gate(max_vd=2)
-    with pytest.raises(RecipeError, match=r"share between 0 and 1.* but is 'x'"):
+    with pytest.raises(ConfigurationError, match=r"share between 0 and 1.* but is 'x'"):
         report.gate(max_vd="x")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="max_drift"):
+    with pytest.raises(ConfigurationError, match="max_drift"):
         report.gate(max_drift=-0.1)
 
 

@@ -11,7 +11,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import nn
 
 from cfptq.actions import ActionSet
-from cfptq.auditing import Protocol, run_audit, teacher_recourse
+from cfptq.auditing import Protocol, reference_recourse, run_audit
 from cfptq.errors import CfptqError
 from cfptq.network.predictor import as_predictor
 
@@ -56,7 +56,7 @@ def test_advice_issued_in_raw_features_fares_as_the_same_recourse_in_columns(
 ) -> None:
     f, f_q = models
     rows = action_set.encode(people)
-    teacher = teacher_recourse(as_predictor(f, example=rows), rows, action_set, 1, Protocol(resamples=50))
+    teacher = reference_recourse(as_predictor(f, example=rows), rows, action_set, 1, Protocol(resamples=50))
     sent = teacher.minimal["0.55"]
     letters = people.astype(object).where(pd.Series(False, index=people.index), other=np.nan)
     words = action_set.decode(sent.points[sent.found])

@@ -12,7 +12,7 @@ import torch
 from halfline import QUICK, Cut, Plane, crowd, people
 
 from cfptq import metrics
-from cfptq.auditing import canonical_json, evaluate, teacher_recourse
+from cfptq.auditing import canonical_json, evaluate, reference_recourse
 from cfptq.errors import DataError, ModelError
 from cfptq.network.predictor import as_predictor
 
@@ -43,7 +43,7 @@ def audited(
 ):  # type: ignore[no-untyped-def]
     space = space or Plane()
     before, after = as_predictor(f, example=rows), as_predictor(f_q, example=rows)
-    teacher = teacher_recourse(before, rows, space, 1, replace(QUICK, **settings))  # type: ignore[arg-type]
+    teacher = reference_recourse(before, rows, space, 1, replace(QUICK, **settings))  # type: ignore[arg-type]
     return evaluate(before, after, teacher, rows, labels, space, groups)  # type: ignore[arg-type]
 
 
@@ -193,7 +193,7 @@ def test_without_a_gradient_only_what_needs_it_is_undefined() -> None:
     rows = people(-0.1, -0.5, 3.0)
     before = as_predictor(Cut(0.0), example=rows)
     after = as_predictor(lambda x: 4 * (x[:, :1] - 0.25), example=rows, head="logit", name="black box")
-    found = evaluate(before, after, teacher_recourse(before, rows, Plane(), 1, QUICK), rows, None, Plane())
+    found = evaluate(before, after, reference_recourse(before, rows, Plane(), 1, QUICK), rows, None, Plane())
     assert found.validity_drop == 1.0
     assert math.isnan(found.recourse_gap)
     assert any("black box has no gradient" in note for note in found.notes)
@@ -210,7 +210,7 @@ def test_multi_class_targets() -> None:
 
     rows = people(-1.0, -0.5, 3.0)
     before, after = as_predictor(Three(0.0), example=rows), as_predictor(Three(0.25), example=rows)
-    teacher = teacher_recourse(before, rows, Plane(), torch.tensor([1, 2, 2]), QUICK)
+    teacher = reference_recourse(before, rows, Plane(), torch.tensor([1, 2, 2]), QUICK)
     found = evaluate(before, after, teacher, rows, None, Plane())
     assert teacher.people.tolist() == [0, 1]
     assert found.validity_drop == pytest.approx(0.5)  # from -1 in steps of 0.3 to 0.2, short of 0.25; class 2 begins at 2
@@ -242,7 +242,7 @@ def test_unknown_labels_are_left_out() -> None:
 def test_recourse_of_other_rows_is_refused() -> None:
     rows = people(-1, 1, 2)
     f = as_predictor(Cut(0.0), example=rows)
-    teacher = teacher_recourse(f, rows, Plane(), 1, QUICK)
+    teacher = reference_recourse(f, rows, Plane(), 1, QUICK)
     with pytest.raises(DataError, match="other rows"):
         evaluate(f, f, teacher, rows + 1, None, Plane())
     with pytest.raises(DataError, match="other rows"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from halfline import QUICK, Cut, Plane, crowd, people
 
-from cfptq.auditing import Protocol, teacher_recourse
+from cfptq.auditing import Protocol, reference_recourse
 from cfptq.errors import DataError, ModelError
 from cfptq.network.predictor import as_predictor
 from cfptq.recourse import ProjectedGradient
@@ -26,7 +26,7 @@ def test_the_standard_protocol_is_the_designs() -> None:
 
 
 def test_the_measured_people_are_those_whom_the_teacher_rejects() -> None:
-    teacher = teacher_recourse(F, ROWS, Plane(), 1, QUICK)
+    teacher = reference_recourse(F, ROWS, Plane(), 1, QUICK)
     assert torch.equal(teacher.people, torch.nonzero(ROWS[:, 0] <= 0).flatten())
     assert torch.equal(teacher.projected.factual, ROWS[teacher.people])
     assert set(teacher.minimal) == {"0.50", "0.55", "0.60"}
@@ -35,12 +35,12 @@ def test_the_measured_people_are_those_whom_the_teacher_rejects() -> None:
 
 def test_a_cap_draws_people_by_seed() -> None:
     def drawn(seed: int) -> set[int]:
-        teacher = teacher_recourse(F, ROWS, Plane(), 1, replace(QUICK, max_people=10), seed)
+        teacher = reference_recourse(F, ROWS, Plane(), 1, replace(QUICK, max_people=10), seed)
         assert len(teacher.people) == 10
         assert teacher.rejected > 10
         return set(teacher.people.tolist())
 
-    everyone = set(teacher_recourse(F, ROWS, Plane(), 1, QUICK).people.tolist())
+    everyone = set(reference_recourse(F, ROWS, Plane(), 1, QUICK).people.tolist())
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
     assert drawn(0) | drawn(1) <= everyone
@@ -48,7 +48,7 @@ def test_a_cap_draws_people_by_seed() -> None:
 
 def test_people_may_want_different_classes() -> None:
     target = torch.tensor([1, 0, 1, 0])
-    teacher = teacher_recourse(F, people(-1, -1, 1, 1), Plane(reach=100.0), target, QUICK)
+    teacher = reference_recourse(F, people(-1, -1, 1, 1), Plane(reach=100.0), target, QUICK)
     assert teacher.people.tolist() == [0, 3]
 
 
@@ -56,7 +56,7 @@ def test_minimal_cost_is_what_geometry_says() -> None:
     slope = 2.0
     f = as_predictor(Cut(0.0, slope), example=ROWS)
     rows = people(-1.0, -0.25, -3.0, 2.0)
-    teacher = teacher_recourse(f, rows, Plane(), 1, QUICK)
+    teacher = reference_recourse(f, rows, Plane(), 1, QUICK)
     for confidence, batch in teacher.minimal.items():
         needed = torch.logit(torch.tensor(float(confidence))).item() / slope
         torch.testing.assert_close(batch.cost, torch.tensor([1.0, 0.25, 3.0]) + needed, atol=1e-2, rtol=0)
@@ -64,7 +64,7 @@ def test_minimal_cost_is_what_geometry_says() -> None:
 
 def test_the_full_precision_entry() -> None:
     rows = people(-1.0, -2.0, 1.0, 3.0)
-    entry = teacher_recourse(as_predictor(Cut(0.0), example=rows), rows, Plane(), 1, QUICK).to_dict([0, 1, 1, 1])
+    entry = reference_recourse(as_predictor(Cut(0.0), example=rows), rows, Plane(), 1, QUICK).to_dict([0, 1, 1, 1])
     assert entry["accuracy"] == 0.75
     assert entry["favourable_rate"] == 0.5
     assert entry["feasible_recourse_rate"] == 1.0
@@ -91,7 +91,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], me
 
 def test_a_target_that_is_no_class_and_a_model_without_gradient_are_refused() -> None:
     with pytest.raises(DataError, match="class 7"):
-        teacher_recourse(F, ROWS, Plane(), 7)
+        reference_recourse(F, ROWS, Plane(), 7)
     rule = as_predictor(lambda x: x[:, :1] * 4, example=ROWS)
     with pytest.raises(ModelError, match="gradient"):
-        teacher_recourse(rule, ROWS, Plane(), 1, QUICK)
+        reference_recourse(rule, ROWS, Plane(), 1, QUICK)

@@ -12,7 +12,7 @@ from test_handovers import BACKENDS, INTEGER_INPUT, assert_agrees, result_on
 from torch import nn
 
 from cfptq.network import capture
-from cfptq.result import Result
+from cfptq.pipeline.result import Result
 
 
 class General(nn.Conv2d):

@@ -26,11 +26,11 @@ from cfptq.allocation import BitAllocation, LayerScores
 from cfptq.backends.onnxruntime import stored_integers as file_integers
 from cfptq.datasets import locate
 from cfptq.errors import FileError, ModelError
+from cfptq.experiments.recipe import Recipe
 from cfptq.network import Head, Network, as_predictor
-from cfptq.network.onnx_session import open_session
+from cfptq.network.onnx.session import open_session
+from cfptq.pipeline.result import Result
 from cfptq.quantize import Activations
-from cfptq.recipe import Recipe
-from cfptq.result import Result
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 Deployed = tuple[Run, Mapping[str, torch.Tensor]]

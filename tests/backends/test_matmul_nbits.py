@@ -11,7 +11,7 @@ from small_networks import MODELS, made, planned
 
 from cfptq.backends.matmul_nbits import in_float, weight_only_model
 from cfptq.errors import ModelError
-from cfptq.quantize import LayerPlan, container_bits, twin
+from cfptq.quantize import LayerPlan, container_bits, fake_quantized_module
 
 
 def unpacked(model: onnx.ModelProto, layer: LayerPlan) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_the_file_holds_the_plans_integers_and_computes_with_float_activations(k
         assert np.array_equal(unpacked(model, layer), layer.integers.numpy())
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = twin(network, in_float(plan))(rows).numpy()
+        expected = fake_quantized_module(network, in_float(plan))(rows).numpy()
     assert np.abs(session.run(None, {"input": rows.numpy()})[0] - expected).max() < 1e-5
 
 
@@ -52,7 +52,7 @@ def test_rows_longer_than_a_block_are_padded_to_whole_blocks() -> None:
     assert np.array_equal(unpacked(file, plan.layers[0]), plan.layers[0].integers.numpy())
     session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = twin(network, in_float(plan))(rows).numpy()
+        expected = fake_quantized_module(network, in_float(plan))(rows).numpy()
     assert np.abs(session.run(None, {"input": rows.numpy()})[0] - expected).max() < 1e-5
 
 

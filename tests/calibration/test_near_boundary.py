@@ -8,7 +8,7 @@ from torch import nn
 
 from cfptq.actions import ActionSet, Continuous
 from cfptq.calibration import near_boundary
-from cfptq.calibration.teacher import CHEAPEST, CHEAPEST_WEIGHT, ENOUGH, SINGLE
+from cfptq.calibration.counterfactual_points import CHEAPEST, CHEAPEST_WEIGHT, ENOUGH, SINGLE
 from cfptq.network import Predictor, as_predictor, decisions, target_margin
 
 
@@ -61,7 +61,7 @@ def test_minimal_cost_points_lie_on_the_boundary_and_cost_no_more_than_gradient_
 def test_each_kind_of_point_can_be_left_out(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, space, predictor = divided(300, 0, (1.0, 2.0, 0.0))
     whole, _ = near_boundary(x, None, predictor, space, target=1, progress=False)
-    monkeypatch.setattr("cfptq.calibration.teacher." + number, 0)
+    monkeypatch.setattr("cfptq.calibration.counterfactual_points." + number, 0)
     part, _ = near_boundary(x, None, predictor, space, target=1, progress=False)
     assert len(x) < len(part) < len(whole)
 

@@ -20,8 +20,8 @@ from typer.testing import CliRunner, Result
 import cfptq
 from cfptq import api
 from cfptq.cli import app
-from cfptq.comparison import Comparison
 from cfptq.network import capture
+from cfptq.pipeline.comparison import Comparison
 
 FACTORY = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))\n"
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cfptq.cli.inputs import as_audited, as_loader, as_pins, column_of, made_folder, read_module, read_table
-from cfptq.errors import DataError, FileError, ModelError, RecipeError
+from cfptq.errors import ConfigurationError, DataError, FileError, ModelError
 
 FRAME = pd.DataFrame({"a": [1.5, 2.5], "b": ["x", "y"]})
 
@@ -69,7 +69,7 @@ def test_labels_travel_with_the_rows_and_gaps_become_minus_one() -> None:
 def test_pins_are_name_and_bits() -> None:
     assert as_pins(["head=8", "hidden.0=4", "a=b=2"]) == {"head": 8, "hidden.0": 4, "a=b": 2}
     for entry in ("head", "head=", "=8", "head=four", "head=-8"):
-        with pytest.raises(RecipeError, match="NAME=BITS"):
+        with pytest.raises(ConfigurationError, match="NAME=BITS"):
             as_pins([entry])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cfptq.network.state import undisturbed
+from cfptq.network.state import preserved_state
 
 
 def _model() -> nn.Sequential:
@@ -29,7 +29,7 @@ def test_everything_is_as_it_was_even_where_the_block_raises() -> None:
     grad_before, buffers = grad.clone(), {name: (b, b.clone()) for name, b in model.named_buffers()}
     state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     threads = torch.get_num_threads()
-    with pytest.raises(RuntimeError, match="on purpose"), undisturbed(model, threads=threads + 1):
+    with pytest.raises(RuntimeError, match="on purpose"), preserved_state(model, threads=threads + 1):
         assert not any(m.training for m in model.modules())
         assert torch.get_num_threads() == threads + 1
         model.train()
@@ -58,7 +58,7 @@ def test_everything_is_as_it_was_even_where_the_block_raises() -> None:
 def test_gradients_inside_the_block_start_from_none() -> None:
     model = nn.Linear(2, 1)
     model(torch.ones(1, 2)).backward()
-    with undisturbed(model):
+    with preserved_state(model):
         assert model.weight.grad is None
 
 
@@ -67,7 +67,7 @@ def test_a_module_that_two_models_share_is_restored_once() -> None:
     first, second = nn.Sequential(shared), nn.Sequential(shared, nn.Dropout())
     second.eval()
     shared.train()
-    with undisturbed(first, second):
+    with preserved_state(first, second):
         assert not shared.training
     assert shared.training
     assert not second.training
@@ -76,5 +76,5 @@ def test_a_module_that_two_models_share_is_restored_once() -> None:
 def test_a_module_from_torch_export_is_accepted() -> None:
     program = torch.export.export(nn.Linear(2, 2), (torch.ones(3, 2),))
     module = program.module()
-    with undisturbed(module):
+    with preserved_state(module):
         module(torch.ones(3, 2))

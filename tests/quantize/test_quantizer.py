@@ -8,7 +8,7 @@ from torch import nn
 
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import ModelError
-from cfptq.network import Network, capture
+from cfptq.network import Network, capture, multiply_adds
 from cfptq.quantize import (
     ActivationFormat,
     Activations,
@@ -17,7 +17,6 @@ from cfptq.quantize import (
     Recording,
     affordable_rows,
     layer_problem,
-    multiply_adds,
     quantize,
 )
 

@@ -12,8 +12,8 @@ from torch import nn
 from cfptq.calibration import CalibrationSet, set_aside
 from cfptq.errors import DataError, ModelError
 from cfptq.network import Head, Network, capture, class_logits
-from cfptq.quantize import Activations, QuantizationPlan, nearest, quantize, twin
-from cfptq.quantize.repair import HAIR, Repair, mended, repaired, tally
+from cfptq.quantize import Activations, QuantizationPlan, fake_quantized_module, nearest, quantize
+from cfptq.quantize.repair import HAIR, Repair, mended, repair_last_layer, tally
 
 ROWS = 240
 
@@ -57,7 +57,7 @@ def rounded(network: Network, people: CalibrationSet, bits: int = 3, input_bits:
 
 def wrong(network: Network, plan: QuantizationPlan, people: CalibrationSet, head: Head = Head.LOGITS) -> tuple[int, int]:
     """Broken recourse points and flipped factual decisions, counted one by one."""
-    q = twin(network, plan)
+    q = fake_quantized_module(network, plan)
     broken = flipped = 0
     for row, origin in zip(people.rows, people.origin.tolist(), strict=True):
         before = int(class_logits(network(row[None]), head).argmax())
@@ -97,7 +97,7 @@ def test_only_the_last_layers_integers_and_bias_move_and_integers_stay_in_range(
 def loss_of(network: Network, plan: QuantizationPlan, people: CalibrationSet) -> float:
     with torch.no_grad():
         wanted = network(people.rows).argmax(1)
-        logits = twin(network, plan)(people.rows)
+        logits = fake_quantized_module(network, plan)(people.rows)
     own = logits.gather(1, wanted[:, None])[:, 0]
     rival = logits.scatter(1, wanted[:, None], -math.inf).amax(1)
     return float((HAIR - (own - rival)).clamp_min(0).sum())
@@ -169,7 +169,7 @@ def test_people_set_aside_are_judged_by_a_model_that_never_saw_them() -> None:
         seen.append(len(rows))
         return rounded(network, rows)
 
-    final, report = repaired(network, plan, people, people, round_on, head=Head.LOGITS, threshold=None)
+    final, report = repair_last_layer(network, plan, people, people, round_on, head=Head.LOGITS, threshold=None)
     kept, aside = set_aside(people)
     assert seen == [len(kept)]
     trial = rounded(network, kept)
@@ -191,7 +191,7 @@ def test_a_repair_that_harms_people_set_aside_is_left_out(monkeypatch: pytest.Mo
     assert last.bias is not None
     ruined = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=last.bias + torch.tensor([0.0, -50.0]))))
     monkeypatch.setattr("cfptq.quantize.repair.mended", lambda *_, **__: (ruined, 9))
-    final, report = repaired(network, plan, people, people, lambda rows: plan, head=Head.LOGITS, threshold=None)
+    final, report = repair_last_layer(network, plan, people, people, lambda rows: plan, head=Head.LOGITS, threshold=None)
     assert final is plan and not report.applied and report.moves == 0
     assert report.after == report.before
     assert report.held_out_after.broken > report.held_out_before.broken

@@ -14,7 +14,7 @@ from torch import nn
 import cfptq.quantize.sweep as sweep_module
 from cfptq.calibration import CalibrationSet
 from cfptq.network import Head, Network, capture
-from cfptq.quantize import Aim, QuantizationPlan, compensated, margin_guided, swept, twin
+from cfptq.quantize import Aim, QuantizationPlan, compensated, fake_quantized_module, margin_guided, sweep_plan
 
 
 def aim(network: Network, rows: CalibrationSet, head: Head) -> Aim:
@@ -26,7 +26,7 @@ def test_margins_err_less_after_sweeps(kind: str) -> None:
     def plans(network: Network, rows: CalibrationSet, head: Head, bits: int) -> tuple[QuantizationPlan, QuantizationPlan]:
         start = plan = planned(network, rows, head, compensated, bits)
         for _ in range(3):
-            plan = swept(network, plan, aim(network, rows, head), head, None)
+            plan = sweep_plan(network, plan, aim(network, rows, head), head, None)
         return plan, start
 
     known, others = error_ratios(kind, plans)
@@ -38,7 +38,7 @@ def test_margins_err_less_after_sweeps(kind: str) -> None:
 def test_they_gain_on_rounding_by_margins_too() -> None:
     network, rows, _ = network_and_rows("mlp")
     start = planned(network, rows, Head.LOGITS, margin_guided)
-    plan = swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
     assert margin_error(network, plan, rows, Head.LOGITS) < 0.95 * margin_error(network, start, rows, Head.LOGITS)
 
 
@@ -68,13 +68,13 @@ def test_integers_and_bias_are_nearly_the_best_of_all(seed: int) -> None:
     best = float((share @ left.square()).min())
 
     def error(plan: QuantizationPlan) -> float:
-        return goal.error(margins(twin(network, plan), goal.rows, goal.target, Head.LOGIT))
+        return goal.error(margins(fake_quantized_module(network, plan), goal.rows, goal.target, Head.LOGIT))
 
     worse = replace(layer, integers=(layer.integers + torch.tensor([[1, 0, -1, 0]])).clamp(-3, 3).to(torch.int8))
     before = replace(start, layers=(worse,))
     after = before
     for _ in range(3):
-        after = swept(network, after, goal, Head.LOGIT, None)
+        after = sweep_plan(network, after, goal, Head.LOGIT, None)
     assert best * 0.999 <= error(after) <= min(error(before), 1.3 * best + 0.05 * error(before))
 
 
@@ -82,8 +82,11 @@ def test_rows_that_cannot_be_met_do_not_rule() -> None:
     network, start, goal = linear(1)
     off = goal.margins.clone()
     off[:20] += 50.0
-    bent, square = (swept(network, start, replace(goal, margins=off, bend=bend), Head.LOGIT, None) for bend in (0.1, float("inf")))
-    errors = [float((margins(twin(network, plan), goal.rows, goal.target, Head.LOGIT) - off)[20:].abs().mean()) for plan in (bent, square)]
+    bent, square = (sweep_plan(network, start, replace(goal, margins=off, bend=bend), Head.LOGIT, None) for bend in (0.1, float("inf")))
+    errors = [
+        float((margins(fake_quantized_module(network, plan), goal.rows, goal.target, Head.LOGIT) - off)[20:].abs().mean())
+        for plan in (bent, square)
+    ]
     assert errors[0] < 0.5 * errors[1]
 
 
@@ -99,7 +102,7 @@ def test_the_error_is_hubers_and_its_pull_has_the_same_slope() -> None:
 def test_steps_widths_and_formats_stay() -> None:
     network, rows, _ = network_and_rows("residual")
     start = planned(network, rows, Head.LOGITS, compensated)
-    plan = swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
     assert plan.digest != start.digest
     assert plan.activations == start.activations and plan.bits == start.bits
     assert all(torch.equal(one.scale, other.scale) for one, other in zip(plan.layers, start.layers, strict=True))
@@ -108,19 +111,21 @@ def test_steps_widths_and_formats_stay() -> None:
 def test_margins_that_are_right_move_nothing() -> None:
     network, rows, _ = network_and_rows("mlp")
     start = planned(network, rows, Head.LOGITS, compensated)
-    goal = replace(aim(network, rows, Head.LOGITS), margins=margins(twin(network, start), rows.rows, rows.target, Head.LOGITS))
-    assert swept(network, start, goal, Head.LOGITS, None).digest == start.digest
+    goal = replace(
+        aim(network, rows, Head.LOGITS), margins=margins(fake_quantized_module(network, start), rows.rows, rows.target, Head.LOGITS)
+    )
+    assert sweep_plan(network, start, goal, Head.LOGITS, None).digest == start.digest
 
 
 def test_layers_that_cost_too_much_keep_their_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     network, rows, _ = network_and_rows("mlp")
     start = planned(network, rows, Head.LOGITS, compensated)
-    monkeypatch.setattr("cfptq.quantize.margin.SEARCHED", 100)  # the layers have 288, 384 and 32 weights
-    plan = swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    monkeypatch.setattr("cfptq.quantize.margin_rounding.SEARCHED", 100)  # the layers have 288, 384 and 32 weights
+    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
     same = [torch.equal(one.integers, other.integers) for one, other in zip(plan.layers, start.layers, strict=True)]
     assert same[:2] == [True, True]
     monkeypatch.setattr(sweep_module, "WORK", 1)
-    assert swept(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None).digest == start.digest
+    assert sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None).digest == start.digest
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -136,7 +141,7 @@ def test_slopes_are_those_of_the_quantized_network(kind: str) -> None:
     push = torch.zeros_like(layer.bias)
     push[0] = 1e-2
     up, down = (replace(plan, layers=(*plan.layers[:-1], replace(layer, bias=layer.bias + sign * push))) for sign in (1, -1))
-    above, below = (margins(twin(network, moved), goal.rows, goal.target, head).double() for moved in (up, down))
+    above, below = (margins(fake_quantized_module(network, moved), goal.rows, goal.target, head).double() for moved in (up, down))
     found = (above - below) / 2e-2
     expected = run.slopes[layer.name][:, 0].sum(dim=1).double()
     assert float(((found - expected).abs() < 0.02 * expected.abs() + 0.02).double().mean()) > 0.95
@@ -146,6 +151,6 @@ def test_gradients_may_be_switched_off_and_the_same_rows_give_the_same_bytes() -
     network, rows, _ = network_and_rows("cnn")
     start = planned(network, rows, Head.LOGITS, compensated)
     goal = aim(network, rows, Head.LOGITS)
-    plan = swept(network, start, goal, Head.LOGITS, None)
+    plan = sweep_plan(network, start, goal, Head.LOGITS, None)
     with torch.inference_mode():
-        assert swept(network, start, goal, Head.LOGITS, None).digest == plan.digest
+        assert sweep_plan(network, start, goal, Head.LOGITS, None).digest == plan.digest

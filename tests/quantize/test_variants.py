@@ -9,7 +9,7 @@ from cfptq.calibration import CalibrationSet, factual_only
 from cfptq.errors import ModelError
 from cfptq.models import MLP
 from cfptq.network import Network, as_predictor, capture
-from cfptq.quantize import QuantizationPlan, Variability, quantize, sample_variants, twin
+from cfptq.quantize import QuantizationPlan, Variability, fake_quantized_module, quantize, sample_variants
 from cfptq.quantize.variants import varied
 
 
@@ -29,12 +29,12 @@ def test_without_variability_every_variant_is_the_plan_itself() -> None:
     network, plan, rows = _deployed()
     nothing = Variability(rounding=0, steps=0, clipping=0)
     for variant in sample_variants(network, plan, 2, 0, nothing):
-        assert torch.allclose(variant(rows), twin(network, plan)(rows), atol=1e-6)
+        assert torch.allclose(variant(rows), fake_quantized_module(network, plan)(rows), atol=1e-6)
 
 
 def test_variants_differ_from_each_other_and_stay_near_the_plan() -> None:
     network, plan, rows = _deployed()
-    nominal = twin(network, plan)(rows)
+    nominal = fake_quantized_module(network, plan)(rows)
     answers = [variant(rows) for variant in sample_variants(network, plan, 4, 0)]
     assert all(not torch.equal(answers[0], answer) for answer in answers[1:])
     spread = float((nominal - nominal.mean(0)).std())
@@ -75,8 +75,8 @@ def test_several_plans_are_varied_in_turn() -> None:
     other = quantize(network, _calibration(network, rows[:60] * 0.5), plan.bits, method="ptq", seed=1, progress=False)
     nothing = Variability(rounding=0, steps=0, clipping=0)
     first, second = sample_variants(network, [plan, other], 2, 0, nothing)
-    assert torch.allclose(first(rows), twin(network, plan)(rows), atol=1e-6)
-    assert torch.allclose(second(rows), twin(network, other)(rows), atol=1e-6)
+    assert torch.allclose(first(rows), fake_quantized_module(network, plan)(rows), atol=1e-6)
+    assert torch.allclose(second(rows), fake_quantized_module(network, other)(rows), atol=1e-6)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

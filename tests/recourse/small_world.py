@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.actions import ActionSet, Categorical, Integer
-from cfptq.actions.pricing import Norm
+from cfptq.actions.cost import Norm
 from cfptq.network import as_predictor, target_margin
 
 CHOICES = (range(5), range(5), range(3), range(4))

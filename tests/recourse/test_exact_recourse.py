@@ -13,14 +13,14 @@ from small_world import filled, least_cost, network, people
 from torch import Tensor, nn
 
 from cfptq.actions import ActionSet, Continuous
-from cfptq.actions.pricing import Norm
+from cfptq.actions.cost import Norm
 from cfptq.errors import DataError, ModelError
 from cfptq.network import Predictor, as_predictor, target_margin
 from cfptq.recourse import Descent, Exact, MinimalCost, RecourseBatch, Status, solve
 from cfptq.recourse.exact import read_network
+from cfptq.recourse.exact.action_model import moves_of
 from cfptq.recourse.exact.bounds import bounds_of, region_of
 from cfptq.recourse.exact.closed_form import cheapest_l2
-from cfptq.recourse.exact.moves import moves_of
 
 PROVEN = (Status.INFEASIBLE, Status.IMMUTABLE)
 

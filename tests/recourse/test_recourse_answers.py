@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from cfptq.actions import ActionSet
 from cfptq.datasets import locate
 from cfptq.errors import DataError, FileError
+from cfptq.experiments.recipe import Recipe
 from cfptq.network import as_predictor, decisions, target_margin
-from cfptq.recipe import Recipe
 from cfptq.recourse import MinimalCost, RecourseBatch, Status, diverse, prove_missing, solve
 
 RECIPES = Path(__file__).parents[2] / "recipes"

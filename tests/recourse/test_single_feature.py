@@ -8,7 +8,7 @@ from torch import nn
 from cfptq.actions import ActionSet, Categorical, Continuous
 from cfptq.network import as_predictor
 from cfptq.recourse import single_feature
-from cfptq.recourse.moves import SHARES
+from cfptq.recourse.single_feature_moves import SHARES
 
 
 def test_every_feature_that_suffices_is_found_with_the_shortest_length_tried() -> None:

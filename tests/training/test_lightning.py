@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cfptq.errors import RecipeError
+from cfptq.errors import ConfigurationError
 
 lightning = pytest.importorskip("lightning")
 
@@ -36,5 +36,5 @@ def test_lightning_trains_what_the_loop_trains(learned: bool, tmp_path: Path) ->
 
 
 def test_other_epochs_than_the_schedules_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="max_epochs"):
+    with pytest.raises(ConfigurationError, match="max_epochs"):
         fit_with(_lightning(99, tmp_path))(trainer(lesson()))

@@ -7,7 +7,7 @@ import torch
 from small_lesson import Lesson, lesson
 from torch.nn.functional import cross_entropy
 
-from cfptq.errors import DataError, RecipeError
+from cfptq.errors import ConfigurationError, DataError
 from cfptq.network import decisions, target_margin
 from cfptq.recourse import ProjectedGradient
 from cfptq.training import Batch, Match, Objective, Student, TeacherSettings
@@ -168,7 +168,7 @@ def test_a_teacher_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> N
 
 
 def test_an_objective_that_makes_no_sense_is_refused() -> None:
-    with pytest.raises(RecipeError):
+    with pytest.raises(ConfigurationError):
         Objective(task="guess")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="at least 0"):
+    with pytest.raises(ConfigurationError, match="at least 0"):
         Objective(eta=-1.0)

@@ -14,7 +14,7 @@ import cfptq
 from cfptq import datasets, models
 from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
-from cfptq.errors import DataError, ModelError, RecipeError
+from cfptq.errors import ConfigurationError, DataError, ModelError
 from cfptq.network import as_predictor, decisions
 from cfptq.training import QAT_METHODS, Match, Objective, QatMethod, Schedule, TeacherSettings
 
@@ -126,7 +126,7 @@ def test_compare_takes_methods_that_train_beside_those_that_do_not(
 
 
 def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
-    with pytest.raises(RecipeError, match="choose one of cfq-qat"):
+    with pytest.raises(ConfigurationError, match="choose one of cfq-qat"):
         cfptq.qat(model, batches(columns), action_set, method="magic")
     with pytest.raises(DataError, match="groups hold 2 values"):
         cfptq.qat(model, batches(columns), action_set, groups=["a", "b"], progress=False)
@@ -135,27 +135,27 @@ def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Colu
             cfptq.qat(model, batches(columns), action_set, groups=groups, progress=False)
     with pytest.raises(DataError, match="at least 2 rows"):
         cfptq.qat(model, columns.train[:1], action_set, progress=False)
-    with pytest.raises(RecipeError, match="sparsity"):
+    with pytest.raises(ConfigurationError, match="sparsity"):
         QatMethod("mine", sparsity=1.0)
     for epochs in (0, 1.5, "x"):
-        with pytest.raises(RecipeError, match=r"Schedule\.epochs is .* whole number"):
+        with pytest.raises(ConfigurationError, match=r"Schedule\.epochs is .* whole number"):
             Schedule(epochs=epochs)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="max_drift"):
+    with pytest.raises(ConfigurationError, match="max_drift"):
         Schedule(max_drift=-0.1)
-    with pytest.raises(RecipeError, match="raise settle"):
+    with pytest.raises(ConfigurationError, match="raise settle"):
         Schedule(sweeps=1)
-    with pytest.raises(RecipeError, match="raise settle"):
+    with pytest.raises(ConfigurationError, match="raise settle"):
         Schedule(own_recourse=0.1)
-    with pytest.raises(RecipeError, match="share of the rejected"):
+    with pytest.raises(ConfigurationError, match="share of the rejected"):
         Schedule(own_recourse=2, settle=0.3)
     swept = QAT_METHODS["cfq-qat"]
-    with pytest.raises(RecipeError, match="'boundary' terms"):
+    with pytest.raises(ConfigurationError, match="'boundary' terms"):
         replace(swept, objective=Objective())
     asking = Schedule(settle=0.3, own_recourse=0.1)
     for term in ({"match": Match()}, {"hinge": 0.5}, {"validity": "target"}):
-        with pytest.raises(RecipeError, match="no example to follow"):
+        with pytest.raises(ConfigurationError, match="no example to follow"):
             QatMethod("mine", objective=Objective(task="boundary", **{"validity": "boundary", **term}), schedule=asking)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="cached=True"):
+    with pytest.raises(ConfigurationError, match="cached=True"):
         QatMethod("mine", objective=swept.objective, teacher=TeacherSettings(cached=False), schedule=asking)
-    with pytest.raises(RecipeError, match="pruned"):
+    with pytest.raises(ConfigurationError, match="pruned"):
         replace(swept, sparsity=0.5)

@@ -17,8 +17,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cfptq.recourse.exact.moves import Moves
-from cfptq.recourse.exact.network import Affine, Kink, PiecewiseLinear
+from cfptq.recourse.exact.action_model import Moves
+from cfptq.recourse.exact.relu_encoding import Affine, Kink, PiecewiseLinear
 
 Array: TypeAlias = npt.NDArray[np.float64]
 

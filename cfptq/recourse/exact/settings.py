@@ -7,7 +7,7 @@ from typing import Literal
 
 from cfptq.errors import DataError
 from cfptq.recourse.confidence import check_confidence, level_of
-from cfptq.recourse.minimal import MinimalCost
+from cfptq.recourse.minimal_cost import MinimalCost
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Experiment files and their runs, for the researcher."""

@@ -1,0 +1,1 @@
+"""Files, documents and the terminal: what every package writes and shows."""

@@ -1,0 +1,1 @@
+"""ONNX in and out: networks written to files, files read as networks."""

@@ -1,0 +1,304 @@
+"""ONNX operators in torch, one function each, following the ONNX specification. Each takes ``(node, *inputs)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import TensorProto
+from torch import Tensor
+from torch.nn import functional as F
+
+from cfptq.network.onnx.shape_operators import SHAPE_OPERATORS, feature_extractor
+from cfptq.network.onnx.values import Node, Operator, axes_of, tensor
+
+ML = "ai.onnx.ml"
+MICROSOFT = "com.microsoft"
+
+#: Half precision is computed in float32, of which it is a part.
+FLOATING = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float32, TensorProto.BFLOAT16: torch.float32}
+CASTS = FLOATING | {TensorProto.DOUBLE: torch.float64, TensorProto.BOOL: torch.bool}
+#: Automatic padding: the side that gets the odd element, 0 after, 1 before.
+AUTO_PAD = {"SAME_UPPER": 0, "SAME_LOWER": 1}
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
+    return lambda node, x: function(x)
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Operator:
+    """Python's operators work on tensors, on shapes and on numbers alike."""
+
+    def operator(node: Node, a: Any, b: Any) -> Any:
+        if isinstance(b, float):
+            return function(tensor(a), b)
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+            return np.asarray(function(a, b))
+        return function(tensor(a, b if isinstance(b, Tensor) else None), tensor(b, a if isinstance(a, Tensor) else None))
+
+    return operator
+
+
+def _divide(a: Any, b: Any) -> Any:
+    if isinstance(a, Tensor):
+        return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+    return a // b
+
+
+def _variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    def operator(node: Node, *inputs: Tensor) -> Tensor:
+        result = inputs[0]
+        for other in inputs[1:]:
+            result = function(result, other)
+        return result
+
+    return operator
+
+
+def _mean(node: Node, *inputs: Tensor) -> Tensor:
+    total: Tensor = _variadic(torch.add)(node, *inputs)
+    return total / len(inputs)
+
+
+def _clip(node: Node, x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    low = node.get("min") if low is None else low
+    high = node.get("max") if high is None else high
+    return x if low is None and high is None else torch.clamp(x, low, high)
+
+
+def _gelu(node: Node, x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh" if node.get("approximate") == "tanh" else "none")
+
+
+def _selu(node: Node, x: Tensor) -> Tensor:
+    alpha, gamma = node.get("alpha", 1.67326319217681884765625), node.get("gamma", 1.05070102214813232421875)
+    return torch.mul(F.elu(x, alpha), gamma)
+
+
+def _hard_sigmoid(node: Node, x: Tensor) -> Tensor:
+    return torch.clamp(node.get("alpha", 0.2) * x + node.get("beta", 0.5), 0, 1)
+
+
+def _celu(node: Node, x: Tensor) -> Tensor:
+    return F.celu(x, node.get("alpha", 1.0))
+
+
+def _prelu(node: Node, x: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(x < 0, slope * x, x)
+
+
+def _thresholded_relu(node: Node, x: Tensor) -> Tensor:
+    return torch.where(x > node.get("alpha", 1.0), x, torch.zeros_like(x))
+
+
+def _cast(node: Node, x: Any) -> Any:
+    to = node.get("to")
+    if isinstance(x, np.ndarray):
+        return tensor(x).to(CASTS[to]) if to in CASTS else x
+    if to in CASTS:
+        return x.to(CASTS[to])
+    # Every integer type is held as int64 at most; the types that quantization uses are told apart by the graph.
+    return x.to(torch.int64) if x.is_floating_point() or x.dtype == torch.bool else x
+
+
+def _where(node: Node, condition: Any, a: Any, b: Any) -> Tensor:
+    return torch.where(tensor(condition).bool(), tensor(a), tensor(b))
+
+
+# Normalization and softmax -------------------------------------------------------------------------------------------------
+
+
+def _softmax(function: Callable[[Tensor, int], Tensor]) -> Operator:
+    def operator(node: Node, x: Tensor) -> Tensor:
+        if node.opset >= 13:
+            return function(x, node.get("axis", -1))
+        axis = node.get("axis", 1) % x.dim()
+        return function(x.flatten(axis), axis).reshape(x.shape)
+
+    return operator
+
+
+def _batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    return F.batch_norm(x, mean, var, scale, bias, training=False, eps=node.get("epsilon", 1e-5))
+
+
+def _layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    axis = node.get("axis", -1) % x.dim()
+    return F.layer_norm(x, x.shape[axis:], scale, bias, node.get("epsilon", 1e-5))
+
+
+# Reductions ----------------------------------------------------------------------------------------------------------------
+
+
+def _reduce(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Operator:
+    def operator(node: Node, x: Any, axes: Any = None) -> Any:
+        chosen = axes_of(node, axes)
+        if not chosen and node.get("noop_with_empty_axes", 0):
+            return x
+        if isinstance(x, np.ndarray):
+            return np.asarray(np.prod(x), dtype=object).reshape([1] * bool(node.get("keepdims", 1)))
+        return function(x, tuple(chosen or range(x.dim())), bool(node.get("keepdims", 1)))
+
+    return operator
+
+
+def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+        x = x.prod(axis, keepdim=keep)
+    return x
+
+
+# Products, convolution, pooling --------------------------------------------------------------------------------------------
+
+
+def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    product = (a.t() if node.get("transA", 0) else a) @ (b.t() if node.get("transB", 0) else b)
+    alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
+    product = product if alpha == 1 else alpha * product
+    return product if c is None else product + (c if beta == 1 else beta * c)
+
+
+def _window(node: Node, x: Tensor, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Stride, dilation, padding before and padding after, for each spatial axis."""
+    n = len(kernel)
+    stride, dilation = tuple(node.get("strides") or [1] * n), tuple(node.get("dilations") or [1] * n)
+    automatic = node.get("auto_pad", "NOTSET")
+    if automatic in AUTO_PAD:
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        spatial = zip(x.shape[2:], stride, reach, strict=True)
+        total = [max((math.ceil(size / s) - 1) * s + r - size, 0) for size, s, r in spatial]
+        before = tuple((t + AUTO_PAD[automatic]) // 2 for t in total)
+        return stride, dilation, before, tuple(t - b for t, b in zip(total, before, strict=True))
+    pads = node.get("pads") or [0] * (2 * n)
+    return stride, dilation, tuple(pads[:n]), tuple(pads[n:])
+
+
+def _padded(x: Tensor, before: tuple[int, ...], after: tuple[int, ...], value: float) -> Tensor:
+    flat = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
+    return F.pad(x, flat, value=value)
+
+
+def convolve(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """ONNX ``Conv`` in one to three spatial dimensions; ``weight`` is ``(out, in / group, *kernel)``."""
+    stride, dilation, before, after = _window(node, x, tuple(weight.shape[2:]))
+    if before != after:
+        x, before = _padded(x, before, after, 0.0), (0,) * len(before)
+    function = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+    return function(x, weight, bias, stride, before, dilation, node.get("group", 1))
+
+
+def _max_pool(node: Node, x: Tensor) -> Tensor:
+    kernel = tuple(node.get("kernel_shape"))
+    stride, dilation, before, after = _window(node, x, kernel)
+    if before != after or any(2 * pad > k for pad, k in zip(before, kernel, strict=True)):
+        x, before = _padded(x, before, after, -math.inf), (0,) * len(kernel)
+    function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
+    return function(x, kernel, stride, before, dilation, bool(node.get("ceil_mode", 0)))
+
+
+def _average_pool(node: Node, x: Tensor) -> Tensor:
+    kernel = tuple(node.get("kernel_shape"))
+    stride, _, before, after = _window(node, x, kernel)
+    function: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
+    ceil = bool(node.get("ceil_mode", 0))
+    if before == after:
+        return function(x, kernel, stride, before, ceil, bool(node.get("count_include_pad", 0)))  # type: ignore[no-any-return]
+    total = function(_padded(x, before, after, 0.0), kernel, stride, 0, ceil)
+    if node.get("count_include_pad", 0):
+        return total  # type: ignore[no-any-return]
+    return total / function(_padded(torch.ones_like(x[:1, :1]), before, after, 0.0), kernel, stride, 0, ceil)  # type: ignore[no-any-return]
+
+
+def _global_pool(function: Callable[..., Tensor]) -> Operator:
+    return lambda node, x: function(x, tuple(range(2, x.dim())), True)
+
+
+def _normalizer(node: Node, x: Tensor) -> Tensor:
+    order = {"MAX": math.inf, "L1": 1.0, "L2": 2.0}[node.get("norm", "MAX")]
+    length: Tensor = torch.linalg.vector_norm(x, order, dim=1, keepdim=True)
+    return x / length.clamp_min(torch.finfo(x.dtype).tiny)
+
+
+_PLAIN: dict[str, Operator] = {
+    "Abs": _unary(torch.abs),
+    "Add": _binary(lambda a, b: a + b),
+    "And": _binary(lambda a, b: a & b),
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Cast": _cast,
+    "Ceil": _unary(torch.ceil),
+    "Celu": _celu,
+    "Clip": _clip,
+    "Conv": convolve,
+    "Cos": _unary(torch.cos),
+    "Div": _binary(_divide),
+    "Dropout": lambda node, x, *rest: x,
+    "Elu": lambda node, x: F.elu(x, node.get("alpha", 1.0)),
+    "Equal": _binary(lambda a, b: a == b),
+    "Erf": _unary(torch.erf),
+    "Exp": _unary(torch.exp),
+    "Floor": _unary(torch.floor),
+    "Gelu": _gelu,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_pool(torch.mean),
+    "GlobalMaxPool": _global_pool(torch.amax),
+    "Greater": _binary(lambda a, b: a > b),
+    "GreaterOrEqual": _binary(lambda a, b: a >= b),
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _unary(F.hardswish),
+    "Identity": lambda node, x: x,
+    "LayerNormalization": _layer_norm,
+    "LeakyRelu": lambda node, x: F.leaky_relu(x, node.get("alpha", 0.01)),
+    "Less": _binary(lambda a, b: a < b),
+    "LessOrEqual": _binary(lambda a, b: a <= b),
+    "Log": _unary(torch.log),
+    "LogSoftmax": _softmax(torch.log_softmax),
+    "MatMul": lambda node, a, b: a @ b,
+    "Max": _variadic(torch.maximum),
+    "MaxPool": _max_pool,
+    "Mean": _mean,
+    "Min": _variadic(torch.minimum),
+    "Mish": _unary(F.mish),
+    "Mul": _binary(lambda a, b: a * b),
+    "Neg": _unary(torch.neg),
+    "Not": _unary(torch.logical_not),
+    "Or": _binary(lambda a, b: a | b),
+    "PRelu": _prelu,
+    "Pow": _binary(lambda a, b: a**b),
+    "Reciprocal": _unary(torch.reciprocal),
+    "ReduceL1": _reduce(lambda x, axes, keep: torch.linalg.vector_norm(x, 1, axes, keep)),
+    "ReduceL2": _reduce(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keep)),
+    "ReduceLogSumExp": _reduce(torch.logsumexp),
+    "ReduceMax": _reduce(torch.amax),
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceMin": _reduce(torch.amin),
+    "ReduceProd": _reduce(_product),
+    "ReduceSum": _reduce(torch.sum),
+    "ReduceSumSquare": _reduce(lambda x, axes, keep: x.square().sum(axes, keep)),
+    "Relu": _unary(torch.relu),
+    "Round": _unary(torch.round),
+    "Selu": _selu,
+    "Sigmoid": _unary(torch.sigmoid),
+    "Sign": _unary(torch.sign),
+    "Sin": _unary(torch.sin),
+    "Softmax": _softmax(torch.softmax),
+    "Softplus": _unary(F.softplus),
+    "Softsign": _unary(F.softsign),
+    "Sqrt": _unary(torch.sqrt),
+    "Sub": _binary(lambda a, b: a - b),
+    "Sum": _variadic(torch.add),
+    "Swish": lambda node, x: x * torch.sigmoid(node.get("alpha", 1.0) * x),
+    "Tanh": _unary(torch.tanh),
+    "ThresholdedRelu": _thresholded_relu,
+    "Where": _where,
+}
+
+#: Operators by (domain, type).
+OPERATORS: dict[tuple[str, str], Operator] = {("", op): function for op, function in (_PLAIN | SHAPE_OPERATORS).items()} | {
+    (ML, "ArrayFeatureExtractor"): feature_extractor,
+    (ML, "Normalizer"): _normalizer,
+    (MICROSOFT, "Gelu"): _gelu,
+}

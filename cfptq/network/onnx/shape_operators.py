@@ -1,0 +1,142 @@
+"""ONNX operators that move values about: shapes, slices, joins, padding. Each takes ``(node, *inputs)``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cfptq.network.onnx.values import Host, Node, Operator, axes_of, ints, tensor
+
+
+def _shape(node: Node, x: Tensor) -> Host:
+    return np.array(list(x.shape)[node.get("start", 0) : node.get("end")], dtype=object)
+
+
+def _reshape(node: Node, x: Any, shape: Any = None) -> Any:
+    sizes = ints(shape if shape is not None else node.get("shape"))
+    if not node.get("allowzero", 0):
+        sizes = [x.shape[i] if isinstance(size, int) and size == 0 else size for i, size in enumerate(sizes)]
+    return x.reshape(tuple(sizes))
+
+
+def _flatten(node: Node, x: Tensor) -> Tensor:
+    axis = node.get("axis", 1)
+    axis = axis + x.dim() if axis < 0 else axis
+    return x.flatten(1) if axis == 1 and x.dim() > 1 else x.reshape(math.prod(x.shape[:axis]), -1)
+
+
+def _squeeze(node: Node, x: Any, axes: Any = None) -> Any:
+    chosen = axes_of(node, axes)
+    if isinstance(x, np.ndarray):
+        return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
+    return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
+
+
+def _unsqueeze(node: Node, x: Any, axes: Any = None) -> Any:
+    chosen = axes_of(node, axes) or []
+    rank = x.ndim + len(chosen)
+    for axis in sorted(axis % rank for axis in chosen):
+        x = np.expand_dims(x, axis) if isinstance(x, np.ndarray) else x.unsqueeze(axis)
+    return x
+
+
+def _transpose(node: Node, x: Tensor) -> Tensor:
+    return x.permute(node.get("perm") or tuple(reversed(range(x.dim()))))
+
+
+def _concat(node: Node, *parts: Any) -> Any:
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts, axis=node.get("axis"))
+    return torch.cat([tensor(part) for part in parts], dim=node.get("axis"))
+
+
+def _split(node: Node, x: Tensor, sizes: Any = None) -> tuple[Tensor, ...]:
+    axis = node.get("axis", 0)
+    given = sizes if sizes is not None else node.get("split")
+    if given is not None:
+        return tuple(torch.split(x, ints(given), dim=axis))
+    count = node.get("num_outputs") or len(node.outputs)
+    return tuple(torch.split(x, math.ceil(x.shape[axis] / count), dim=axis))
+
+
+def _slice(node: Node, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Any:
+    first = ints(starts if starts is not None else node.get("starts"))
+    last = ints(ends if ends is not None else node.get("ends"))
+    where = axes_of(node, axes) or list(range(len(first)))
+    strides = ints(steps) if steps is not None else [1] * len(first)
+    for start, end, axis, step in zip(first, last, where, strides, strict=True):
+        axis = axis % x.ndim
+        if step > 0:
+            x = x[(slice(None),) * axis + (slice(start, end, step),)]
+        else:
+            chosen = range(*slice(start, None if end < -x.shape[axis] else end, step).indices(x.shape[axis]))
+            x = x[(slice(None),) * axis + (list(chosen),)]
+    return x
+
+
+def _gather(node: Node, x: Any, indices: Any) -> Any:
+    axis = node.get("axis", 0)
+    if isinstance(x, np.ndarray):
+        chosen = np.array(ints(indices)).reshape(indices.shape)
+        return np.asarray(np.take(x, chosen, axis=axis), dtype=object)
+    index = tensor(indices, x).long()
+    index = torch.where(index < 0, index + x.shape[axis], index)
+    if index.dim() == 1:
+        return x.index_select(axis, index)
+    axis = axis % x.dim()
+    picked = x.index_select(axis, index.flatten())
+    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+
+
+def feature_extractor(node: Node, x: Tensor, indices: Any) -> Tensor:
+    """``ArrayFeatureExtractor``: columns of the last axis."""
+    return x.index_select(x.dim() - 1, tensor(indices, x).long().flatten())
+
+
+def _expand(node: Node, x: Any, shape: Any) -> Tensor:
+    sizes = ints(shape)
+    own = [1] * (len(sizes) - x.ndim) + list(x.shape)
+    return tensor(x).expand(*(mine if size == 1 else size for mine, size in zip(own[-len(sizes) :], sizes, strict=True)))
+
+
+def _constant_of_shape(node: Node, shape: Any) -> Any:
+    value = node.get("value")
+    filling = torch.zeros(1) if value is None else value.flatten()
+    return filling.expand(tuple(ints(shape))).clone()
+
+
+def _pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Tensor:
+    sizes = ints(pads if pads is not None else node.get("pads", node.get("paddings")))
+    where = [axis % x.dim() for axis in ints(axes)] if axes is not None else list(range(x.dim()))
+    flat = [0] * (2 * x.dim())
+    for i, axis in enumerate(where):
+        flat[2 * (x.dim() - 1 - axis)], flat[2 * (x.dim() - 1 - axis) + 1] = sizes[i], sizes[i + len(where)]
+    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[node.get("mode", "constant")]
+    if mode == "constant":
+        return F.pad(x, flat, value=float(node.get("value", 0.0) if value is None else value))
+    while len(flat) > 2 and flat[-2:] == [0, 0]:
+        flat = flat[:-2]
+    return F.pad(x, flat, mode=mode)
+
+
+#: Operators by type; all are of ONNX's own domain.
+SHAPE_OPERATORS: dict[str, Operator] = {
+    "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}

@@ -1,0 +1,1 @@
+"""From a model to a result: what the public functions call."""

@@ -1,0 +1,45 @@
+"""The allocation of the mixed-precision baseline: Hessian traces of the task loss (HAWQ-V2, Dong et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+
+from cfptq.allocation import MeasuredScores
+from cfptq.allocation.hessian_trace import hessian_traces
+from cfptq.allocation.round_to_nearest import plainly_rounded
+from cfptq.network import Head, Network, class_logits, decisions, infer_head
+from cfptq.quantize import ALL_WIDTHS
+from cfptq.quantize.calibration_set import CalibrationSet
+
+
+def task_trace(
+    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+) -> MeasuredScores:
+    """For each layer and width, the mean trace of the task loss's Hessian in W_ℓ times ‖Ŵ_ℓ − W_ℓ‖², on the factual rows.
+
+    Args: as :func:`cfptq.allocation.factual_gradient`.
+    """
+    rows = calibration.factual
+    with torch.no_grad():
+        output = network(rows)
+    known = head or infer_head(output)
+    labels = decisions(class_logits(output, known, threshold))
+    if calibration.labels is not None:
+        given = calibration.labels[: len(rows)]
+        labels = torch.where(given < 0, labels, given)
+    share = torch.full((len(rows),), 1 / len(rows))
+    traces = hessian_traces(network, rows, labels, share, head=known, threshold=threshold, progress=progress)
+    damage = []
+    for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):
+        weight = network.weight(layer.name)
+        damage.append(
+            tuple(trace / layer.parameters * float((plainly_rounded(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS)
+        )
+    return MeasuredScores(
+        names=tuple(layer.name for layer in network.layers),
+        parameters=tuple(layer.parameters for layer in network.layers),
+        scores=tuple(row[0] for row in damage),
+        kind="hessian trace of the task loss",
+        widths=ALL_WIDTHS,
+        damage=tuple(damage),
+    )

@@ -1,0 +1,149 @@
+"""Toolchains left to themselves: each quantizes, or is a row that says why not. And the score that tuners are given."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import cfptq
+from cfptq.actions import ActionSet, Continuous
+from cfptq.backends.latency import latencies, slower_than
+from cfptq.backends.toolchains import PEERS, deployed_peer
+from cfptq.errors import DataError
+from cfptq.network import Predictor
+from cfptq.pipeline.deploy import deploy_all
+from cfptq.pipeline.task import Teacher, prepare
+
+COLUMNS = 6
+
+
+@pytest.fixture(scope="module")
+def rows() -> torch.Tensor:
+    return torch.randn(600, COLUMNS, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def action_set(rows: torch.Tensor) -> ActionSet:
+    return ActionSet.from_columns(rows, [Continuous(f"f{column}", column=column) for column in range(COLUMNS)], favourable=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Linear(COLUMNS, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2))
+        made(torch.randn(64, COLUMNS))
+        made.eval()
+        with torch.no_grad():  # half of the people are rejected
+            made[-1].bias[1] -= made(torch.randn(500, COLUMNS)).diff(dim=1).median()
+    return made
+
+
+@pytest.fixture(scope="module")
+def teacher(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> Teacher:
+    return prepare(model, [rows], action_set, progress=False)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_toolchain_quantizes_by_itself(name: str, teacher: Teacher, tmp_path: Path) -> None:
+    toolchain = {"pt2e-int8": "torchao", "inc-int8": "neural_compressor"}.get(name)
+    if toolchain:
+        pytest.importorskip(toolchain)
+    student, path, run = deployed_peer(name, teacher.network, teacher.rows, tmp_path, teacher.head, None)
+    said, expected = student.logits(teacher.rows), teacher.predictor.logits(teacher.rows)
+    assert path.stat().st_size > 0
+    assert latencies({name: run}, teacher.rows, batches=(3,), rounds=1)[name][3] > 0
+    assert not torch.allclose(said, expected, atol=1e-5)  # a toolchain that finds nothing to quantize says nothing
+    assert (said.argmax(dim=1) == expected.argmax(dim=1)).float().mean() > 0.9
+    points = teacher.rows[:4].clone().requires_grad_()
+    student.surrogate(points).sum().backward()
+    assert points.grad is not None and bool(points.grad.any())
+
+
+def test_a_missing_toolchain_is_a_row_that_names_its_extra(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith(("torchao", "cfptq.backends.pt2e"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.delattr("cfptq.backends.pt2e", raising=False)
+
+    def judge(student: Predictor, path: Path, **deployed: Any) -> dict[str, Any]:
+        return deployed
+
+    done = deploy_all(teacher, ["pt2e-int8", "ort-int8", "mixed-ptq"], [4.0, 8.0], tmp_path, judge, progress=False)
+    assert set(done.budgets["4.0"]) == set(done.budgets["8.0"]) == {"ort-int8", "mixed-ptq"}
+    assert "cfptq[pt2e]" in done.unavailable["pt2e-int8"]
+    assert set(done.runs) == {"ort-int8", "mixed-ptq"}
+    comparison = cfptq.Comparison("data", 0, {}, done.budgets, "4.0", done.unavailable)
+    assert comparison.to_dict()["unavailable"] == done.unavailable
+
+
+def test_latencies_are_measured_for_each_file_and_batch(teacher: Teacher) -> None:
+    model = teacher.network.to_onnx_model()
+    content = model.SerializeToString()
+    found = latencies({"fp32": content, "again": content}, teacher.rows, batches=(1, 300), rounds=3)
+    assert set(found) == {"fp32", "again"} and set(found["again"]) == {1, 300}
+    assert all(taken > 0 for times in found.values() for taken in times.values())
+    assert onnx.load_from_string(content).graph.input[0].name == "input"
+
+
+def test_what_is_slower_than_fp32_is_said() -> None:
+    found = {"fp32": {1: 10.0, 256: 100.0}, "small": {1: 15.0, 256: 60.0}, "as fast": {1: 10.4, 256: 100.0}}
+    assert slower_than("fp32", found) == {"small": [1]}
+    comparison = cfptq.Comparison("data", 0, {}, {"4.0": {}}, "4.0", latency=found)
+    from rich.console import Console
+
+    console = Console(record=True, width=120)
+    console.print(comparison)
+    assert "small is slower than fp32 on this machine at batch 1" in console.export_text()
+
+
+class Shifted(nn.Module):
+    """A model whose logit of class 1 is moved: people lose what they were promised."""
+
+    def __init__(self, model: nn.Module, by: float) -> None:
+        super().__init__()
+        self.model, self.by = model, by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x) + torch.tensor([0.0, self.by])
+
+
+def test_tuners_are_told_validity_drop_above_an_accuracy_floor(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> None:
+    score = cfptq.tuning_score(model, [rows], action_set, max_accuracy_drop=0.2, progress=False)
+    assert score(model) == 1
+    points = score.recourse.points[score.recourse.found]
+    margins = np.diff(model(points).detach().numpy(), axis=1).ravel()
+    shift = float(np.median(margins))
+    lost = float((margins < shift).mean())
+    drop = Shifted(model, -shift - 1e-6)
+    changed = float((drop(rows).argmax(dim=1) != model(rows).argmax(dim=1)).float().mean())
+    assert 0 < changed < 0.2
+    assert score(drop) == pytest.approx(1 - lost, abs=0.02)
+    assert score(Shifted(model, -100.0)) < 0
+
+
+def test_neural_compressor_tunes_on_validity_drop(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> None:
+    pytest.importorskip("neural_compressor")
+    from neural_compressor.torch.quantization import TuningConfig, autotune
+
+    from cfptq.backends import pt2e
+
+    made = [cfptq.calibrate(model, [rows], action_set, method="ptq", budget=bits, input_bits=8, progress=False) for bits in (2.0, 8.0)]
+    score = cfptq.tuning_score(model, [rows], action_set, max_accuracy_drop=0.1, progress=False)
+    coarse, fine = (score(result.module()) for result in made)
+    assert coarse < fine
+    configs = [result.neural_compressor_config() for result in made]
+    tuning = TuningConfig(config_set=configs, tolerable_loss=1 - (coarse + fine) / 2, max_trials=2)
+    pt2e.check_coverage(autotune(model, tuning, score), made[1].plan)
+
+
+def test_a_model_that_rejects_nobody_cannot_be_tuned_on(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> None:
+    with pytest.raises(DataError, match="rejects none"):
+        cfptq.tuning_score(Shifted(model, 100.0), [rows], action_set, progress=False)
