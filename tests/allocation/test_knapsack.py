@@ -83,7 +83,7 @@ def test_wider_layers_are_measured_to_change_margins_less() -> None:
     for row in scores.damage:
         assert row[0] > row[-1] >= 0
         assert row[0] > row[2] > row[3]
-    assert scores.benefits((2, 8)) == tuple((-row[0], -row[3]) for row in scores.damage)
+    assert scores.benefits((2, 8)) == tuple((-row[0], -row[-1]) for row in scores.damage)
     with pytest.raises(ModelError, match="5 bits"):
         scores.benefits((5,))
 

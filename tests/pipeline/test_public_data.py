@@ -13,7 +13,7 @@ from cfptq.datasets import locate
 from cfptq.experiments.recipe import Recipe
 from cfptq.network import as_predictor, decisions
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 #: Three epochs are enough for a model that rejects some and accepts others.
 LARGE = ("adult", "bank", "default")
 SETS = ("adult", "german", "compas", "bank", "default")

@@ -11,7 +11,7 @@ from cfptq.errors import ConfigurationError
 lightning = pytest.importorskip("lightning")
 
 from small_lesson import lesson  # noqa: E402
-from test_training_loop import SHORT, trainer  # noqa: E402
+from test_trainer import SHORT, trainer  # noqa: E402
 
 from cfptq.training.lightning import fit_with  # noqa: E402
 

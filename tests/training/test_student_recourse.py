@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from small_lesson import Lesson, lesson
-from test_training_loop import FAITHFUL, trainer
+from test_trainer import FAITHFUL, trainer
 from torch import Tensor, nn
 
 from cfptq.network import Predictor, as_predictor, capture, target_margin

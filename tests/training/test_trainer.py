@@ -138,7 +138,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from small_lesson import lesson
-from test_training_loop import trainer
+from test_trainer import trainer
 from cfptq.training import Files
 run = trainer(lesson())
 inner = run.step_loss
@@ -281,7 +281,7 @@ from torch import distributed
 torch.set_num_threads(1)
 distributed.init_process_group("gloo")
 from small_lesson import lesson
-from test_training_loop import ASKING, trainer
+from test_trainer import ASKING, trainer
 for sweeps in (0, 1):
     run = trainer(lesson(), replace(ASKING, sweeps=sweeps))
     run.fit(progress=False)
