@@ -30,9 +30,10 @@ from torch import nn
 
 import cfptq
 from cfptq.actions import ActionSet, Continuous
-from cfptq.backends.latency import BATCHES, latencies, slower_than
-from cfptq.backends.quantize_static import vanilla_onnx
+from cfptq.backends.latency import BATCHES, find_slower, measure_latency
+from cfptq.backends.quantize_static import quantize_onnx_by_default
 from cfptq.io.atomic import write_text
+from cfptq.network import to_onnx_model
 from cfptq.quantize import InputBits
 
 NETS = {"104-256-128-2": (104, 256, 128, 2), "512-2048-2048-2048-2": (512, 2048, 2048, 2048, 2)}
@@ -80,11 +81,11 @@ def files(model: nn.Module, rows: torch.Tensor, folder: Path) -> dict[str, Path]
     """Every file to compare, by name."""
     wanted = dict.fromkeys((bits, input_bits) for bits, input_bits, _ in OURS.values())
     results = {(bits, input_bits): quantized(model, rows, bits, input_bits) for bits, input_bits in wanted}
-    exported = results[OURS[JUDGED][:2]].network.to_onnx_model()
+    exported = to_onnx_model(results[OURS[JUDGED][:2]].network)
     found = {"fp32": folder / "fp32.onnx", REFERENCE: folder / "int8.onnx", "ONNX Runtime int4": folder / "int4.onnx"}
     found["fp32"].write_bytes(exported.SerializeToString())
-    vanilla_onnx(exported, rows, 8, found[REFERENCE])
-    vanilla_onnx(exported, rows, 4, found["ONNX Runtime int4"])
+    quantize_onnx_by_default(exported, rows, 8, found[REFERENCE])
+    quantize_onnx_by_default(exported, rows, 4, found["ONNX Runtime int4"])
     for number, (name, (bits, input_bits, more)) in enumerate(OURS.items()):
         found[name] = folder / f"{number}.onnx"
         results[bits, input_bits].to_onnx(found[name], **more)
@@ -99,11 +100,11 @@ def compiled(net_name: str) -> dict[str, Any]:
 
     rows = rows_of(net_name)
     result = quantized(net(NETS[net_name]), rows, *OURS[JUDGED][:2])
-    ours = pt2e.convert_pt2e(pt2e.prepare_pt2e(pt2e.exported(result.prepared_model(), rows[:4]), result.pt2e_quantizer()))
+    ours = pt2e.convert_pt2e(pt2e.prepare_pt2e(pt2e.export_with_dynamic_batch(result.prepared_model(), rows[:4]), result.pt2e_quantizer()))
     graphs = {
-        "compiled fp32": result.network.module(),
+        "compiled fp32": result.network.graph,
         "compiled cfptq 4-bit": ours,
-        "compiled PT2E int8": pt2e.vanilla(result.network, rows),
+        "compiled PT2E int8": pt2e.quantize_by_default(result.network, rows),
     }
     times: dict[str, dict[int, float]] = {name: {} for name in graphs}
     with torch.no_grad(), inductor.patch(freezing=True):
@@ -128,7 +129,8 @@ def measure(net_name: str, rounds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         found = files(net(NETS[net_name]), rows, Path(place))
         openings = [
-            {batch: latencies(found, rows, [batch], max(3, round(rounds * ROUNDS[batch]))) for batch in BATCHES} for _ in range(OPENINGS)
+            {batch: measure_latency(found, rows, [batch], max(3, round(rounds * ROUNDS[batch]))) for batch in BATCHES}
+            for _ in range(OPENINGS)
         ]
         times = {
             name: {batch: statistics.median(opening[batch][name][batch] for opening in openings) for batch in BATCHES} for name in found
@@ -148,7 +150,7 @@ def measure(net_name: str, rounds: float) -> dict[str, Any]:
     return {
         "files": entry,
         "judged": {"file": JUDGED, **judged, "holds": small and judged["largest_us_ratio"] <= MOST_TIME},
-        "slower_than_fp32_at_batch": slower_than("fp32", times),
+        "slower_than_fp32_at_batch": find_slower("fp32", times),
     }
 
 

@@ -27,10 +27,11 @@ from torch import nn
 
 import cfptq
 from cfptq.actions import ActionSet, Continuous
-from cfptq.backends.latency import latencies
-from cfptq.backends.quantize_static import vanilla_onnx
+from cfptq.backends.latency import measure_latency
+from cfptq.backends.quantize_static import quantize_onnx_by_default
 from cfptq.experiments.recipe import Recipe
 from cfptq.io.atomic import write_text
+from cfptq.network import to_onnx_model
 from cfptq.pipeline import task
 from cfptq.pipeline.method import as_method
 from cfptq.quantize import InputBits
@@ -47,12 +48,12 @@ def vanilla(model: nn.Module, rows: torch.Tensor, path: Path) -> None:
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(model, (rows[:2],), dynamo=True, opset_version=21, dynamic_shapes=({0: batch},), verbose=False)
     assert program is not None
-    vanilla_onnx(program.model_proto, rows, 8, path)
+    quantize_onnx_by_default(program.model_proto, rows, 8, path)
 
 
 def vanilla_without_export(exported: onnx.ModelProto, rows: torch.Tensor, path: Path) -> None:
     """``quantize_static`` alone."""
-    vanilla_onnx(exported, rows, 8, path)
+    quantize_onnx_by_default(exported, rows, 8, path)
 
 
 def interleaved(runs: dict[str, Callable[[], object]], count: int) -> dict[str, tuple[float, float]]:
@@ -78,7 +79,7 @@ def measure(model: nn.Module, rows: torch.Tensor, action_set: ActionSet, method:
         def calibrated() -> cfptq.Result:
             return cfptq.calibrate(model, loader, action_set, method=method, progress=False)
 
-        exported = calibrated().network.to_onnx_model()
+        exported = to_onnx_model(calibrated().network)
         medians = interleaved(
             {
                 "theirs": lambda: vanilla(model, rows, theirs),
@@ -123,11 +124,11 @@ def latency_by_input(model: nn.Module, rows: torch.Tensor, action_set: ActionSet
     teaching = task.prepare(model, [rows], action_set, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         files = {"ONNX Runtime int8": Path(folder) / "int8.onnx"}
-        vanilla_onnx(teaching.network.to_onnx_model(), rows, 8, files["ONNX Runtime int8"])
+        quantize_onnx_by_default(to_onnx_model(teaching.network), rows, 8, files["ONNX Runtime int8"])
         for name, bits in INPUTS.items():
             files[name] = Path(folder) / f"{name}.onnx"
             teaching.quantized(as_method("faithful").with_activations(None, bits), 4.0, progress=False).to_onnx(files[name])
-        times = latencies(files, rows)
+        times = measure_latency(files, rows)
     chosen = teaching.quantized(as_method("faithful"), 4.0, progress=False)
     reference = times["ONNX Runtime int8"]
     ratios = {name: {str(batch): round(taken / reference[batch], 3) for batch, taken in each.items()} for name, each in times.items()}

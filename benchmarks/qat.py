@@ -177,7 +177,7 @@ class Judge:
         seconds = time.perf_counter() - started
         # A robustly trained model is the reference of its own quantization (E.1).
         robust = isinstance(method, str) and method.startswith("r-")
-        f, people = self.reference(result.network.module()) if robust else (self.f, self.people)
+        f, people = self.reference(result.network.graph) if robust else (self.f, self.people)
         columns = self.experiment.columns
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"

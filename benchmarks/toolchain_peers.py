@@ -32,11 +32,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cfptq.auditing import Protocol, evaluate, reference_recourse
-from cfptq.backends.latency import BATCHES, Runnable, latencies
-from cfptq.backends.toolchains import PEERS, eager_run
+from cfptq.backends.latency import BATCHES, Runnable, measure_latency
+from cfptq.backends.toolchains import TOOLCHAINS, make_eager_runner
 from cfptq.experiments.recipe import Recipe
 from cfptq.io.atomic import write_text
-from cfptq.network import Predictor, as_predictor
+from cfptq.network import Predictor, as_predictor, to_onnx_model
 from cfptq.pipeline.comparison import Comparison
 from cfptq.pipeline.deploy import deploy_all
 from cfptq.pipeline.task import Teacher, prepare
@@ -68,7 +68,7 @@ class Quantized:
     activation_bits: int
 
     def predictor(self, name: str, teacher: Teacher) -> Predictor:
-        twin = None if isinstance(self.run, Path) else teacher.network.module()
+        twin = None if isinstance(self.run, Path) else teacher.network.graph
         return as_predictor(self.run, example=teacher.rows[:256], head=teacher.head, threshold=teacher.threshold, name=name, twin=twin)
 
 
@@ -77,7 +77,7 @@ def nncf_int8(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
     nncf = _nncf()
     shown = nncf.Dataset([{"input": row[None].numpy()} for row in teacher.rows])
     path = folder / "nncf-int8.onnx"
-    onnx.save(nncf.quantize(teacher.network.to_onnx_model(), shown, subset_size=len(teacher.rows)), path)
+    onnx.save(nncf.quantize(to_onnx_model(teacher.network), shown, subset_size=len(teacher.rows)), path)
     return Quantized(path, 8.0, 8)
 
 
@@ -86,7 +86,7 @@ def nncf_int4(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
     nncf = _nncf()
     path = folder / "nncf-int4.onnx"
     mode = nncf.CompressWeightsMode.INT4_SYM
-    onnx.save(nncf.compress_weights(teacher.network.to_onnx_model(), mode=mode, ratio=1.0, group_size=-1, all_layers=True), path)
+    onnx.save(nncf.compress_weights(to_onnx_model(teacher.network), mode=mode, ratio=1.0, group_size=-1, all_layers=True), path)
     return Quantized(path, 4.0, 32)
 
 
@@ -116,7 +116,7 @@ def modelopt_auto(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized
         num_calib_steps=len(batches),
         num_score_steps=len(batches),
     )
-    return Quantized(eager_run(found.eval()), float(state["best"]["constraints"]["effective_bits"]), 32)
+    return Quantized(make_eager_runner(found.eval()), float(state["best"]["constraints"]["effective_bits"]), 32)
 
 
 def _nncf() -> Any:
@@ -135,7 +135,7 @@ def _modelopt(model: nn.Module, teacher: Teacher, config: str, bits: float, acti
                 candidate(rows)
 
     quantized = mtq.quantize(copy.deepcopy(model), getattr(mtq, config), show)
-    return Quantized(eager_run(quantized.eval()), bits, activation_bits)
+    return Quantized(make_eager_runner(quantized.eval()), bits, activation_bits)
 
 
 #: Toolchains that the package has no adapter for.
@@ -162,7 +162,7 @@ def measure(seed: int) -> Comparison:
         return metrics.to_dict(**deployed, stored_bytes=None if path is None else path.stat().st_size)
 
     with tempfile.TemporaryDirectory() as place:
-        done = deploy_all(teacher, [*PEERS, *OURS], [BUDGET], Path(place), judged)
+        done = deploy_all(teacher, [*TOOLCHAINS, *OURS], [BUDGET], Path(place), judged)
         methods, runs, unavailable = done.budgets[str(BUDGET)], dict(done.runs), dict(done.unavailable)
         for name, quantize in OTHERS.items():
             try:
@@ -179,8 +179,8 @@ def measure(seed: int) -> Comparison:
             methods[name] = judged(found.predictor(name, teacher), path, **deployed)
             if path is not None:
                 runs[name] = path
-        fp32: Runnable = teacher.network.to_onnx_model().SerializeToString()
-        latency = latencies({"fp32": fp32, **runs}, columns.test)
+        fp32: Runnable = to_onnx_model(teacher.network).SerializeToString()
+        latency = measure_latency({"fp32": fp32, **runs}, columns.test)
     return Comparison("adult", seed, people.to_dict(columns.test_labels), {str(BUDGET): methods}, str(BUDGET), unavailable, latency=latency)
 
 

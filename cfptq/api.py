@@ -20,12 +20,12 @@ from torch import nn
 from cfptq.actions import ActionSet, ActionSpace
 from cfptq.allocation import Budget
 from cfptq.auditing import AuditReport, Protocol, evaluate, reference_recourse, rows_by_group, run_audit
-from cfptq.backends.latency import latencies
-from cfptq.backends.toolchains import PEERS
+from cfptq.backends.latency import measure_latency
+from cfptq.backends.toolchains import TOOLCHAINS
 from cfptq.calibration import draw_rows
 from cfptq.errors import ActionSetError, ConfigurationError, DataError, ModelError
-from cfptq.network import Head, OnnxModule, Predictor, preserved_state
-from cfptq.network.onnx.session import describe_runtime, saturation_sentence
+from cfptq.network import Head, OnnxModule, Predictor, preserved_state, to_onnx_model
+from cfptq.network.onnx.session import describe_runtime, describe_saturation
 from cfptq.pipeline.comparison import Comparison
 from cfptq.pipeline.deploy import deploy_all
 from cfptq.pipeline.method import METHODS, Groups, Method, as_method
@@ -37,7 +37,7 @@ from cfptq.quantize import Activations, InputBits
 from cfptq.recourse import Target
 from cfptq.training import QAT_METHODS, Files, History, QatMethod, Trainer, as_qat_method
 
-__all__ = ["DEFAULT_METHOD", "PEERS", "audit", "calibrate", "compare", "load", "qat", "tuning_score"]
+__all__ = ["DEFAULT_METHOD", "TOOLCHAINS", "audit", "calibrate", "compare", "load", "qat", "tuning_score"]
 
 DEFAULT_METHOD = "faithful"
 
@@ -252,7 +252,7 @@ def compare(
     Args:
         model, calib_loader, action_set, target, head, threshold, portable, max_rows, seed: as in :func:`calibrate`.
         test_loader: the people to judge by; with labels, accuracy is reported too.
-        methods: names of presets (of :func:`calibrate` or :func:`qat`) or of toolchains' own quantization (:data:`PEERS`), or
+        methods: names of presets (of :func:`calibrate` or :func:`qat`) or of toolchains' own quantization (:data:`TOOLCHAINS`), or
             :class:`cfptq.Method` and :class:`cfptq.training.QatMethod` objects; or one alone. Those that train do so on the calibration
             rows, so that all methods see the same people; raise ``max_rows`` for their sake.
         budgets: average bits, one number or several; the first is the headline. Toolchains' own methods have one width and ignore it.
@@ -268,9 +268,11 @@ def compare(
     methods = (methods,) if isinstance(methods, str | Method | QatMethod) else methods
     limits = [float(Budget.average(bits).amount) for bits in (budgets if isinstance(budgets, Iterable) else (budgets,))]
     names = [entry if isinstance(entry, str) else entry.name for entry in methods]
-    unknown = [entry for entry in methods if isinstance(entry, str) and entry not in (*METHODS, *QAT_METHODS, *PEERS)]
+    unknown = [entry for entry in methods if isinstance(entry, str) and entry not in (*METHODS, *QAT_METHODS, *TOOLCHAINS)]
     if unknown:
-        raise ConfigurationError(f"there is no method {unknown[0]!r} to compare; choose from {', '.join([*PEERS, *METHODS, *QAT_METHODS])}")
+        raise ConfigurationError(
+            f"there is no method {unknown[0]!r} to compare; choose from {', '.join([*TOOLCHAINS, *METHODS, *QAT_METHODS])}"
+        )
     if not limits or len(set(names)) != len(names):
         raise ConfigurationError("compare needs at least one budget, and each method once")
     rules = protocol or Protocol()
@@ -303,8 +305,8 @@ def compare(
             return metrics.to_dict(**deployed, stored_bytes=path.stat().st_size)
 
         done = deploy_all(teacher, methods, limits, folder, judged, portable, progress)
-        fp32 = teacher.network.to_onnx_model().SerializeToString(deterministic=True)
-        latency = latencies({"fp32": fp32, **done.runs}, rows)
+        fp32 = to_onnx_model(teacher.network).SerializeToString(deterministic=True)
+        latency = measure_latency({"fp32": fp32, **done.runs}, rows)
         eager = ", ".join(name for name, run in done.runs.items() if callable(run))
         slow = [f"{eager}: timed as the toolchain gives it; torch.compile is what makes it fast"] if eager else []
     return Comparison(
@@ -421,7 +423,7 @@ def _saturated(budgets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterat
         for name, entry in methods.items():
             rows = entry["counts"]["decided_otherwise_by_default_session"]
             if rows:
-                yield saturation_sentence(f"{name} at {budget} bits", rows, entry["counts"]["rows"])
+                yield describe_saturation(f"{name} at {budget} bits", rows, entry["counts"]["rows"])
 
 
 def _check(seed: int, layers: Mapping[str, int] | None = None) -> None:

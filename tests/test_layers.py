@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 #: Imports between packages that stand side by side, module -> what it still imports.
-STILL_BESIDE = {"experiments/run.py": "cfptq.api", "network/serialize.py": "cfptq.io.atomic"}
+STILL_BESIDE = {"experiments/run.py": "cfptq.api"}
 
 #: Toolchains that are not among the dependencies; only a backend (or an optional report) may name them.
 OPTIONAL = {

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from cfptq.backends.prepared_model import check_prepared, module_form, prepared_module, show
+from cfptq.backends.prepared_model import build_float_module, build_prepared_module, check_prepared, show
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network, capture
+from cfptq.network.serialize import digest
 from cfptq.quantize import QuantizationPlan, container_bits
 
 try:
@@ -31,13 +32,13 @@ try:
     from neural_compressor.torch.utils import register_algo
 
     # Behind Neural Compressor, so that where both are missing the extra that is named brings both.
-    from cfptq.backends.pt2e import PlanQuantizer, check_coverage, convert_pt2e, exported, prepare_pt2e
+    from cfptq.backends.pt2e import PlanQuantizer, check_coverage, convert_pt2e, export_with_dynamic_batch, prepare_pt2e
 except MissingDependencyError:
     raise
 except ImportError as error:
     raise MissingDependencyError(f"this needs Intel Neural Compressor 3.9 or later ({error}): pip install 'cfptq[inc]'") from error
 
-__all__ = ["NAME", "PlanConfig", "static_config", "vanilla"]
+__all__ = ["NAME", "PlanConfig", "build_static_config", "quantize_by_default"]
 
 #: The algorithm's name in Neural Compressor's registries.
 NAME = "cfptq"
@@ -94,13 +95,13 @@ class PlanConfig(TorchBaseConfig):  # type: ignore[misc]
         try:
             check_prepared(model.state_dict(), network, plan)
         except ModelError as error:
-            if capture(model, torch.zeros(2, *network.input_shape)).digest() != plan.network:
+            if digest(capture(model, torch.zeros(2, *network.input_shape))) != plan.network:
                 raise ModelError(f"{error} (nor is it the model that was calibrated)") from None
 
     def quantized(self) -> fx.GraphModule:
         """The plan's PT2E form."""
         network, plan = self._made()
-        module = exported(prepared_module(network, plan), torch.zeros(2, *network.input_shape))
+        module = export_with_dynamic_batch(build_prepared_module(network, plan), torch.zeros(2, *network.input_shape))
         converted: fx.GraphModule = convert_pt2e(prepare_pt2e(module, PlanQuantizer(network, plan)))
         check_coverage(converted, plan)
         return converted
@@ -123,7 +124,7 @@ def apply_plan(model: nn.Module, configs_mapping: Mapping[tuple[str, str], Any],
     return quantized
 
 
-def static_config(plan: QuantizationPlan) -> Any:
+def build_static_config(plan: QuantizationPlan) -> Any:
     """Overrides for Neural Compressor's *own* static quantization of the prepared model, where it can express the plan.
 
     It has 8-bit weights and activations, with ranges of its own finding. Layers of fewer bits, and layers whose input is not 8 bits,
@@ -136,9 +137,9 @@ def static_config(plan: QuantizationPlan) -> Any:
     return config
 
 
-def vanilla(network: Network, rows: torch.Tensor) -> fx.GraphModule:
+def quantize_by_default(network: Network, rows: torch.Tensor) -> fx.GraphModule:
     """What Neural Compressor's static quantization makes of ``network`` with its default settings, calibrated on ``rows``."""
-    program = export(module_form(network), (rows[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    program = export(build_float_module(network), (rows[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     observed = prepare(program, StaticQuantConfig())
     show(observed, rows)
     converted: fx.GraphModule = convert(observed)

@@ -1,69 +1,124 @@
-"""What toolchains make of a model by themselves: the peers that ``compare`` sets beside the methods."""
+"""Registry of the toolchains' own default quantization, which ``compare`` sets beside cfptq's methods.
+
+A new toolchain is one file of this package with a default quantizer, and one entry in :data:`TOOLCHAINS`.
+"""
 
 from __future__ import annotations
 
 import logging
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import onnx
 import torch
-from torch import fx, nn
+from torch import nn
 
 from cfptq.backends.latency import Runnable
-from cfptq.backends.quantize_static import vanilla_onnx
-from cfptq.errors import CfptqError, ModelError
+from cfptq.errors import CfptqError, MissingDependencyError, ModelError
 from cfptq.network import Head, Network, Predictor, as_predictor
+from cfptq.network.onnx.file import summarize_error
 
-#: Peers by name: weight bits. Activations have 8 bits everywhere, inputs too.
-PEERS: Mapping[str, int] = {"ort-int8": 8, "ort-int4": 4, "pt2e-int8": 8, "fx-int8": 8, "inc-int8": 8}
+#: Quantizes a network with the toolchain's default settings, calibrated on float32 rows ``(N, ...)``.
+DefaultQuantizer = Callable[[Network, torch.Tensor], onnx.ModelProto | nn.Module]
+
+#: Rows that show a predictor the output's shape.
+EXAMPLE_ROWS = 256
 
 
-def deployed_peer(
+@dataclass(frozen=True)
+class Toolchain:
+    """One entry of the registry.
+
+    Attributes:
+        weight_bits: bits of every weight; activations and inputs have 8 bits.
+        quantizer: the :data:`DefaultQuantizer` as ``"package.module:function"``, imported when it is used.
+        extra: the extra of cfptq that installs the toolchain; None where cfptq's own dependencies hold it.
+    """
+
+    weight_bits: int
+    quantizer: str
+    extra: str | None = None
+
+    def load(self) -> DefaultQuantizer:
+        """Import the default quantizer.
+
+        Raises:
+            MissingDependencyError: the toolchain is not installed.
+        """
+        try:
+            return cast(DefaultQuantizer, pkgutil.resolve_name(self.quantizer))
+        except CfptqError:
+            raise
+        except ImportError as error:
+            package = "cfptq" if self.extra is None else f"cfptq[{self.extra}]"
+            raise MissingDependencyError(f"A package of the toolchain is missing ({error}). Run pip install '{package}'.") from error
+
+
+#: The toolchains by name.
+TOOLCHAINS: Mapping[str, Toolchain] = {
+    "ort-int8": Toolchain(8, "cfptq.backends.quantize_static:quantize_by_default"),
+    "ort-int4": Toolchain(4, "cfptq.backends.quantize_static:quantize_to_int4_by_default"),
+    "pt2e-int8": Toolchain(8, "cfptq.backends.pt2e:quantize_by_default", extra="pt2e"),
+    "fx-int8": Toolchain(8, "cfptq.backends.fx:quantize_by_default"),
+    "inc-int8": Toolchain(8, "cfptq.backends.neural_compressor:quantize_by_default", extra="inc"),
+}
+
+
+def deploy_toolchain(
     name: str, network: Network, rows: torch.Tensor, folder: Path, head: Head, threshold: float | None
 ) -> tuple[Predictor, Path, Runnable]:
-    """The peer called ``name`` (a key of :data:`PEERS`), calibrated on ``rows``; the file that it is stored in; and what runs it.
+    """Quantize ``network`` with a toolchain's default settings and write the result to a file.
 
-    A PyTorch toolchain's model is run as it is, and its file is its state as ``torch.save`` writes it; recourse on it is looked for
-    with the gradients of the full-precision model and judged by the quantized one.
+    An ONNX model is stored as ``.onnx``. A PyTorch model is run as it is, and its file is its ``state_dict`` as ``torch.save`` writes
+    it. Recourse on a PyTorch model uses the gradients of the full-precision network, and the quantized model judges it.
+
+    Args:
+        name: a key of :data:`TOOLCHAINS`.
+        network: the full-precision network.
+        rows: calibration rows, ``(N, ...)`` float32.
+        folder: where the file is written.
+        head: how logits become classes.
+        threshold: decision threshold; None is the head's own.
+
+    Returns:
+        The predictor, its file, and what runs it.
 
     Raises:
         MissingDependencyError: the toolchain is not installed; the message names the extra.
         ModelError: the toolchain cannot quantize this model.
     """
-    if name.startswith("ort-"):
-        path = folder / f"{name}.onnx"
-        vanilla_onnx(network.to_onnx_model(), rows, PEERS[name], path)
-        return as_predictor(path, example=rows[:256], head=head, threshold=threshold, name=name), path, path
     try:
-        with _quiet():
-            quantized = _vanilla(name)(network, rows)
-        path = folder / f"{name}.state"
-        torch.save(quantized.state_dict(), path)
-        run = eager_run(quantized)
-        return as_predictor(run, example=rows[:256], head=head, threshold=threshold, name=name, twin=network.module()), path, run
+        with _silence_logs_and_warnings():
+            quantized = TOOLCHAINS[name].load()(network, rows)
+        path, run = _store(quantized, folder / name)
     except CfptqError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise ModelError(f"{name} cannot quantize this model ({type(error).__name__}: {lines[0]})") from error
+        raise ModelError(f"{name} cannot quantize this model ({type(error).__name__}: {summarize_error(error)}).") from error
+    model, twin = (run, network.graph) if callable(run) else (path, None)
+    predictor = as_predictor(model, example=rows[:EXAMPLE_ROWS], head=head, threshold=threshold, name=name, twin=twin)
+    return predictor, path, run
 
 
-def _vanilla(name: str) -> Callable[[Network, torch.Tensor], fx.GraphModule]:
-    if name == "pt2e-int8":
-        from cfptq.backends.pt2e import vanilla
-    elif name == "fx-int8":
-        from cfptq.backends.fx import vanilla
-    else:
-        from cfptq.backends.neural_compressor import vanilla
-    return vanilla
+def _store(quantized: onnx.ModelProto | nn.Module, stem: Path) -> tuple[Path, Runnable]:
+    """Write a quantized model beside ``stem``, and return its file and what runs it."""
+    if isinstance(quantized, onnx.ModelProto):
+        path = stem.with_name(f"{stem.name}.onnx")
+        onnx.save(quantized, path)
+        return path, path
+    path = stem.with_name(f"{stem.name}.state")
+    torch.save(quantized.state_dict(), path)
+    return path, make_eager_runner(quantized)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep toolchains from logging every step, and what they say about their own future, on the user's terminal."""
+def _silence_logs_and_warnings() -> Iterator[None]:
+    """Keep toolchains' progress logs and deprecation warnings from the user's terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -74,8 +129,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def eager_run(quantized: nn.Module) -> Callable[[Any], torch.Tensor]:
-    """What runs a PyTorch model as it is, on arrays and tensors, without gradients."""
+def make_eager_runner(quantized: nn.Module) -> Callable[[Any], torch.Tensor]:
+    """Return a function that runs a PyTorch model on arrays or tensors without gradients."""
 
     def run(rows: Any) -> torch.Tensor:
         with torch.no_grad():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cfptq.network import to_onnx_model
+
 if TYPE_CHECKING:
     from cfptq.experiments.recipe import Experiment, Recipe
     from cfptq.pipeline.comparison import Comparison
@@ -37,7 +39,7 @@ def write_audit_inputs(experiment: Experiment, out: Path) -> None:
 
     network = capture(experiment.model, experiment.columns.test[:2])
     with atomic_write(out / "fp32.onnx") as aside:
-        aside.write_bytes(network.to_onnx_model().SerializeToString(deterministic=True))
+        aside.write_bytes(to_onnx_model(network).SerializeToString(deterministic=True))
     write_text(out / "people.csv", experiment.dataset.test.assign(label=experiment.dataset.test_labels).to_csv(index=False))
     experiment.action_set.save(out / "actions.yaml")
 

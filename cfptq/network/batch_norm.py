@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
-from cfptq.network.graph import attribute, place
+from cfptq.network.attributes import get_attribute, set_tensor
 from cfptq.network.layers import kind_of
 from cfptq.network.normalize import aten
 
@@ -46,7 +46,7 @@ def _foldable(graph: fx.GraphModule, layer: fx.Node) -> bool:
 
 def _fold(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
     def value(argument: object, default: Tensor) -> Tensor:
-        return default if argument is None else cast(Tensor, attribute(graph, str(cast(fx.Node, argument).target))).double()
+        return default if argument is None else cast(Tensor, get_attribute(graph, str(cast(fx.Node, argument).target))).double()
 
     weight = value(layer.args[1], torch.empty(0))
     zeros, ones = (fill(weight.shape[0], dtype=torch.float64) for fill in (torch.zeros, torch.ones))
@@ -56,8 +56,8 @@ def _fold(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
     epsilon = cast(float, norm.args[6] if native else norm.args[7])
 
     scale = gamma / torch.sqrt(variance + epsilon)
-    place(graph, f"{layer.name}_folded.weight", (weight * scale.view(-1, *[1] * (weight.ndim - 1))).float())
-    place(graph, f"{layer.name}_folded.bias", ((value(layer.args[2], zeros) - mean) * scale + beta).float())
+    set_tensor(graph, f"{layer.name}_folded.weight", (weight * scale.view(-1, *[1] * (weight.ndim - 1))).float())
+    set_tensor(graph, f"{layer.name}_folded.bias", ((value(layer.args[2], zeros) - mean) * scale + beta).float())
     old_weight, old_bias = cast(fx.Node, layer.args[1]), layer.args[2]
     with graph.graph.inserting_before(layer):
         new_weight = graph.graph.get_attr(f"{layer.name}_folded.weight")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx
 
 from cfptq.errors import DataError, ModelError
-
-if TYPE_CHECKING:
-    import onnx
+from cfptq.network.attributes import get_attribute, get_tensor, set_tensor
 
 #: The kinds of layer that can be quantized, by the number of dimensions of their weight.
 KINDS = {"linear": 2, "conv1d": 3, "conv2d": 4}
@@ -61,7 +58,8 @@ class Layer:
 class Network:
     """A model in evaluation mode, as one tensor in and one tensor out: ATen operations, BatchNorm folded, parameters frozen.
 
-    Made by :func:`cfptq.network.capture` or :meth:`load`. It never changes: methods that alter something return a new one.
+    Made by :func:`cfptq.network.capture` or :func:`cfptq.network.serialize.deserialize_network`. It is immutable.
+    Methods that alter something return a new network.
     Gradients flow to the *input* (its parameters do not require any).
 
     Attributes:
@@ -85,10 +83,10 @@ class Network:
         for layer in self.layers:
             if layer.node not in nodes or layer.input not in nodes:
                 raise ModelError(f"layer {layer.name!r}: the graph has no node {layer.node!r} fed by {layer.input!r}")
-            shape = tuple(_tensor(self.graph, layer.weight).shape)
+            shape = tuple(get_tensor(self.graph, layer.weight).shape)
             if shape != layer.weight_shape:
                 raise ModelError(f"layer {layer.name!r}: its weight has shape {shape}, not {layer.weight_shape}")
-            if layer.bias is not None and _tensor(self.graph, layer.bias).shape != shape[:1]:
+            if layer.bias is not None and get_tensor(self.graph, layer.bias).shape != shape[:1]:
                 raise ModelError(f"layer {layer.name!r}: its bias must have shape {shape[:1]}")
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -125,16 +123,12 @@ class Network:
 
     def weight(self, name: str) -> Tensor:
         """The weight of layer ``name`` (not a copy; do not write to it)."""
-        return _tensor(self.graph, self.layer(name).weight)
+        return get_tensor(self.graph, self.layer(name).weight)
 
     def bias(self, name: str) -> Tensor | None:
         """The bias of layer ``name``, shape ``(out,)``, or None."""
         bias = self.layer(name).bias
-        return None if bias is None else _tensor(self.graph, bias)
-
-    def module(self) -> fx.GraphModule:
-        """The graph module itself, for use as a ``torch.nn.Module``. Deep-copy it before changing it."""
-        return self.graph
+        return None if bias is None else get_tensor(self.graph, bias)
 
     def observe(self, x: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Values of the nodes called ``names`` while the network runs on ``x``, without gradients.
@@ -172,15 +166,15 @@ class Network:
         for name, (weight, bias) in parameters.items():
             layer = self.layer(name)
             _check_parameter(f"{name}.weight", weight, layer.weight_shape)
-            place(graph, layer.weight, weight.clone())
+            set_tensor(graph, layer.weight, weight.clone())
             if bias is not None:
                 _check_parameter(f"{name}.bias", bias, layer.weight_shape[:1])
-                place(graph, f"{name}.bias", bias.clone())
+                set_tensor(graph, f"{name}.bias", bias.clone())
             if (bias is None) != (layer.bias is None):
                 layers[name] = replace(layer, bias=None if bias is None else f"{name}.bias")
                 _connect_bias(graph, nodes[layer.node], layers[name].bias)
                 if bias is None:
-                    delattr(attribute(graph, name), "bias")
+                    delattr(get_attribute(graph, name), "bias")
         if tuple(layers.values()) != self.layers:
             graph.graph.lint()
             graph.recompile()
@@ -198,31 +192,6 @@ class Network:
         changed.recompile()
         return changed
 
-    def to_onnx_model(self) -> onnx.ModelProto:
-        """The network as an ONNX model: see :func:`cfptq.network.onnx.export.to_onnx_model`."""
-        from cfptq.network.onnx.export import to_onnx_model
-
-        return to_onnx_model(self)
-
-    def digest(self) -> str:
-        """SHA-256 (hexadecimal) over the graph's structure, the layers and every parameter's bytes."""
-        from cfptq.network.serialize import digest
-
-        return digest(self)
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``network.json`` and ``network.safetensors`` into ``folder``: see :func:`cfptq.network.serialize.save`."""
-        from cfptq.network.serialize import save
-
-        save(self, folder)
-
-    @staticmethod
-    def load(folder: str | os.PathLike[str]) -> Network:
-        """Read what :meth:`save` wrote: see :func:`cfptq.network.serialize.load`."""
-        from cfptq.network.serialize import load
-
-        return load(folder)
-
     def _check(self, x: Tensor) -> None:
         if x.shape[1:] != self.input_shape:
             raise DataError(f"the network takes rows of shape {self.input_shape}, batch first, not a tensor of shape {tuple(x.shape)}")
@@ -238,46 +207,6 @@ class Network:
         graph.output_node().args = (tuple(nodes[name] for name in names),)
         graph.eliminate_dead_code()
         return fx.GraphModule(self.graph, graph)
-
-
-def place(root: torch.nn.Module, name: str, value: Tensor) -> None:
-    """Put ``value`` at the dotted ``name`` under ``root`` as a frozen parameter (a buffer where its dtype takes no gradient)."""
-    *path, last = name.split(".")
-    owner = root
-    for part in path:
-        if owner._modules.get(part) is None:
-            owner._parameters.pop(part, None)
-            owner._buffers.pop(part, None)
-            owner._modules[part] = torch.nn.Module()
-        owner = cast(torch.nn.Module, owner._modules[part])
-    owner._parameters.pop(last, None)
-    owner._buffers.pop(last, None)
-    frozen = value.detach().contiguous()
-    if frozen.is_floating_point():
-        owner.register_parameter(last, torch.nn.Parameter(frozen, requires_grad=False))
-    else:
-        owner.register_buffer(last, frozen)
-
-
-def attribute(root: torch.nn.Module, name: str) -> object:
-    """What stands at the dotted ``name`` under ``root``.
-
-    Raises:
-        ModelError: nothing does.
-    """
-    value: object = root
-    for part in name.split("."):
-        if not hasattr(value, part):
-            raise ModelError(f"the graph module has no attribute {name!r}")
-        value = getattr(value, part)
-    return value
-
-
-def _tensor(root: torch.nn.Module, name: str) -> Tensor:
-    value = attribute(root, name)
-    if not isinstance(value, Tensor):
-        raise ModelError(f"attribute {name!r} of the graph module is no tensor")
-    return value
 
 
 def _check_parameter(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from cfptq.errors import ModelError
-from cfptq.network.graph import Layer, attribute, place
+from cfptq.network.attributes import get_attribute, set_tensor
+from cfptq.network.graph import Layer
 from cfptq.network.normalize import aten, constant_nodes, stack_name
 
 #: Operation -> kind. All take (input, weight, bias, ...); ``convolution`` is any dimension and possibly transposed.
@@ -83,7 +84,7 @@ def find_layers(graph: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[tuple[s
     layers = []
     for name, node in zip(names, found, strict=True):
         weight, bias = cast(str, _move(graph, node, 1, f"{name}.weight")), _move(graph, node, 2, f"{name}.bias")
-        value = cast(Tensor, attribute(graph, weight))
+        value = cast(Tensor, get_attribute(graph, weight))
         source = cast(fx.Node, node.args[0]).name
         layers.append(Layer(name, cast(str, kind_of(node)), node.name, source, weight, bias, tuple(value.shape), value.numel()))
     return tuple(layers), tuple(skipped.items())
@@ -103,7 +104,7 @@ def _why_not(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node]) -> st
         return "its weight is computed from the input"
     if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
         return "its bias is computed from the input"
-    value = cast(Tensor, attribute(graph, str(weight.target)))
+    value = cast(Tensor, get_attribute(graph, str(weight.target)))
     if value.dtype != torch.float32:
         return f"its weight is {value.dtype}, not float32"
     if value.ndim < 2:
@@ -129,7 +130,7 @@ def _parameter_names(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node
     for argument in node.all_input_nodes:
         if argument.op == "call_function" and argument in constant:
             names += _parameter_names(graph, argument, constant)
-        value = attribute(graph, str(argument.target)) if argument.op == "get_attr" else None
+        value = get_attribute(graph, str(argument.target)) if argument.op == "get_attr" else None
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
             names.append(_without_suffix(str(argument.target)) or argument.name)
     return names
@@ -167,7 +168,7 @@ def _make_room(graph: fx.GraphModule, layers: dict[str, fx.Node]) -> None:
         owner, position = owners[node.target]
         if list(node.users) != [owner] or owner.args[position] is not node:
             elsewhere = f"{node.target}_shared"
-            place(graph, elsewhere, cast(Tensor, attribute(graph, node.target)))
+            set_tensor(graph, elsewhere, cast(Tensor, get_attribute(graph, node.target)))
             node.target = elsewhere
 
 
@@ -179,8 +180,8 @@ def _move(graph: fx.GraphModule, node: fx.Node, position: int, name: str) -> str
     old = cast(fx.Node, argument)
     if old.target == name and len(old.users) == 1:
         return name
-    value = cast(Tensor, attribute(graph, str(old.target))).clone()
-    place(graph, name, value)
+    value = cast(Tensor, get_attribute(graph, str(old.target))).clone()
+    set_tensor(graph, name, value)
     with graph.graph.inserting_before(node):
         node.update_arg(position, graph.graph.get_attr(name))
     if not old.users:

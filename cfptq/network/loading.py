@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cfptq.errors import FileError, ModelError
-from cfptq.network.onnx.file import PICKLED, first_line
+from cfptq.network.onnx.file import PICKLED, summarize_error
 from cfptq.network.state import preserved_state
 
 
@@ -43,7 +43,7 @@ def load_factory(spec: str, state: str | os.PathLike[str] | None = None) -> nn.M
             found: Any = importlib.import_module(module_name)
         except Exception as error:
             raise ModelError(
-                f"importing {module_name!r} fails: {first_line(error)}; run from the folder it is in, or install it"
+                f"importing {module_name!r} fails: {summarize_error(error)}; run from the folder it is in, or install it"
             ) from error
         for part in attribute.split("."):
             if not hasattr(found, part):
@@ -52,7 +52,7 @@ def load_factory(spec: str, state: str | os.PathLike[str] | None = None) -> nn.M
         try:
             model = found if isinstance(found, nn.Module) else found()
         except Exception as error:
-            raise ModelError(f"{spec} fails: {first_line(error)}; it must build the model without arguments") from error
+            raise ModelError(f"{spec} fails: {summarize_error(error)}; it must build the model without arguments") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec} gives a {type(model).__name__}; it must return a torch.nn.Module")
     if tensors is not None:
@@ -71,7 +71,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"{path} is no safetensors file, or it is cut off: {first_line(error)}; save it again") from error
+        raise FileError(f"{path} is no safetensors file, or it is cut off: {summarize_error(error)}; save it again") from error
 
 
 def _load_state(model: nn.Module, tensors: dict[str, Tensor], spec: str, path: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from cfptq.errors import ModelError
-from cfptq.network.graph import attribute, place
+from cfptq.network.attributes import get_attribute, set_tensor
 
 aten = torch.ops.aten
 
@@ -76,7 +76,7 @@ def _copy_node(
     if _computes_nothing(node) or (node.op == "get_attr" and not node.users):
         return
     if node.op == "get_attr":
-        value = attribute(source, str(node.target))
+        value = get_attribute(source, str(node.target))
         if isinstance(value, fx.GraphModule):
             values[node] = value  # placed where it is used: an inlined body is not
             return
@@ -111,7 +111,7 @@ def _own(root: torch.nn.Module, target: str, value: Tensor, names: dict[Any, str
     identity = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype) if value.numel() else target
     if identity not in names:
         names[identity] = target
-        place(root, target, value.detach().to("cpu", copy=True))
+        set_tensor(root, target, value.detach().to("cpu", copy=True))
     return names[identity]
 
 
@@ -205,7 +205,7 @@ def fold_constants(graph: fx.GraphModule, wanted: Callable[[fx.Node], tuple[fx.N
     def value_of(node: fx.Node) -> Any:
         if node not in known:
             if node.op == "get_attr":
-                known[node] = attribute(graph, str(node.target))
+                known[node] = get_attribute(graph, str(node.target))
             else:
                 args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: value_of(a) if isinstance(a, fx.Node) else a)
                 known[node] = cast(Callable[..., Any], node.target)(*args, **kwargs)
@@ -217,7 +217,7 @@ def fold_constants(graph: fx.GraphModule, wanted: Callable[[fx.Node], tuple[fx.N
                 with torch.no_grad():
                     value = value_of(argument)
                 name = f"{argument.name}_folded"
-                place(graph, name, value.clone())
+                set_tensor(graph, name, value.clone())
                 with graph.graph.inserting_before(node):
                     folded = graph.graph.get_attr(name)
                 folded.meta["folded"] = True

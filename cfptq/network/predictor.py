@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, DataError, ModelError, name_rows
 from cfptq.network.head import Head, as_head, check_threshold, class_logits, decisions, infer_head
-from cfptq.network.onnx.file import OnnxFile, first_line
+from cfptq.network.onnx.file import OnnxFile, summarize_error
 from cfptq.network.onnx.module import OnnxModule
 
 #: Rows that an artefact is given at a time when nobody asks for gradients: bounds memory on long tables.
@@ -183,7 +183,7 @@ def as_predictor(
     elif isinstance(model, str | os.PathLike | onnx.ModelProto):
         file = OnnxFile(model, threads=threads, output=output)
         run = file.run
-        default_run = file.in_default_session().run if file.can_saturate else None
+        default_run = file.with_default_session().run if file.has_saturation_risk else None
         if twin is None:
             differentiable, reason = _onnx_twin(file, example)
     elif callable(model):
@@ -259,7 +259,7 @@ def _attempt(run: Raw, x: Tensor, name: str) -> Tensor:
     except CfptqError:
         raise
     except Exception as error:
-        said = f"{name} fails on rows of shape {tuple(x.shape)}: {first_line(error)}"
+        said = f"{name} fails on rows of shape {tuple(x.shape)}: {summarize_error(error)}"
         raise ModelError(f"{said}; check that the rows are what it was trained on") from error
     if not isinstance(output, Tensor):
         raise ModelError(f"{name} returns a {type(output).__name__}; wrap it so that it returns one tensor of class scores")
@@ -375,7 +375,7 @@ def _onnx_twin(file: OnnxFile, example: Tensor) -> tuple[Raw | None, str]:
             reason = f"its differentiable twin fails: {error}"
             continue
         except RuntimeError as error:
-            reason = f"its differentiable twin fails: {first_line(error)}"
+            reason = f"its differentiable twin fails: {summarize_error(error)}"
             continue
         if float(off.median()) <= TWIN_TOLERANCE * (1 + float(said.abs().max())):
             return candidate, ""

@@ -11,9 +11,7 @@ import json
 import keyword
 import math
 import operator
-import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import safetensors
@@ -22,12 +20,13 @@ import torch
 from torch import Tensor, fx
 
 from cfptq.errors import CfptqError, FileError, ModelError
-from cfptq.io.atomic import atomic_write, write_text
-from cfptq.network.graph import Layer, Network, place
+from cfptq.network.attributes import set_tensor
+from cfptq.network.graph import Layer, Network
 
 SCHEMA = 1
 GRAPH_FILE = "network.json"
 TENSOR_FILE = "network.safetensors"
+NETWORK_FILES = (GRAPH_FILE, TENSOR_FILE)
 
 _SIZE_OPERATORS = ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "lt", "le", "gt", "ge", "eq", "ne", "and_", "or_")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -45,47 +44,50 @@ _PRIVATE = frozenset(
 _CONSTANTS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 
-def save(network: Network, folder: str | os.PathLike[str]) -> None:
-    """Write ``network.json`` and ``network.safetensors`` into ``folder``, which is made if its parent exists.
+def serialize_network(network: Network) -> dict[str, bytes]:
+    """Return the contents of the network's two files, by file name (:data:`NETWORK_FILES`).
+
+    The same network gives the same bytes with the same versions of PyTorch and safetensors.
 
     Raises:
-        FileError: the folder cannot be written.
-        ModelError: the graph calls something that :func:`load` would refuse (a custom operation).
+        ModelError: the graph calls a function that :func:`deserialize_network` would refuse, such as a custom operation.
     """
-    folder = Path(folder)
     for name in _targets(network.graph):
         _function(name)  # refuse now rather than when it is read
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot make the folder {folder}: {error.strerror}") from error
     tensors = _tensors(network.graph)
-    with atomic_write(folder / TENSOR_FILE) as aside:
-        safetensors.torch.save_file(tensors, aside)
     document = {"format": "cfptq-network", "schema": SCHEMA, "tensors_sha256": _tensor_digest(tensors), **_document(network)}
-    write_text(folder / GRAPH_FILE, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    return {GRAPH_FILE: text.encode(), TENSOR_FILE: safetensors.torch.save(tensors)}
 
 
-def load(folder: str | os.PathLike[str]) -> Network:
-    """Read a network that :func:`save` wrote.
+def deserialize_network(files: Mapping[str, bytes], where: str = "the saved network") -> Network:
+    """Rebuild the network that :func:`serialize_network` wrote.
+
+    Args:
+        files: contents of the two files, by file name.
+        where: the folder that they come from, for error messages.
 
     Raises:
-        FileError: a file is missing, cut off, altered, of a newer schema, or names an operation that is not allowed.
+        FileError: a file is missing, cut off, altered, of another schema, or names an operation that is not allowed.
     """
-    path = Path(folder) / GRAPH_FILE
-    tensors = _read_tensors(path.with_name(TENSOR_FILE))
+    missing = [name for name in NETWORK_FILES if name not in files]
+    if missing:
+        raise FileError(f"{where} has no file {missing[0]}. Save the network again.")
+    graph_file, tensor_file = f"{GRAPH_FILE} of {where}", f"{TENSOR_FILE} of {where}"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}; give the folder that a network was saved to") from error
+        tensors = safetensors.torch.load(files[TENSOR_FILE])
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise FileError(f"{tensor_file} is not a valid safetensors file ({error}). Save the network again.") from error
+    try:
+        document = json.loads(files[GRAPH_FILE])
     except ValueError as error:
-        raise FileError(f"{path} is not valid JSON ({error}); it was cut off or edited") from error
+        raise FileError(f"{graph_file} is not valid JSON ({error}). Save the network again.") from error
     if not isinstance(document, dict) or document.get("format") != "cfptq-network":
-        raise FileError(f"{path} does not describe a network saved by cfptq")
+        raise FileError(f"{graph_file} does not describe a network saved by cfptq.")
     if document.get("schema") != SCHEMA:
-        raise FileError(f"{path} has schema {document.get('schema')!r}; this release of cfptq reads schema {SCHEMA}")
+        raise FileError(f"{graph_file} has schema {document.get('schema')!r}. This release of cfptq reads schema {SCHEMA}.")
     if document.get("tensors_sha256") != _tensor_digest(tensors):
-        raise FileError(f"{path.with_name(TENSOR_FILE)} does not belong to {path}: save the network again")
+        raise FileError(f"{tensor_file} does not belong to its {GRAPH_FILE}. Save the network again.")
     try:
         graph = _build(document["graph"], tensors, "")
         layers = tuple(Layer(**dict(entry, weight_shape=tuple(entry["weight_shape"]))) for entry in document["layers"])
@@ -94,11 +96,11 @@ def load(folder: str | os.PathLike[str]) -> Network:
         with torch.no_grad():
             output: object = network(torch.zeros(2, *network.input_shape))
         if not isinstance(output, Tensor) or len(output) != 2:
-            raise FileError("its graph does not give one output a row")
+            raise FileError("Its graph does not return one output per row.")
     except CfptqError as error:
-        raise FileError(f"{path} is damaged: {error}") from error
+        raise FileError(f"{graph_file} is damaged. {error}") from error
     except Exception as error:
-        raise FileError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise FileError(f"{graph_file} is damaged ({type(error).__name__}: {error}). Save the network again.") from error
     return network
 
 
@@ -127,13 +129,6 @@ def _tensor_digest(tensors: dict[str, Tensor]) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         total.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
     return total.hexdigest()
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise FileError(f"cannot read {path}: {error}; give the folder that a network was saved to") from error
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------------
@@ -225,7 +220,7 @@ def _build_node(
     if not target.isprintable() or '"' in target or "\\" in target:
         raise FileError(f"node {name!r} reads an attribute of the impossible name {target!r}")
     if prefix + target in tensors:
-        place(root, target, tensors[prefix + target])
+        set_tensor(root, target, tensors[prefix + target])
     elif not isinstance(root._modules.get(target), fx.GraphModule):
         raise FileError(f"{TENSOR_FILE} holds no tensor {prefix + target!r}")
     return graph.create_node("get_attr", target, name=name)

@@ -18,15 +18,16 @@ from torch import fx, nn
 from cfptq.allocation import AllocationGap, BitAllocation, Budget, LayerScores, MeasuredScores, allocation_gap
 from cfptq.auditing import MarginEstimate, estimate_margins
 from cfptq.backends import onnxruntime as ort_backend
-from cfptq.backends.matmul_nbits import in_float, weight_only_model
-from cfptq.backends.prepared_model import prepared_module, warn_of_two_steps
-from cfptq.backends.quantize_static import RowReader, quantize_static_arguments
+from cfptq.backends.matmul_nbits import build_weight_only_model, with_float_activations
+from cfptq.backends.prepared_model import build_prepared_module, warn_about_two_step_input
+from cfptq.backends.quantize_static import RowReader, build_quantize_static_arguments
 from cfptq.errors import CfptqError, DataError, FileError, ModelError, SaturationWarning
 from cfptq.io.atomic import atomic_folder, atomic_write, check_replaceable
 from cfptq.network import INPUT, OUTPUT, Head, Network, Predictor, as_predictor, rename_tensors
 from cfptq.network.head import check_threshold, decisions
-from cfptq.network.onnx.session import saturation_sentence
+from cfptq.network.onnx.session import describe_saturation
 from cfptq.network.predictor import decided_otherwise_by_default
+from cfptq.network.serialize import NETWORK_FILES, deserialize_network, digest, serialize_network
 from cfptq.pipeline.bit_search import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
 from cfptq.pipeline.method import Method
@@ -50,8 +51,7 @@ SCHEMA = 1
 RESULT_FILES = (
     "result.json",
     *PLAN_FILES,
-    "network/network.json",
-    "network/network.safetensors",
+    *(f"network/{name}" for name in NETWORK_FILES),
     "calibration.safetensors",
     "teacher.safetensors",
 )
@@ -197,7 +197,7 @@ class Result:
         example = torch.zeros(2, *self.network.input_shape)
         f, f_q = (
             as_predictor(module, example=example, head=self.head, threshold=self.threshold)
-            for module in (self.network.module(), self.module())
+            for module in (self.network.graph, self.module())
         )
         kept = f.logits(rows).argmax(dim=1) == target
         return estimate_margins(f, f_q, rows[kept], target[kept], radius=radius, samples=samples, seed=self.plan.seed, progress=progress)
@@ -231,32 +231,32 @@ class Result:
 
         All hand-overs to PyTorch's toolchains apply to it and refuse any other model.
         """
-        return prepared_module(self.network, self.plan)
+        return build_prepared_module(self.network, self.plan)
 
     def qconfig_mapping(self) -> QConfigMapping:
         """For PyTorch's ``prepare_fx`` and ``convert_fx`` on :meth:`prepared_model`; see :mod:`cfptq.backends.fx`."""
-        from cfptq.backends.fx import qconfig_mapping
+        from cfptq.backends.fx import build_qconfig_mapping
 
-        warn_of_two_steps(self.plan)
-        return qconfig_mapping(self.network, self.plan)
+        warn_about_two_step_input(self.plan)
+        return build_qconfig_mapping(self.network, self.plan)
 
     def pt2e_quantizer(self) -> PlanQuantizer:
         """For torchao's ``prepare_pt2e`` and ``convert_pt2e`` on :meth:`prepared_model`; see :mod:`cfptq.backends.pt2e`."""
         from cfptq.backends.pt2e import PlanQuantizer
 
-        warn_of_two_steps(self.plan)
+        warn_about_two_step_input(self.plan)
         return PlanQuantizer(self.network, self.plan)
 
     def neural_compressor_config(self) -> PlanConfig:
         """For Neural Compressor's ``prepare``, ``convert`` and ``autotune``; see :mod:`cfptq.backends.neural_compressor`."""
         from cfptq.backends.neural_compressor import PlanConfig
 
-        warn_of_two_steps(self.plan)
+        warn_about_two_step_input(self.plan)
         return PlanConfig(self.network, self.plan)
 
     def quantize_static_arguments(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Keywords for ONNX Runtime's ``quantize_static(path, out, reader, **keywords)``, ``path`` written by :meth:`prepared_onnx`."""
-        return quantize_static_arguments(self.network, self.plan, path)
+        return build_quantize_static_arguments(self.network, self.plan, path)
 
     def calibration_reader(self) -> RowReader:
         """The calibration rows as the reader that ``quantize_static`` asks for (with our keywords it takes nothing from them).
@@ -270,13 +270,13 @@ class Result:
 
     def prepared_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the prepared model as ONNX, for ONNX Runtime's own quantizer."""
-        _write(self._named(ort_backend.prepared_onnx_model(self.network, self.plan)), path)
+        _write(self._named(ort_backend.build_prepared_onnx_model(self.network, self.plan)), path)
 
     def onnx_model(self, *, packed: bool = True, weight_only: bool = False, opset: int = ort_backend.OPSET_INT2) -> onnx.ModelProto:
         """The quantized model as ONNX, in memory; see :meth:`to_onnx`."""
         decision = {"cfptq.head": self.head.value, "cfptq.threshold": "" if self.threshold is None else repr(self.threshold)}
         if weight_only:
-            return self._named(weight_only_model(self.network, self.plan, decision))
+            return self._named(build_weight_only_model(self.network, self.plan, decision))
         return self._named(ort_backend.to_onnx_model(self.network, self.plan, decision, packed=packed, opset=opset))
 
     def to_onnx(
@@ -307,7 +307,7 @@ class Result:
         with atomic_write(path) as aside:
             aside.write_bytes(model.SerializeToString(deterministic=True))
             if check:
-                self._check(aside, in_float(self.plan) if weight_only else self.plan)
+                self._check(aside, with_float_activations(self.plan) if weight_only else self.plan)
 
     def _named(self, model: onnx.ModelProto) -> onnx.ModelProto:
         rename_tensors(model, dict(zip((INPUT, OUTPUT), self.tensor_names, strict=True)))
@@ -331,7 +331,7 @@ class Result:
                 f"{float(difference.max()):.3g})"
             )
         if saturated:
-            warnings.warn(saturation_sentence("the written model", saturated, len(rows)), SaturationWarning, stacklevel=3)
+            warnings.warn(describe_saturation("the written model", saturated, len(rows)), SaturationWarning, stacklevel=3)
 
     def predictor(self, path: str | os.PathLike[str]) -> Predictor:
         """The file at ``path``, run in ONNX Runtime, with the twin's gradients."""
@@ -366,7 +366,9 @@ class Result:
         with atomic_folder(folder, RESULT_FILES, RESULT_KEYS) as aside:
             (aside / "result.json").write_text(json.dumps(head, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
             self.plan.write_into(aside)
-            self.network.save(aside / "network")
+            (aside / "network").mkdir()
+            for name, content in serialize_network(self.network).items():
+                (aside / "network" / name).write_bytes(content)
             if rows and self.calibration is not None:
                 self.calibration.save(aside / "calibration.safetensors")
             if rows and self.teacher is not None:
@@ -395,7 +397,7 @@ def load(folder: str | os.PathLike[str]) -> Result:
             raise FileError(f"{place}/result.json has schema {head['schema']}; this version reads schema {SCHEMA}: upgrade cfptq")
         calibration, teacher = place / "calibration.safetensors", place / "teacher.safetensors"
         result = Result(
-            network=Network.load(place / "network"),
+            network=deserialize_network({name: (place / "network" / name).read_bytes() for name in NETWORK_FILES}, f"{place}/network"),
             plan=QuantizationPlan.load(place),
             allocation=BitAllocation(**head["allocation"]),
             sensitivity=_scores(head["sensitivity"]),
@@ -419,7 +421,7 @@ def load(folder: str | os.PathLike[str]) -> Result:
         raise FileError(f"{place}/result.json was changed ({error}); save the result again") from error
     if result.allocation.by_layer() != result.plan.bits:
         raise FileError(f"{place}/result.json allocates other bits than {place}/plan.json has: one was changed; save the result again")
-    if result.plan.network != result.network.digest():
+    if result.plan.network != digest(result.network):
         raise FileError(f"{place} holds a plan and a network that do not belong together; save the result again")
     return result
 

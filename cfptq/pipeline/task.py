@@ -21,7 +21,7 @@ from cfptq.pipeline.bit_search import FewestBits
 from cfptq.pipeline.group_weighting import group_labels, reweight_groups
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.result import Result
-from cfptq.quantize import COUNTERFACTUAL, SET_ASIDE, CalibrationSet, QuantizationPlan, candidate_widths, first_points
+from cfptq.quantize import COUNTERFACTUAL, SET_ASIDE, CalibrationSet, QuantizationPlan, candidate_widths, first_points, set_aside
 from cfptq.quantize.repair import repair_last_layer
 from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
 
@@ -213,9 +213,8 @@ class Teacher:
                 self.network, calibration, people, labels, round_on, head=self.head, threshold=self.threshold, progress=progress
             )
         if method.repair:
-            plan, repair_report = repair_last_layer(
-                self.network, plan, calibration, people, round_on, head=self.head, threshold=self.threshold
-            )
+            trial = round_on(set_aside(calibration)[0])
+            plan, repair_report = repair_last_layer(self.network, plan, trial, people, head=self.head, threshold=self.threshold)
         return Result(
             network=self.network,
             plan=plan,
@@ -260,7 +259,7 @@ def prepare(
     with torch.no_grad():
         output = network(rows[:PROBE_ROWS])
     shown = named or infer_head(output)
-    predictor = as_predictor(network.module(), example=rows[:PROBE_ROWS], head=shown, threshold=threshold, name="fp32")
+    predictor = as_predictor(network.graph, example=rows[:PROBE_ROWS], head=shown, threshold=threshold, name="fp32")
     wanted = target if target is not None else getattr(space, "favourable", None)
     if wanted is None:
         decided = decisions(predictor.logits(rows))

@@ -60,7 +60,7 @@ def learn(
             method.schedule.pretraining, teacher.head, teacher.threshold, teacher.seed,
         )  # fmt: skip
         predictor = as_predictor(
-            network.module(), example=teacher.rows[:PROBE_ROWS], head=teacher.head, threshold=teacher.threshold, name="fp32"
+            network.graph, example=teacher.rows[:PROBE_ROWS], head=teacher.head, threshold=teacher.threshold, name="fp32"
         )
         teacher = replace(teacher, network=network, predictor=predictor)
     rule = _starting_method(method, activations)
@@ -72,7 +72,7 @@ def learn(
     first = calibrating.quantized(rule, limit, pinned=pinned, portable=portable, widths=widths, progress=progress)
     start = _start(calibrating, rule, first, widths or (), portable)
     settings = method.teacher if method.objective.uses_points else replace(method.teacher, cached=False, solvers=method.teacher.solvers[:1])
-    supervision = supervised(teacher.network.module(), settings)
+    supervision = supervised(teacher.network.graph, settings)
     if not method.objective.uses_points:
         supervision = supervision.without_actions()
     candidates = [(eta, weight) for eta in method.etas or (method.objective.eta,) for weight in method.bit_weights or (method.bit_weight,)]

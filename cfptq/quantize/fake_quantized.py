@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from cfptq.errors import ModelError
 from cfptq.network import Network
+from cfptq.network.serialize import digest
 from cfptq.quantize.formats import ActivationFormat, fake_quantize
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 
@@ -29,7 +30,7 @@ class FakeQuantize(nn.Module):
 
 def check_matches(network: Network, plan: QuantizationPlan) -> None:
     """Raise ModelError unless ``plan`` was made for ``network``."""
-    if plan.network != network.digest():
+    if plan.network != digest(network):
         raise ModelError(
             "this plan was made for another model (its digest differs); calibrate the model at hand, or give the one it was made for"
         )

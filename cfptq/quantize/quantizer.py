@@ -13,6 +13,7 @@ import torch.nn.functional as functional
 from cfptq.errors import BudgetError, ModelError
 from cfptq.io.progress import track
 from cfptq.network import Head, Layer, Network, class_logits, target_margin
+from cfptq.network.serialize import digest
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.cross_layer_equalization import equalized
 from cfptq.quantize.formats import ActivationFormat, fake_quantize, layer_widths
@@ -114,7 +115,7 @@ def quantize(
         layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
         if prefix:
             prefix.put_out(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
-    return QuantizationPlan(tuple(layers), tuple(formats.values()), network.digest(), method, seed, portable, why)
+    return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, why)
 
 
 def equalized_for(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:

@@ -62,12 +62,12 @@ def pretrained(
 
     if kind == "margin":
         for number in range(ROUNDS):
-            network = fitted(supervise(network.module()), MARGIN, number)
+            network = fitted(supervise(network.graph), MARGIN, number)
         return network
-    whole = supervise(network.module())
+    whole = supervise(network.graph)
     members = []
     for number in range(MEMBERS):
         generator = torch.Generator().manual_seed(seed * 101 + number)
         drawn = torch.randint(0, len(whole.rows), (len(whole.rows),), generator=generator).sort().values
-        members.append(fitted(whole.select(torch.unique(drawn)), Objective(eta=0.0), number).module())
+        members.append(fitted(whole.select(torch.unique(drawn)), Objective(eta=0.0), number).graph)
     return fitted(supervise(Ensemble(members)), CONSISTENCY, MEMBERS)

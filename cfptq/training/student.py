@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from cfptq.errors import ModelError
 from cfptq.network import Head, Network
+from cfptq.network.serialize import digest
 from cfptq.quantize import ActivationFormat, Aim, LayerPlan, QuantizationPlan, fake_quantize, integer_limit, sweep_plan
 from cfptq.training.learned_quantizers import affine, lsq, pact
 
@@ -246,7 +247,7 @@ class Student(nn.Module):
 
     def sweep(self, aim: Aim, head: Head, threshold: float | None) -> None:
         """Move the integers and biases of the chosen widths to where margins err least, and hold them there."""
-        plan = replace(self.plan("sweep"), network=self.network.digest())
+        plan = replace(self.plan("sweep"), network=digest(self.network))
         for module, layer in zip(self.layers, sweep_plan(self.network, plan, aim, head, threshold).layers, strict=True):
             module.take(layer)
 

@@ -23,7 +23,7 @@ from torch import nn
 
 import cfptq
 from cfptq.allocation import BitAllocation, LayerScores
-from cfptq.backends.onnxruntime import stored_integers as file_integers
+from cfptq.backends.onnxruntime import read_integers as file_integers
 from cfptq.datasets import locate
 from cfptq.errors import FileError, ModelError
 from cfptq.experiments.recipe import Recipe
@@ -95,16 +95,18 @@ def by_fx(result: Result, rows: torch.Tensor, folder: Path) -> Deployed:
     observed(rows[:8])
     converted = fx.convert_fx(observed)
     fx.check_coverage(converted, result.plan)
-    return converted, fx.stored_integers(converted)
+    return converted, fx.read_integers(converted)
 
 
 def by_pt2e(result: Result, rows: torch.Tensor, folder: Path) -> Deployed:
     pytest.importorskip("torchao")
     from cfptq.backends import pt2e
 
-    converted = pt2e.convert_pt2e(pt2e.prepare_pt2e(pt2e.exported(result.prepared_model(), rows[:8]), result.pt2e_quantizer()))
+    converted = pt2e.convert_pt2e(
+        pt2e.prepare_pt2e(pt2e.export_with_dynamic_batch(result.prepared_model(), rows[:8]), result.pt2e_quantizer())
+    )
     pt2e.check_coverage(converted, result.plan)
-    return converted, dict(zip(result.bits, pt2e.stored_integers(converted), strict=True))
+    return converted, dict(zip(result.bits, pt2e.read_integers(converted), strict=True))
 
 
 def by_neural_compressor(result: Result, rows: torch.Tensor, folder: Path) -> Deployed:
@@ -114,7 +116,7 @@ def by_neural_compressor(result: Result, rows: torch.Tensor, folder: Path) -> De
     from cfptq.backends import pt2e
 
     converted = convert(prepare(result.prepared_model(), result.neural_compressor_config()))
-    return converted, dict(zip(result.bits, pt2e.stored_integers(converted), strict=True))
+    return converted, dict(zip(result.bits, pt2e.read_integers(converted), strict=True))
 
 
 BACKENDS = {
@@ -184,8 +186,8 @@ def test_a_two_step_input_runs_in_onnx_runtime_and_stays_in_float_elsewhere(back
     formats = (
         replace(form, bits=32, scale=1.0, zero_point=0, fine_scale=None) if form.fine_scale else form for form in result.plan.activations
     )
-    in_float = replace(result, plan=replace(result.plan, activations=tuple(formats)))
-    assert_agrees(in_float, deployed, people)
+    with_float_activations = replace(result, plan=replace(result.plan, activations=tuple(formats)))
+    assert_agrees(with_float_activations, deployed, people)
     said_logits, expected = (logits(run, result, people) for run in (deployed[0], result.module()))
     assert_holds_the_plan_and_decides(result, deployed, said_logits, expected)
 
@@ -323,7 +325,7 @@ def test_neural_compressor_tunes_over_the_configs_of_several_results() -> None:
     from cfptq.backends import pt2e
 
     results = [result_of("mlp", INTEGER_INPUT, widths) for widths in ((2,), (4,), (8,))]
-    model = results[0].network.module()
+    model = results[0].network.graph
     rows = torch.randn(256, 12)
     expected = model(rows)
 
@@ -343,12 +345,12 @@ def test_neural_compressors_own_static_flow_keeps_narrow_layers_on_the_grid() ->
     from neural_compressor.torch.export import export
     from neural_compressor.torch.quantization import convert, prepare
 
-    from cfptq.backends.neural_compressor import static_config
+    from cfptq.backends.neural_compressor import build_static_config
 
     result = result_of("mlp", INTEGER_INPUT, (8, 4, 8))
     rows = torch.randn(64, 12)
     observed = prepare(
-        export(result.prepared_model(), (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},)), static_config(result.plan)
+        export(result.prepared_model(), (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},)), build_static_config(result.plan)
     )
     observed(rows)
     quantized = convert(observed)

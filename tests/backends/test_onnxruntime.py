@@ -15,10 +15,11 @@ from small_networks import MODELS, TEST_ROWS, made, planned
 
 import cfptq
 from cfptq.actions import Continuous
-from cfptq.backends.onnxruntime import OPSET, OPSET_INT2, prepared_onnx_model, stored_integers, to_onnx_model
-from cfptq.backends.quantize_static import vanilla_onnx
+from cfptq.backends.onnxruntime import OPSET, OPSET_INT2, build_prepared_onnx_model, read_integers, to_onnx_model
+from cfptq.backends.quantize_static import quantize_onnx_by_default
 from cfptq.errors import ModelError, SaturationWarning
 from cfptq.network import capture
+from cfptq.network import to_onnx_model as export_in_float
 from cfptq.network.onnx.file import OnnxFile
 from cfptq.network.onnx.session import int8_saturates, open_session
 from cfptq.quantize import Activations, fake_quantized_module
@@ -44,7 +45,7 @@ def test_the_file_holds_the_plans_integers_and_computes_what_the_twin_computes(k
     plan = planned(network, rows, widths)
     model = to_onnx_model(network, plan)
     for layer in plan.layers:
-        assert np.array_equal(stored_integers(model, layer.name), layer.integers.numpy())
+        assert np.array_equal(read_integers(model, layer.name), layer.integers.numpy())
     generator = torch.Generator().manual_seed(9)
     people = torch.randn(TEST_ROWS, *network.input_shape, generator=generator)
     with torch.no_grad():
@@ -187,7 +188,7 @@ def test_portable_weights_stay_within_63_in_the_file() -> None:
     network, rows = made("mlp")
     model = to_onnx_model(network, planned(network, rows, (7,), portable=True))
     assert {entry.key: entry.value for entry in model.metadata_props}["cfptq.portable"] == "true"
-    assert max(int(np.abs(stored_integers(model, layer.name)).max()) for layer in network.layers) <= 63
+    assert max(int(np.abs(read_integers(model, layer.name)).max()) for layer in network.layers) <= 63
 
 
 def test_a_plan_for_another_network_is_refused() -> None:
@@ -200,7 +201,7 @@ def test_a_plan_for_another_network_is_refused() -> None:
 def test_rounding_the_prepared_model_again_changes_nothing() -> None:
     network, rows = made("residual")
     plan = planned(network, rows)
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in prepared_onnx_model(network, plan).graph.initializer}
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in build_prepared_onnx_model(network, plan).graph.initializer}
     for layer in plan.layers:
         scale = layer.scale.numpy().reshape(-1, *[1] * (layer.integers.dim() - 1))
         assert np.array_equal(np.rint(weights[f"{layer.name}.weight"] / scale).astype(np.int8), layer.integers.numpy())
@@ -209,7 +210,7 @@ def test_rounding_the_prepared_model_again_changes_nothing() -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_vanilla_peer_is_quantized_at_the_width_it_claims(bits: int, tmp_path: Path) -> None:
     network, rows = made("mlp")
-    vanilla_onnx(network.to_onnx_model(), rows, bits, tmp_path / "vanilla.onnx")
+    quantize_onnx_by_default(export_in_float(network), rows, bits, tmp_path / "vanilla.onnx")
     model = onnx.load(tmp_path / "vanilla.onnx")
     kinds = {t.data_type for t in model.graph.initializer if len(t.dims) == 2}
     assert kinds == {onnx.TensorProto.INT8 if bits == 8 else onnx.TensorProto.INT4}

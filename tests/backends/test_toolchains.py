@@ -14,10 +14,10 @@ from torch import nn
 
 import cfptq
 from cfptq.actions import ActionSet, Continuous
-from cfptq.backends.latency import latencies, slower_than
-from cfptq.backends.toolchains import PEERS, deployed_peer
+from cfptq.backends.latency import find_slower, measure_latency
+from cfptq.backends.toolchains import TOOLCHAINS, deploy_toolchain
 from cfptq.errors import DataError
-from cfptq.network import Predictor
+from cfptq.network import Predictor, to_onnx_model
 from cfptq.pipeline.deploy import deploy_all
 from cfptq.pipeline.task import Teacher, prepare
 
@@ -51,15 +51,15 @@ def teacher(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> Teac
     return prepare(model, [rows], action_set, progress=False)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", TOOLCHAINS)
 def test_every_toolchain_quantizes_by_itself(name: str, teacher: Teacher, tmp_path: Path) -> None:
     toolchain = {"pt2e-int8": "torchao", "inc-int8": "neural_compressor"}.get(name)
     if toolchain:
         pytest.importorskip(toolchain)
-    student, path, run = deployed_peer(name, teacher.network, teacher.rows, tmp_path, teacher.head, None)
+    student, path, run = deploy_toolchain(name, teacher.network, teacher.rows, tmp_path, teacher.head, None)
     said, expected = student.logits(teacher.rows), teacher.predictor.logits(teacher.rows)
     assert path.stat().st_size > 0
-    assert latencies({name: run}, teacher.rows, batches=(3,), rounds=1)[name][3] > 0
+    assert measure_latency({name: run}, teacher.rows, batches=(3,), rounds=1)[name][3] > 0
     assert not torch.allclose(said, expected, atol=1e-5)  # a toolchain that finds nothing to quantize says nothing
     assert (said.argmax(dim=1) == expected.argmax(dim=1)).float().mean() > 0.9
     points = teacher.rows[:4].clone().requires_grad_()
@@ -85,9 +85,9 @@ def test_a_missing_toolchain_is_a_row_that_names_its_extra(teacher: Teacher, tmp
 
 
 def test_latencies_are_measured_for_each_file_and_batch(teacher: Teacher) -> None:
-    model = teacher.network.to_onnx_model()
+    model = to_onnx_model(teacher.network)
     content = model.SerializeToString()
-    found = latencies({"fp32": content, "again": content}, teacher.rows, batches=(1, 300), rounds=3)
+    found = measure_latency({"fp32": content, "again": content}, teacher.rows, batches=(1, 300), rounds=3)
     assert set(found) == {"fp32", "again"} and set(found["again"]) == {1, 300}
     assert all(taken > 0 for times in found.values() for taken in times.values())
     assert onnx.load_from_string(content).graph.input[0].name == "input"
@@ -95,7 +95,7 @@ def test_latencies_are_measured_for_each_file_and_batch(teacher: Teacher) -> Non
 
 def test_what_is_slower_than_fp32_is_said() -> None:
     found = {"fp32": {1: 10.0, 256: 100.0}, "small": {1: 15.0, 256: 60.0}, "as fast": {1: 10.4, 256: 100.0}}
-    assert slower_than("fp32", found) == {"small": [1]}
+    assert find_slower("fp32", found) == {"small": [1]}
     comparison = cfptq.Comparison("data", 0, {}, {"4.0": {}}, "4.0", latency=found)
     from rich.console import Console
 

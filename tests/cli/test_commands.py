@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 import cfptq
 from cfptq import api
 from cfptq.cli import app
-from cfptq.network import capture
+from cfptq.network import capture, to_onnx_model
 from cfptq.pipeline.comparison import Comparison
 
 FACTORY = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))\n"
@@ -72,10 +72,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     save_file(model.state_dict(), folder / "model.safetensors")
     (folder / "scorer_of_tests.py").write_text(FACTORY)
     rows = actions.encode(train)
-    onnx.save(capture(model.eval(), rows).to_onnx_model(), folder / "fp32.onnx")
+    onnx.save(to_onnx_model(capture(model.eval(), rows)), folder / "fp32.onnx")
     with torch.no_grad():
         model[2].bias += torch.tensor([1.5, -1.5])
-    onnx.save(capture(model.eval(), rows).to_onnx_model(), folder / "harsh.onnx")
+    onnx.save(to_onnx_model(capture(model.eval(), rows)), folder / "harsh.onnx")
     return Desk(folder)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from cfptq.errors import FileError, ModelError
 from cfptq.network import Network, capture
+from cfptq.network.serialize import GRAPH_FILE, TENSOR_FILE, deserialize_network, digest, serialize_network
 
 
 @pytest.fixture(scope="module")
@@ -17,78 +18,46 @@ def network() -> Network:
     return capture(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), torch.ones(3, 4))
 
 
-@pytest.fixture
-def saved(network, tmp_path):
-    """A saved MLP: the network and its folder."""
-    network.save(tmp_path / "network")
-    return network, tmp_path / "network"
+@pytest.fixture(scope="module")
+def files(network) -> dict[str, bytes]:
+    """The contents of a saved MLP's two files."""
+    return serialize_network(network)
 
 
-def edit(folder, change) -> None:
-    path = folder / "network.json"
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
-
-
-def test_what_is_read_back_is_the_same_network(captured, tmp_path):
+def test_what_is_read_back_is_the_same_network(captured):
     _, network = captured
-    network.save(tmp_path / "network")
-    restored = Network.load(tmp_path / "network")
-    assert restored.digest() == network.digest()
+    restored = deserialize_network(serialize_network(network))
+    assert digest(restored) == digest(network)
     assert (restored.layers, restored.skipped, restored.input_shape) == (network.layers, network.skipped, network.input_shape)
     assert [node.name for node in restored.graph.graph.nodes] == [node.name for node in network.graph.graph.nodes]
     x = torch.randn(4, *network.input_shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(restored(x), network(x))
     again = restored.with_parameters({restored.layers[0].name: (torch.zeros(restored.layers[0].weight_shape), None)})
-    assert again.digest() != network.digest()
+    assert digest(again) != digest(network)
 
 
-def test_the_same_network_gives_the_same_bytes(saved, tmp_path):
-    network, folder = saved
-    network.save(tmp_path / "again")
-    Network.load(folder).save(tmp_path / "third")
-    for name in ("network.json", "network.safetensors"):
-        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() == (tmp_path / "third" / name).read_bytes()
+def test_the_same_network_gives_the_same_bytes(network, files):
+    assert serialize_network(network) == files
+    assert serialize_network(deserialize_network(files)) == files
 
 
-def test_saving_over_a_network_replaces_it(saved):
-    network, folder = saved
-    changed = network.with_parameters({"2": (torch.zeros(2, 5), None)})
-    changed.save(folder)
-    assert Network.load(folder).digest() == changed.digest()
-
-
-def test_a_missing_folder_is_said_so(tmp_path):
-    with pytest.raises(FileError, match="cannot read"):
-        Network.load(tmp_path / "nowhere")
-
-
-def test_a_place_that_cannot_be_written_is_said_so(saved, tmp_path):
-    network, _ = saved
-    with pytest.raises(FileError, match="cannot make the folder"):
-        network.save(tmp_path / "no" / "such" / "place")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError):
-        network.save(tmp_path / "file")
+def test_a_missing_file_is_an_error(files):
+    for name in files:
+        with pytest.raises(FileError, match=f"^plan/network has no file {name}"):
+            deserialize_network({other: content for other, content in files.items() if other != name}, "plan/network")
 
 
 @pytest.mark.parametrize("name", ["network.json", "network.safetensors"])
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * len(data)])
-def test_a_damaged_file_is_refused(saved, name, damage):
-    _, folder = saved
-    path = folder / name
-    path.write_bytes(damage(path.read_bytes()))
+def test_a_damaged_file_is_refused(files, name, damage):
     with pytest.raises(FileError):
-        Network.load(folder)
+        deserialize_network(files | {name: damage(files[name])})
 
 
-def test_parameters_of_another_network_are_refused(saved, tmp_path):
-    network, folder = saved
-    network.with_parameters({"2": (torch.zeros(2, 5), network.bias("2"))}).save(tmp_path / "other")
-    (folder / "network.safetensors").write_bytes((tmp_path / "other" / "network.safetensors").read_bytes())
+def test_parameters_of_another_network_are_refused(network, files):
+    other = serialize_network(network.with_parameters({"2": (torch.zeros(2, 5), network.bias("2"))}))
     with pytest.raises(FileError, match="does not belong to"):
-        Network.load(folder)
+        deserialize_network(files | {TENSOR_FILE: other[TENSOR_FILE]})
 
 
 def set_node(operation, **entries):
@@ -122,14 +91,14 @@ def set_node(operation, **entries):
         (set_node("get_attr", target='weight"); import os; ("'), "impossible name"),
     ],
 )
-def test_an_edited_description_is_refused(saved, change, words):
-    _, folder = saved
-    edit(folder, change)
+def test_an_edited_description_is_refused(files, change, words):
+    document = json.loads(files[GRAPH_FILE])
+    change(document)
     with pytest.raises(FileError, match=words):
-        Network.load(folder)
+        deserialize_network(files | {GRAPH_FILE: json.dumps(document).encode()})
 
 
-def test_a_custom_operation_is_refused_when_it_is_saved(tmp_path):
+def test_a_custom_operation_is_refused_when_it_is_saved():
     with torch.library._scoped_library("cfptq_test_serialize", "DEF") as library:
         library.define("twice(Tensor x) -> Tensor")
         library.impl("twice", lambda x: 2 * x, "CompositeExplicitAutograd")
@@ -144,5 +113,4 @@ def test_a_custom_operation_is_refused_when_it_is_saved(tmp_path):
 
         network = capture(Twice(), torch.ones(3, 4))
         with pytest.raises(ModelError, match=r"cfptq_test_serialize\.twice"):
-            network.save(tmp_path / "network")
-        assert not (tmp_path / "network").exists()
+            serialize_network(network)

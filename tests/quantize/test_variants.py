@@ -14,7 +14,7 @@ from cfptq.quantize.variants import varied
 
 
 def _calibration(network: Network, rows: torch.Tensor) -> CalibrationSet:
-    return factual_only(rows, None, as_predictor(network.module(), example=rows), target=1)
+    return factual_only(rows, None, as_predictor(network.graph, example=rows), target=1)
 
 
 def _deployed(seed: int = 0) -> tuple[Network, QuantizationPlan, torch.Tensor]:

@@ -43,7 +43,7 @@ def lesson(rows: int = 400, bits: int = 4, seed: int = 0) -> Lesson:
         model[4].bias.zero_()
         model[4].bias[0] = float((model(x)[:, 1] - model(x)[:, 0]).median())
     network = capture(model, x[:2])
-    predictor = as_predictor(network.module(), example=x)
+    predictor = as_predictor(network.graph, example=x)
     labels = predictor.logits(x).argmax(dim=1)
     space = ActionSet.from_columns(x, features=[Continuous(f"c{n}", column=n) for n in range(6)], max_changes=3, favourable=1)
     points = factual_only(x, labels, predictor, target=1)

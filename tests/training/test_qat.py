@@ -72,7 +72,7 @@ def test_every_preset_gives_a_checked_file_within_the_budget(
     assert (result.input_bits, result.activation_bits) == (32, 8)
     result.to_onnx(tmp_path / "model.onnx", check=True)
     deployed = as_predictor(tmp_path / "model.onnx", example=columns.test)
-    f = as_predictor(result.network.module(), example=columns.test)
+    f = as_predictor(result.network.graph, example=columns.test)
     assert float((decisions(deployed.logits(columns.test)) == decisions(f.logits(columns.test))).float().mean()) > 0.8
     if name.startswith("prune"):
         assert all(float((layer.integers == 0).float().mean()) >= 0.5 for layer in result.plan.layers)

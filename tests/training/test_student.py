@@ -108,7 +108,7 @@ def test_images_and_shared_inputs_are_trained_too() -> None:
 
     rows = torch.randn(32, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     network = capture(Fork(), rows[:2])
-    points = factual_only(rows, None, as_predictor(network.module(), example=rows), target=1)
+    points = factual_only(rows, None, as_predictor(network.graph, example=rows), target=1)
     widths = {layer.name: 4 for layer in network.layers}
     plan = quantize(network, points, widths, method="start", seed=0, activations=Activations(), progress=False)
     student = Student(Start(network, plan, {}), learned_clips=True)

@@ -15,7 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
-from cfptq.network.graph import Network, attribute
+from cfptq.network.attributes import get_attribute
+from cfptq.network.graph import Network
 from cfptq.network.normalize import aten
 
 #: An operation's arguments behind the tensors, defaults filled in -> ONNX operator and its attributes; None where it has no such form.
@@ -71,7 +72,7 @@ RULES: dict[Any, Rule] = {
 FLAT = numpy_helper.from_array(np.array([0, -1], np.int64), "flat_rows")
 
 
-def direct_onnx_model(network: Network, opset: int, names: tuple[str, str, str]) -> onnx.ModelProto | None:
+def export_directly(network: Network, opset: int, names: tuple[str, str, str]) -> onnx.ModelProto | None:
     """``network`` as ONNX, or None where an operation is not in :data:`RULES` or is used in a way that has no such form.
 
     Args:
@@ -89,7 +90,7 @@ def direct_onnx_model(network: Network, opset: int, names: tuple[str, str, str])
     flattened = False
     for node in network.graph.graph.nodes:
         if node.op == "get_attr":
-            value = attribute(network.graph, str(node.target))
+            value = get_attribute(network.graph, str(node.target))
             if not isinstance(value, Tensor) or value.dtype != torch.float32:
                 return None
             called[node.name] = str(node.target)

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from cfptq.errors import ModelError
 from cfptq.network.graph import Network
 from cfptq.network.normalize import aten
-from cfptq.network.onnx.direct_export import direct_onnx_model
+from cfptq.network.onnx.direct_export import export_directly
 from cfptq.network.quiet import quiet_exporters
 
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
@@ -55,7 +55,7 @@ def to_onnx_model(network: Network, *, opset: int = OPSET) -> onnx.ModelProto:
     Raises:
         ModelError: an operation of the network has no ONNX form.
     """
-    direct = direct_onnx_model(network, opset, (INPUT, OUTPUT, BATCH))
+    direct = export_directly(network, opset, (INPUT, OUTPUT, BATCH))
     if direct is not None:
         find_layer_nodes(direct, network)
         return direct

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import FileError, ModelError
-from cfptq.network.onnx.session import int8_saturates, open_session, with_own_weights
+from cfptq.network.onnx.session import duplicate_shared_weights, int8_saturates, open_session
 
 #: Endings of formats that unpickle, and so could run anything.
 PICKLED = frozenset({".pt", ".pt2", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"})
@@ -57,7 +57,7 @@ def read_onnx(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
     return model
 
 
-def rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+def find_rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     """The one graph input that is no initializer.
 
     Raises:
@@ -72,7 +72,7 @@ def rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     return rows
 
 
-def score_output(model: onnx.ModelProto, output: str | None = None) -> str:
+def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
     """Name of the output with the class scores: the one asked for, the only float tensor, or the one named like scores.
 
     A scikit-learn classifier's (label, probabilities) gives the probabilities; its ZipMap, which turns them into a list of
@@ -106,7 +106,7 @@ class OnnxFile:
     Args:
         source: path of a file, or a model in memory.
         threads: intra-op threads of the session.
-        output: the output to read, where the model has several (see :func:`score_output`).
+        output: the output to read, where the model has several (see :func:`find_score_output`).
 
     Attributes:
         model: the model read.
@@ -121,8 +121,8 @@ class OnnxFile:
     def __init__(self, source: str | os.PathLike[str] | onnx.ModelProto, *, threads: int = 1, output: str | None = None) -> None:
         self.model = read_onnx(source)
         self.where = "the ONNX model" if isinstance(source, onnx.ModelProto) else os.fspath(source)
-        rows_input(self.model)
-        self.output = score_output(self.model, output)
+        find_rows_input(self.model)
+        self.output = find_score_output(self.model, output)
         self._artefact = self._openable(source)
         self._threads = threads
         self._session = self._open(precise=True)
@@ -148,7 +148,7 @@ class OnnxFile:
         try:
             return self._opened(precise)
         except Exception as error:
-            said = first_line(error)
+            said = summarize_error(error)
             if "NOT_IMPLEMENTED" in said or "is not a registered function/op" in said or "unsupported model IR version" in said.lower():
                 version = onnxruntime.__version__
                 raise ModelError(f"ONNX Runtime {version} cannot run {self.where}: {said}; upgrade it or lower the opset") from error
@@ -161,14 +161,14 @@ class OnnxFile:
             if not precise or "existing tensor" not in str(error):
                 raise
             model = onnx.load_from_string(self._artefact) if isinstance(self._artefact, bytes) else self.model
-            return open_session(with_own_weights(model).SerializeToString(), threads=self._threads)
+            return open_session(duplicate_shared_weights(model).SerializeToString(), threads=self._threads)
 
     @property
-    def can_saturate(self) -> bool:
+    def has_saturation_risk(self) -> bool:
         """Whether a default session may compute other sums than this one on this processor."""
         return int8_saturates() and any(word in node.op_type for node in self.model.graph.node for word in INTEGER_WORDS)
 
-    def in_default_session(self) -> OnnxFile:
+    def with_default_session(self) -> OnnxFile:
         """Return the same file in the session that a deployment opens unless told otherwise."""
         other = copy(self)
         other._session = self._open(precise=False)
@@ -190,7 +190,7 @@ class OnnxFile:
             answer = self._session.run([self.output], {self._input.name: rows})[0]
         except Exception as error:
             raise ModelError(
-                f"{self.where} takes rows of shape {self._input.shape} and fails on {list(rows.shape)}: {first_line(error)}"
+                f"{self.where} takes rows of shape {self._input.shape} and fails on {list(rows.shape)}: {summarize_error(error)}"
             ) from error
         return torch.from_numpy(np.ascontiguousarray(answer, dtype=np.float32))
 
@@ -206,7 +206,7 @@ def _without_zipmap(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     return stripped
 
 
-def first_line(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """What an error says, without its stack of native frames."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, FileError, ModelError
 from cfptq.network.onnx.compiler import GraphCompiler, supported
-from cfptq.network.onnx.file import first_line, read_onnx, rows_input, score_output
+from cfptq.network.onnx.file import find_rows_input, find_score_output, read_onnx, summarize_error
 from cfptq.network.onnx.integer_formats import HOLDERS
 from cfptq.network.onnx.values import Node, Value
 
@@ -51,9 +51,9 @@ class OnnxModule(nn.Module):
         where = "the ONNX model" if isinstance(source, onnx.ModelProto) else os.fspath(source)
         if model.functions:
             model = inline_local_functions(model)
-        rows = rows_input(model)
+        rows = find_rows_input(model)
         names = [value.name for value in model.graph.output]
-        result = output if output is not None and output not in names else score_output(model, output)
+        result = output if output is not None and output not in names else find_score_output(model, output)
         try:
             nodes, constants = _read_graph(model, rows.name, result)
             compiler = GraphCompiler(self, nodes, constants, rows.name, result)
@@ -61,7 +61,7 @@ class OnnxModule(nn.Module):
             raise
         except Exception as error:
             raise FileError(
-                f"{where} cannot be read as a graph: {first_line(error)}; check it with onnx.checker, or export it again"
+                f"{where} cannot be read as a graph: {summarize_error(error)}; check it with onnx.checker, or export it again"
             ) from error
         self._dtype = INPUTS.get(rows.type.tensor_type.elem_type, torch.float32)
         self._steps = compiler.steps

@@ -41,7 +41,7 @@ def open_session(artefact: str | Path | bytes, *, threads: int = 1, precise: boo
     return onnxruntime.InferenceSession(artefact, sess_options=options, providers=["CPUExecutionProvider"])
 
 
-def with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def duplicate_shared_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of ``model`` in which no two nodes share a dequantized int8 initializer.
 
     ONNX Runtime 1.32 and earlier cannot open a precise session of a file where two products share a weight beyond ±63.
@@ -104,7 +104,7 @@ def describe_runtime() -> dict[str, Any]:
     }
 
 
-def saturation_sentence(name: str, rows: int, among: int) -> str:
+def describe_saturation(name: str, rows: int, among: int) -> str:
     """Return the warning that a default session decides ``rows`` of ``among`` rows otherwise on this processor."""
     return (
         f"{name}: ONNX Runtime's default session decides {rows} of {among} rows otherwise on this processor, because int8 products "

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from cfptq.errors import ModelError
 from cfptq.network import Head, Network
-from cfptq.network.graph import attribute
+from cfptq.network.attributes import get_attribute
 
 Array: TypeAlias = npt.NDArray[np.float64]
 aten = torch.ops.aten
@@ -155,7 +155,7 @@ class _Reader:
             if node.op == "placeholder":
                 self.values[node.name] = Affine(np.eye(self.width), np.zeros(self.width))
             elif node.op == "get_attr":
-                self.values[node.name] = attribute(self.root, str(node.target))
+                self.values[node.name] = get_attribute(self.root, str(node.target))
             elif node.op == "call_function":
                 self.values[node.name] = self._value(node)
         last = cast(fx.Node, self.root.graph.output_node().args[0])

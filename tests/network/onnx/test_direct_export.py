@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cfptq.models import MLP
 from cfptq.network import capture, to_onnx_model
-from cfptq.network.onnx.direct_export import direct_onnx_model
+from cfptq.network.onnx.direct_export import export_directly
 
 NAMES = ("input", "output", "batch")
 
@@ -77,7 +77,7 @@ def test_the_file_computes_what_the_module_computes(name: str) -> None:
     module, shape = PLAIN[name]
     rows = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
     network = capture(module.eval(), rows[:2])
-    model = direct_onnx_model(network, 21, NAMES)
+    model = export_directly(network, 21, NAMES)
     assert model is not None
     with torch.no_grad():
         assert torch.allclose(answers(model, rows), module(rows), atol=1e-5)
@@ -89,6 +89,6 @@ def test_what_has_no_plain_form_is_left_to_torch(name: str) -> None:
     module, shape = OTHER[name]
     rows = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
     network = capture(module.eval(), rows[:2])
-    assert direct_onnx_model(network, 21, NAMES) is None
+    assert export_directly(network, 21, NAMES) is None
     with torch.no_grad():
         assert torch.allclose(answers(to_onnx_model(network), rows), module(rows), atol=1e-5)
