@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cfptq.actions import ActionSpace
-from cfptq.allocation import BitAllocation, Budget, LayerScores, Score, Widths, allocation_path, lowest_bits
+from cfptq.allocation import BitAllocation, Budget, LayerScores, Score, Widths, allocation_path, assign_lowest_bits
 from cfptq.calibration import PAPER_TEACHER, augment, draw_rows, factual_only, near_boundary
 from cfptq.errors import BudgetError, DataError
 from cfptq.io.progress import track
@@ -21,7 +21,7 @@ from cfptq.pipeline.bit_search import FewestBits
 from cfptq.pipeline.group_weighting import group_labels, reweight_groups
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.result import Result
-from cfptq.quantize import COUNTERFACTUAL, SET_ASIDE, CalibrationSet, QuantizationPlan, candidate_widths, first_points, set_aside
+from cfptq.quantize import COUNTERFACTUAL, HOLD_OUT_EVERY, CalibrationSet, QuantizationPlan, find_candidate_widths, keep_first_points, hold_out_people
 from cfptq.quantize.repair import repair_last_layer
 from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
 
@@ -116,8 +116,8 @@ class Teacher:
         """The model quantized by ``method`` within ``budget``; ``widths`` replaces the layers' candidate widths."""
         # What cannot be met is refused before the work, not after it.
         sizes = {layer.name: layer.parameters for layer in self.network.layers}
-        candidates = widths or candidate_widths(self.network, method.activations, portable)
-        lowest_bits(tuple(sizes), tuple(sizes.values()), Budget.of(budget), candidates, pinned)
+        candidates = widths or find_candidate_widths(self.network, method.activations, portable)
+        assign_lowest_bits(tuple(sizes), tuple(sizes.values()), Budget.of(budget), candidates, pinned)
         if method.groups is not None:
             group_labels(method.groups, self.rows, self.space)
         scores = self.scores(method, progress)
@@ -144,7 +144,7 @@ class Teacher:
         if not (isinstance(max_validity_drop, Real) and 0 <= max_validity_drop <= 1):
             raise BudgetError(f"max_validity_drop is a share of people, between 0 and 1, not {max_validity_drop!r}")
         points, recourse = self._boundary
-        chosen = torch.arange(0, len(recourse), SET_ASIDE)
+        chosen = torch.arange(0, len(recourse), HOLD_OUT_EVERY)
         if len(chosen) == 0:
             raise DataError(
                 "no rejected calibration row has recourse, so there is nobody to judge max_validity_drop by; give a budget instead"
@@ -155,7 +155,7 @@ class Teacher:
         kept = self.among(others.nonzero()[:, 0])
         scores = kept.scores(method, progress)
         least = 1.0
-        widths = candidate_widths(self.network, method.activations, portable)
+        widths = find_candidate_widths(self.network, method.activations, portable)
         for allocation in track(allocation_path(method.allocate, scores, pinned, widths), "looking for the fewest bits", enabled=progress):
             budget = Budget.total(allocation.total_bits)
             result = kept._rounded(method, scores, allocation, budget, pinned, portable, progress=False)
@@ -190,7 +190,7 @@ class Teacher:
         people = calibration
         if method.groups is not None or method.repair:
             points, issued = self._boundary
-            people = first_points(points, len(issued))
+            people = keep_first_points(points, len(issued))
         group_report = repair_report = None
 
         def round_on(rows: CalibrationSet) -> QuantizationPlan:
@@ -213,7 +213,7 @@ class Teacher:
                 self.network, calibration, people, labels, round_on, head=self.head, threshold=self.threshold, progress=progress
             )
         if method.repair:
-            trial = round_on(set_aside(calibration)[0])
+            trial = round_on(hold_out_people(calibration)[0])
             plan, repair_report = repair_last_layer(self.network, plan, trial, people, head=self.head, threshold=self.threshold)
         return Result(
             network=self.network,

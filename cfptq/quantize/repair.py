@@ -8,7 +8,7 @@ without every fourth person, judged on those people, and the repair is kept only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cfptq.errors import ModelError
 from cfptq.network import Head, Network, class_logits
-from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, set_aside
-from cfptq.quantize.fake_quantized import fake_quantized_module, prefix_output
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, hold_out_people
+from cfptq.quantize.fake_quantized import fake_quantize_network, run_prefix
 from cfptq.quantize.formats import fake_quantize, integer_limit
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 
@@ -45,7 +45,7 @@ LINEAR, MODERATE = 0.01, 10.0
 
 
 @dataclass(frozen=True)
-class Tally:
+class DecisionCounts:
     """What a quantized model does at recourse points and at factual rows.
 
     Attributes:
@@ -87,10 +87,10 @@ class Repair:
 
     applied: bool
     moves: int
-    before: Tally
-    after: Tally
-    held_out_before: Tally
-    held_out_after: Tally
+    before: DecisionCounts
+    after: DecisionCounts
+    held_out_before: DecisionCounts
+    held_out_after: DecisionCounts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file."""
@@ -99,7 +99,7 @@ class Repair:
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Repair:
         """What :meth:`to_dict` gave."""
-        told: dict[str, Any] = {name: Tally(**value) if isinstance(value, dict) else value for name, value in content.items()}
+        told: dict[str, Any] = {name: DecisionCounts(**value) if isinstance(value, dict) else value for name, value in content.items()}
         return Repair(**told)
 
     def __str__(self) -> str:
@@ -118,9 +118,8 @@ class Repair:
 def repair_last_layer(
     network: Network,
     plan: QuantizationPlan,
-    calibration: CalibrationSet,
+    trial: QuantizationPlan,
     people: CalibrationSet,
-    round_on: Callable[[CalibrationSet], QuantizationPlan],
     *,
     head: Head,
     threshold: float | None,
@@ -129,10 +128,9 @@ def repair_last_layer(
 
     Args:
         network: the full-precision network.
-        plan: made by ``round_on(calibration)``.
-        calibration: the rows that the plan was calibrated on.
+        plan: the plan to repair.
+        trial: the same method's plan at the same widths, calibrated without the rows that :func:`hold_out_people` holds out.
         people: factual rows and points where their recourse ends; what the repair looks at.
-        round_on: makes the same plan from other rows, for the trial.
         head, threshold: what the network puts out and where it decides.
 
     Raises:
@@ -140,14 +138,13 @@ def repair_last_layer(
         DataError: too few rows to set anybody aside.
     """
 
-    def judged(candidate: QuantizationPlan, rows: CalibrationSet) -> Tally:
-        return tally(network, candidate, rows, head=head, threshold=threshold)
+    def judged(candidate: QuantizationPlan, rows: CalibrationSet) -> DecisionCounts:
+        return count_decisions(network, candidate, rows, head=head, threshold=threshold)
 
-    kept, aside = set_aside(people)
-    trial = round_on(set_aside(calibration)[0])
+    kept, aside = hold_out_people(people)
     held_before = judged(trial, aside)
-    held_after = judged(mended(network, trial, kept, head=head, threshold=threshold)[0], aside)
-    found, moves = mended(network, plan, people, head=head, threshold=threshold)
+    held_after = judged(find_repair(network, trial, kept, head=head, threshold=threshold)[0], aside)
+    found, moves = find_repair(network, plan, people, head=head, threshold=threshold)
     wrong = (held_before.broken + held_before.flipped, held_after.broken + held_after.flipped)
     harmless = wrong[1] <= wrong[0] and abs(held_after.drift) <= max(abs(held_before.drift), MAX_DRIFT)
     final = found if harmless else plan
@@ -155,15 +152,15 @@ def repair_last_layer(
     return final, report
 
 
-def tally(network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None) -> Tally:
+def count_decisions(network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None) -> DecisionCounts:
     """Count where ``plan`` decides otherwise than ``network``. Recourse points that the network itself refuses are left out."""
     with torch.no_grad():
         wanted = class_logits(network(people.rows), head, threshold).argmax(dim=1)
-        given = class_logits(fake_quantized_module(network, plan)(people.rows), head, threshold).argmax(dim=1)
+        given = class_logits(fake_quantize_network(network, plan)(people.rows), head, threshold).argmax(dim=1)
     factual = people.origin != COUNTERFACTUAL
     points = ~factual & (wanted == people.target)
     granted, before = given == people.target, wanted == people.target
-    return Tally(
+    return DecisionCounts(
         points=int(points.sum()),
         broken=int((points & ~granted).sum()),
         rows=int(factual.sum()),
@@ -172,7 +169,7 @@ def tally(network: Network, plan: QuantizationPlan, people: CalibrationSet, *, h
     )
 
 
-def mended(
+def find_repair(
     network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None
 ) -> tuple[QuantizationPlan, int]:
     """``plan`` with the last layer changed, and the number of moves.
@@ -320,12 +317,12 @@ def _problem(network: Network, plan: QuantizationPlan, rows: Tensor, wanted: Ten
     last = plan.layers[-1]
     formats = {form.tensor: form for form in plan.activations}
     before = {layer.input: formats[layer.input] for layer in plan.layers[:-1]}
-    inputs = fake_quantize(prefix_output(network, plan.layers[:-1], before, last.input, rows), formats[last.input])
+    inputs = fake_quantize(run_prefix(network, plan.layers[:-1], before, last.input, rows), formats[last.input])
 
     def logits(bias: Tensor | None) -> Tensor:
         changed = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=bias)))
         with torch.no_grad():
-            return class_logits(fake_quantized_module(network, changed)(rows), head, threshold)
+            return class_logits(fake_quantize_network(network, changed)(rows), head, threshold)
 
     def against_first(values: Tensor) -> Tensor:
         return values - values[:, :1]

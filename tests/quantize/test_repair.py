@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from cfptq.calibration import CalibrationSet, set_aside
+from cfptq.calibration import CalibrationSet, hold_out_people
 from cfptq.errors import DataError, ModelError
 from cfptq.network import Head, Network, capture, class_logits
-from cfptq.quantize import Activations, QuantizationPlan, fake_quantized_module, nearest, quantize
-from cfptq.quantize.repair import HAIR, Repair, mended, repair_last_layer, tally
+from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, round_nearest, quantize
+from cfptq.quantize.repair import HAIR, Repair, find_repair, repair_last_layer, count_decisions
 
 ROWS = 240
 
@@ -52,12 +52,12 @@ def near_the_boundary(network: Network, head: Head = Head.LOGITS, seed: int = 0)
 def rounded(network: Network, people: CalibrationSet, bits: int = 3, input_bits: int = 32) -> QuantizationPlan:
     widths = {layer.name: bits for layer in network.layers}
     activations = Activations(input_bits=input_bits)
-    return quantize(network, people, widths, method="test", seed=0, rounding=nearest, activations=activations, progress=False)
+    return quantize(network, people, widths, method="test", seed=0, rounding=round_nearest, activations=activations, progress=False)
 
 
 def wrong(network: Network, plan: QuantizationPlan, people: CalibrationSet, head: Head = Head.LOGITS) -> tuple[int, int]:
     """Broken recourse points and flipped factual decisions, counted one by one."""
-    q = fake_quantized_module(network, plan)
+    q = fake_quantize_network(network, plan)
     broken = flipped = 0
     for row, origin in zip(people.rows, people.origin.tolist(), strict=True):
         before = int(class_logits(network(row[None]), head).argmax())
@@ -74,11 +74,11 @@ def test_fewer_points_break_and_no_more_people_flip(seed: int) -> None:
     network = capture(net(seed), torch.zeros(2, 5))
     people = near_the_boundary(network)
     plan = rounded(network, people)
-    better, moves = mended(network, plan, people, head=Head.LOGITS, threshold=None)
+    better, moves = find_repair(network, plan, people, head=Head.LOGITS, threshold=None)
     before, after = wrong(network, plan, people), wrong(network, better, people)
     assert before[0] > 0
     assert sum(after) < sum(before) and after[1] <= before[1] and moves > 0
-    counted = tally(network, better, people, head=Head.LOGITS, threshold=None)
+    counted = count_decisions(network, better, people, head=Head.LOGITS, threshold=None)
     assert (counted.broken, counted.flipped) == after
 
 
@@ -86,7 +86,7 @@ def test_only_the_last_layers_integers_and_bias_move_and_integers_stay_in_range(
     network = capture(net(1), torch.zeros(2, 5))
     people = near_the_boundary(network)
     plan = rounded(network, people, bits=2)
-    better, _ = mended(network, plan, people, head=Head.LOGITS, threshold=None)
+    better, _ = find_repair(network, plan, people, head=Head.LOGITS, threshold=None)
     assert better.digest != plan.digest
     assert better.layers[:-1] == plan.layers[:-1] and better.activations == plan.activations
     last, kept = better.layers[-1], plan.layers[-1]
@@ -97,7 +97,7 @@ def test_only_the_last_layers_integers_and_bias_move_and_integers_stay_in_range(
 def loss_of(network: Network, plan: QuantizationPlan, people: CalibrationSet) -> float:
     with torch.no_grad():
         wanted = network(people.rows).argmax(1)
-        logits = fake_quantized_module(network, plan)(people.rows)
+        logits = fake_quantize_network(network, plan)(people.rows)
     own = logits.gather(1, wanted[:, None])[:, 0]
     rival = logits.scatter(1, wanted[:, None], -math.inf).amax(1)
     return float((HAIR - (own - rival)).clamp_min(0).sum())
@@ -112,7 +112,7 @@ def test_a_move_is_the_best_of_all_single_steps(classes: int, monkeypatch: pytes
     plan = rounded(network, people, bits=3)
     monkeypatch.setattr("cfptq.quantize.repair.MOVES", 1)
     monkeypatch.setattr("cfptq.quantize.repair.CAUTION", (1.0,))
-    better, moves = mended(network, plan, people, head=Head.LOGITS, threshold=None)
+    better, moves = find_repair(network, plan, people, head=Head.LOGITS, threshold=None)
     assert moves == 1
     losses = []
     for place in torch.cartesian_prod(torch.arange(classes), torch.arange(12)).tolist():
@@ -132,7 +132,7 @@ def test_a_wrong_bias_alone_is_put_right_by_a_shift() -> None:
     last = plan.layers[-1]
     assert last.bias is not None
     spoilt = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=last.bias + torch.tensor([0.4, -0.4]))))
-    better, moves = mended(network, spoilt, people, head=Head.LOGITS, threshold=None)
+    better, moves = find_repair(network, spoilt, people, head=Head.LOGITS, threshold=None)
     assert wrong(network, spoilt, people)[0] > 20
     assert wrong(network, better, people)[0] <= wrong(network, plan, people)[0] + 1
     assert 0 < moves <= 10
@@ -147,7 +147,7 @@ def test_other_heads_are_repaired_too(head: Head, tail: nn.Module | None, classe
     network = capture(net(1, tail, classes), torch.zeros(2, 5))
     people = near_the_boundary(network, head)
     plan = rounded(network, people, input_bits=input_bits)
-    better, _ = mended(network, plan, people, head=head, threshold=None)
+    better, _ = find_repair(network, plan, people, head=head, threshold=None)
     before, after = wrong(network, plan, people, head), wrong(network, better, people, head)
     assert before[0] > 0 and sum(after) < sum(before) and after[1] <= before[1]
 
@@ -156,25 +156,18 @@ def test_a_decision_that_is_not_linear_in_the_last_layer_is_refused() -> None:
     network = capture(net(0, nn.Softplus()), torch.zeros(2, 5))
     people = near_the_boundary(network)
     with pytest.raises(ModelError, match="not linear"):
-        mended(network, rounded(network, people), people, head=Head.LOGITS, threshold=None)
+        find_repair(network, rounded(network, people), people, head=Head.LOGITS, threshold=None)
 
 
 def test_people_set_aside_are_judged_by_a_model_that_never_saw_them() -> None:
     network = capture(net(1), torch.zeros(2, 5))
     people = near_the_boundary(network)
     plan = rounded(network, people)
-    seen: list[int] = []
-
-    def round_on(rows: CalibrationSet) -> QuantizationPlan:
-        seen.append(len(rows))
-        return rounded(network, rows)
-
-    final, report = repair_last_layer(network, plan, people, people, round_on, head=Head.LOGITS, threshold=None)
-    kept, aside = set_aside(people)
-    assert seen == [len(kept)]
+    kept, aside = hold_out_people(people)
     trial = rounded(network, kept)
+    final, report = repair_last_layer(network, plan, trial, people, head=Head.LOGITS, threshold=None)
     assert (report.held_out_before.broken, report.held_out_before.flipped) == wrong(network, trial, aside)
-    repaired_trial, _ = mended(network, trial, kept, head=Head.LOGITS, threshold=None)
+    repaired_trial, _ = find_repair(network, trial, kept, head=Head.LOGITS, threshold=None)
     assert (report.held_out_after.broken, report.held_out_after.flipped) == wrong(network, repaired_trial, aside)
     assert (report.after.broken, report.after.flipped) == wrong(network, final, people)
     harm = sum(wrong(network, repaired_trial, aside)) > sum(wrong(network, trial, aside))
@@ -191,7 +184,7 @@ def test_a_repair_that_harms_people_set_aside_is_left_out(monkeypatch: pytest.Mo
     assert last.bias is not None
     ruined = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=last.bias + torch.tensor([0.0, -50.0]))))
     monkeypatch.setattr("cfptq.quantize.repair.mended", lambda *_, **__: (ruined, 9))
-    final, report = repair_last_layer(network, plan, people, people, lambda rows: plan, head=Head.LOGITS, threshold=None)
+    final, report = repair_last_layer(network, plan, plan, people, head=Head.LOGITS, threshold=None)
     assert final is plan and not report.applied and report.moves == 0
     assert report.after == report.before
     assert report.held_out_after.broken > report.held_out_before.broken
@@ -199,7 +192,7 @@ def test_a_repair_that_harms_people_set_aside_is_left_out(monkeypatch: pytest.Mo
 
 def test_a_person_and_her_recourse_are_set_aside_together() -> None:
     people = near_the_boundary(capture(net(0), torch.zeros(2, 5)))
-    kept, aside = set_aside(people)
+    kept, aside = hold_out_people(people)
     assert len(kept) + len(aside) == len(people)
     assert int((aside.origin == 0).sum()) == ROWS // 4
     for part in (kept, aside):
@@ -210,4 +203,4 @@ def test_a_person_and_her_recourse_are_set_aside_together() -> None:
             own = people.rows[(people.origin == 1) & (people.source == place)]
             assert bool((own == row).all(1).any())
     with pytest.raises(DataError, match="too few"):
-        set_aside(replace(people, **{name: getattr(people, name)[:3] for name in ("rows", "origin", "weights", "source", "target")}))
+        hold_out_people(replace(people, **{name: getattr(people, name)[:3] for name in ("rows", "origin", "weights", "source", "target")}))
