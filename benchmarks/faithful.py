@@ -41,7 +41,7 @@ from cfptq.network import Predictor, decisions, target_margin
 from cfptq.network.predictor import decided_otherwise_by_default
 from cfptq.pipeline.method import METHODS, Method
 from cfptq.pipeline.task import Teacher, prepare
-from cfptq.quantize import Activations, LayerProblem, RoundedWeight, margin_guided
+from cfptq.quantize import Activations, LayerProblem, RoundedWeight, round_by_margins
 
 RESULTS = Path(__file__).parent / "results"
 OUT = RESULTS / "faithful.json"
@@ -73,7 +73,7 @@ COMPARED = {method.name: method for method in (PLAIN, METHODS["mixed-ptq"], METH
 
 def unweighted(problem: LayerProblem) -> RoundedWeight:
     """Rounding with every row counting the same."""
-    return margin_guided(replace(problem, row_weights=torch.ones_like(problem.row_weights)))
+    return round_by_margins(replace(problem, row_weights=torch.ones_like(problem.row_weights)))
 
 
 def without(constant: str) -> Callable[[], AbstractContextManager[Any]]:

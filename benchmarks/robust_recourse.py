@@ -26,7 +26,7 @@ import cfptq
 from cfptq.experiments.recipe import Experiment, Recipe
 from cfptq.io.atomic import write_text
 from cfptq.network import Predictor, as_predictor
-from cfptq.quantize import fake_quantized_module, sample_variants
+from cfptq.quantize import fake_quantize_network, sample_variants
 from cfptq.recourse import RecourseBatch, holds, robust, solve
 from cfptq.training import QAT_METHODS
 
@@ -66,7 +66,7 @@ def deployed(experiment: Experiment, method: str, seed: int) -> Deployed:
     def predictors(count: int, seed: int) -> list[Predictor]:
         return [as_predictor(model, example=columns.train[:256]) for model in sample_variants(network, plans, count, seed)]
 
-    nominal = as_predictor(fake_quantized_module(network, plans[0]), example=columns.train[:256], name="nominal")
+    nominal = as_predictor(fake_quantize_network(network, plans[0]), example=columns.train[:256], name="nominal")
     return Deployed(nominal, predictors(MEMBERS, seed), predictors(4 * MEMBERS, seed + 1000))
 
 

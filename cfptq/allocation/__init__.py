@@ -1,16 +1,16 @@
 """Which layer gets how many bits: scores, budgets, allocations (Section 4.3, eqs. 23 and 24)."""
 
-from cfptq.allocation.bit_allocation import Allocator, BitAllocation, greedy, uniform
-from cfptq.allocation.budget import Budget, BudgetUnit, Widths, lowest_bits, stored_bytes
-from cfptq.allocation.exponential_surrogate import exponential_surrogate, relaxed_bits
-from cfptq.allocation.frontier import allocation_path, predicted_damage
-from cfptq.allocation.gradient_norm import per_row_gradient_norms
-from cfptq.allocation.hessian_trace import hessian_trace, hessian_traces
-from cfptq.allocation.knapsack import exact
-from cfptq.allocation.margin_change import MeasuredScores, margin_change
-from cfptq.allocation.optimality_gap import AllocationGap, allocation_gap
-from cfptq.allocation.output_distance import output_distance
-from cfptq.allocation.scores import LayerScores, Score, counterfactual_gradient, factual_gradient
+from cfptq.allocation.bit_allocation import Allocator, BitAllocation, allocate_greedily, allocate_uniformly
+from cfptq.allocation.budget import Budget, BudgetUnit, Widths, assign_lowest_bits, count_stored_bytes
+from cfptq.allocation.exponential_surrogate import score_by_exponential_surrogate, solve_relaxed_allocation
+from cfptq.allocation.frontier import allocation_path, predict_damage
+from cfptq.allocation.gradient_norm import compute_gradient_norms
+from cfptq.allocation.hessian_trace import estimate_hessian_traces, score_by_hessian_trace
+from cfptq.allocation.knapsack import allocate_exactly
+from cfptq.allocation.margin_change import MeasuredScores, score_by_margin_change
+from cfptq.allocation.optimality_gap import AllocationGap, compare_allocations
+from cfptq.allocation.output_distance import score_by_output_distance
+from cfptq.allocation.scores import LayerScores, Score, score_by_counterfactual_gradient, score_by_factual_gradient
 
 __all__ = [
     "AllocationGap",
@@ -22,21 +22,21 @@ __all__ = [
     "MeasuredScores",
     "Score",
     "Widths",
-    "allocation_gap",
+    "allocate_exactly",
+    "allocate_greedily",
+    "allocate_uniformly",
     "allocation_path",
-    "counterfactual_gradient",
-    "exact",
-    "exponential_surrogate",
-    "factual_gradient",
-    "greedy",
-    "hessian_trace",
-    "hessian_traces",
-    "lowest_bits",
-    "margin_change",
-    "output_distance",
-    "per_row_gradient_norms",
-    "predicted_damage",
-    "relaxed_bits",
-    "stored_bytes",
-    "uniform",
+    "assign_lowest_bits",
+    "compare_allocations",
+    "compute_gradient_norms",
+    "count_stored_bytes",
+    "estimate_hessian_traces",
+    "predict_damage",
+    "score_by_counterfactual_gradient",
+    "score_by_exponential_surrogate",
+    "score_by_factual_gradient",
+    "score_by_hessian_trace",
+    "score_by_margin_change",
+    "score_by_output_distance",
+    "solve_relaxed_allocation",
 ]

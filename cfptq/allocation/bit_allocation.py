@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from cfptq.allocation.budget import Budget, Widths, lowest_bits, stored_bytes, widths_by_layer
+from cfptq.allocation.budget import Budget, Widths, assign_lowest_bits, count_stored_bytes, resolve_widths
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
 from cfptq.quantize.formats import ALL_WIDTHS, WIDTHS
@@ -55,7 +55,7 @@ class BitAllocation:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the stored weights: 3-bit integers take 4 bits each, every layer is rounded up to whole bytes."""
-        return sum(stored_bytes(n, b) for n, b in zip(self.parameters, self.bits, strict=True))
+        return sum(count_stored_bytes(n, b) for n, b in zip(self.parameters, self.bits, strict=True))
 
     def __getitem__(self, name: str) -> int:
         return self.by_layer()[name]
@@ -73,7 +73,7 @@ class BitAllocation:
 
 
 class Allocator(Protocol):
-    """Chooses a width for every layer: :func:`greedy`, :func:`uniform`, or a function of the user's own.
+    """Chooses a width for every layer: :func:`allocate_greedily`, :func:`allocate_uniformly`, or a function of the user's own.
 
     It must stay within the budget, keep every pinned layer at its pin, and be deterministic.
     """
@@ -83,7 +83,9 @@ class Allocator(Protocol):
     ) -> BitAllocation: ...
 
 
-def greedy(scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None) -> BitAllocation:
+def allocate_greedily(
+    scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None
+) -> BitAllocation:
     """The paper's rule for eq. 24: from the lowest width, more bits to the layers with the largest score per parameter.
 
     Each turn widens, by one candidate width, the layer with the largest s_l / n_l whose next width is still affordable,
@@ -101,8 +103,8 @@ def greedy(scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS,
         BudgetError: the budget does not pay for the lowest widths and the pins, a pin names no layer or width.
     """
     budget = Budget.of(budget)
-    candidates = widths_by_layer(scores.names, widths)
-    bits = lowest_bits(scores.names, scores.parameters, budget, widths, pinned)
+    candidates = resolve_widths(scores.names, widths)
+    bits = assign_lowest_bits(scores.names, scores.parameters, budget, widths, pinned)
     ceiling = budget.ceiling(scores.parameters)
     spent = sum(budget.cost(n, b) for n, b in zip(scores.parameters, bits, strict=True))
     # Spending only ever grows, so a width that one layer cannot afford now it can never afford later: one pass in
@@ -119,18 +121,20 @@ def greedy(scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS,
     return BitAllocation(scores.names, scores.parameters, tuple(bits))
 
 
-def uniform(scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None) -> BitAllocation:
+def allocate_uniformly(
+    scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None
+) -> BitAllocation:
     """One width for all layers that are not pinned: the widest that the budget pays for. The scores are not looked at.
 
     Where layers have different candidates, all take the same place among theirs.
 
     Raises:
-        BudgetError: as :func:`greedy`.
+        BudgetError: as :func:`allocate_greedily`.
     """
     budget = Budget.of(budget)
-    candidates = widths_by_layer(scores.names, widths)
+    candidates = resolve_widths(scores.names, widths)
     pins = dict(pinned or {})
-    best = lowest_bits(scores.names, scores.parameters, budget, widths, pins)
+    best = assign_lowest_bits(scores.names, scores.parameters, budget, widths, pins)
     for place in range(1, max(map(len, candidates))):
         bits = [pins.get(name, own[min(place, len(own) - 1)]) for name, own in zip(scores.names, candidates, strict=True)]
         if sum(budget.cost(n, b) for n, b in zip(scores.parameters, bits, strict=True)) <= budget.ceiling(scores.parameters):

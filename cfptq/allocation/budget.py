@@ -81,7 +81,7 @@ class Budget:
 
     def cost(self, parameters: int, bits: int) -> int:
         """What a layer of ``parameters`` weights at ``bits`` takes of :meth:`ceiling`: bits, or bytes for a budget in bytes."""
-        return stored_bytes(parameters, bits) if self.unit is BudgetUnit.BYTES else parameters * bits
+        return count_stored_bytes(parameters, bits) if self.unit is BudgetUnit.BYTES else parameters * bits
 
     def ceiling(self, parameters: Sequence[int]) -> int:
         """The most that :meth:`cost` may add up to over layers of these sizes."""
@@ -98,12 +98,12 @@ class Budget:
         return Budget(float(exact.quantize(Decimal("0.0001"), rounding=ROUND_CEILING)), self.unit)
 
 
-def stored_bytes(parameters: int, bits: int) -> int:
+def count_stored_bytes(parameters: int, bits: int) -> int:
     """Bytes of ``parameters`` weights in a file: 3-bit integers in a 4-bit container, rounded up to a whole byte."""
     return -(-parameters * container_bits(bits) // 8)
 
 
-def lowest_bits(
+def assign_lowest_bits(
     names: Sequence[str],
     parameters: Sequence[int],
     budget: Budget,
@@ -116,7 +116,7 @@ def lowest_bits(
         BudgetError: a pin names no layer or no candidate width; or the budget does not even pay for this start
             (the message says the least that would).
     """
-    candidates = widths_by_layer(names, widths)
+    candidates = resolve_widths(names, widths)
     pins = dict(pinned or {})
     for name, bits in pins.items():
         if name not in names:
@@ -144,7 +144,7 @@ def lowest_bits(
     return start
 
 
-def widths_by_layer(names: Sequence[str], widths: Widths) -> list[list[int]]:
+def resolve_widths(names: Sequence[str], widths: Widths) -> list[list[int]]:
     """Return each layer's candidate widths (the set B of Section 4.3), ascending.
 
     Raises:

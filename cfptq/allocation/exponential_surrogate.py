@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from cfptq.allocation.margin_change import MeasuredScores
-from cfptq.allocation.scores import counterfactual_gradient
+from cfptq.allocation.scores import score_by_counterfactual_gradient
 from cfptq.errors import BudgetError
 from cfptq.network import Head, Network
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.formats import ALL_WIDTHS
 
 
-def exponential_surrogate(
+def score_by_exponential_surrogate(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> MeasuredScores:
     """Eq. 71: s̄_l κ_l 2^-b for each layer and width.
@@ -23,9 +23,9 @@ def exponential_surrogate(
     s̄_l is the mean gradient norm at the counterfactual points (eqs. 23 and 79). κ_l is the radius that the layer's integers span (half a
     step of b bits is about radius 2^-b, eq. 59): the largest weight of a channel, averaged over channels, each of which has its own step.
 
-    Args, Raises: as :func:`cfptq.allocation.counterfactual_gradient`.
+    Args, Raises: as :func:`cfptq.allocation.score_by_counterfactual_gradient`.
     """
-    gradient = counterfactual_gradient(network, calibration, head=head, threshold=threshold, progress=progress)
+    gradient = score_by_counterfactual_gradient(network, calibration, head=head, threshold=threshold, progress=progress)
     radius = [float(network.weight(name).flatten(1).abs().amax(dim=1).mean()) for name in gradient.names]
     damage = tuple(tuple(s * r * 2.0**-bits for bits in ALL_WIDTHS) for s, r in zip(gradient.scores, radius, strict=True))
     return MeasuredScores(
@@ -38,7 +38,7 @@ def exponential_surrogate(
     )
 
 
-def relaxed_bits(
+def solve_relaxed_allocation(
     coefficients: Sequence[float], parameters: Sequence[int], average_bits: float, lowest: float = 0.0, highest: float = math.inf
 ) -> tuple[float, ...]:
     """The real-valued bits that minimize Σ c_l 2^-b_l under Σ n_l b_l ≤ B and lowest ≤ b_l ≤ highest (eqs. 71 to 75).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cfptq.allocation.bit_allocation import Allocator, BitAllocation
-from cfptq.allocation.budget import Budget, Widths, widths_by_layer
+from cfptq.allocation.budget import Budget, Widths, resolve_widths
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
 from cfptq.quantize.formats import WIDTHS
@@ -35,9 +35,9 @@ def allocation_path(
     return sorted(allocations.values(), key=lambda allocation: allocation.total_bits)
 
 
-def predicted_damage(scores: LayerScores, allocation: BitAllocation, widths: Widths = WIDTHS) -> float:
+def predict_damage(scores: LayerScores, allocation: BitAllocation, widths: Widths = WIDTHS) -> float:
     """What ``scores`` say that ``allocation`` loses against each layer's widest candidate, in their own unit."""
-    widest = [own[-1] for own in widths_by_layer(scores.names, widths)]
+    widest = [own[-1] for own in resolve_widths(scores.names, widths)]
     among = sorted({*allocation.bits, *widest})
     worth = scores.benefits(among)
     chosen = zip(worth, allocation.bits, widest, strict=True)

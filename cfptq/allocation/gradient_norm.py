@@ -17,7 +17,7 @@ from cfptq.network import Head, Layer, Network, class_logits, infer_head
 ROOM = 2**24
 
 
-def per_row_gradient_norms(
+def compute_gradient_norms(
     network: Network,
     rows: Tensor,
     target: Tensor,

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from cfptq.allocation.gradient_norm import outputs
 from cfptq.allocation.margin_change import MeasuredScores
-from cfptq.allocation.round_to_nearest import plainly_rounded
+from cfptq.allocation.round_to_nearest import round_weight_to_nearest
 from cfptq.errors import DataError
 from cfptq.io.progress import track
 from cfptq.network import Head, Network, class_logits, infer_head
@@ -23,7 +23,7 @@ PROBES = 32
 CHUNK_ROWS = 1024
 
 
-def hessian_trace(
+def score_by_hessian_trace(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> MeasuredScores:
     """For each layer and width, the mean trace of the Hessian of L_valid in W_l times ‖Ŵ_l − W_l‖², Ŵ_l rounded plainly.
@@ -31,7 +31,7 @@ def hessian_trace(
     L_valid is the mean cross-entropy towards the target over the counterfactual rows, weighted by the calibration weights. A layer whose
     trace comes out negative (the loss bends down there) scores 0.
 
-    Args, Raises: as :func:`cfptq.allocation.counterfactual_gradient`.
+    Args, Raises: as :func:`cfptq.allocation.score_by_counterfactual_gradient`.
     """
     chosen = calibration.origin == COUNTERFACTUAL
     weights = calibration.weights[chosen]
@@ -40,11 +40,11 @@ def hessian_trace(
             "the calibration set holds no counterfactual points to take the Hessian at: nobody in it was rejected, or it is factual only"
         )
     rows, target = calibration.rows[chosen], calibration.target[chosen]
-    traces = hessian_traces(network, rows, target, weights / weights.sum(), head=head, threshold=threshold, progress=progress)
+    traces = estimate_hessian_traces(network, rows, target, weights / weights.sum(), head=head, threshold=threshold, progress=progress)
     damage = []
     for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):
         weight = network.weight(layer.name)
-        changes = [float((plainly_rounded(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS]
+        changes = [float((round_weight_to_nearest(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS]
         damage.append(tuple(trace / layer.parameters * change for change in changes))
     return MeasuredScores(
         names=tuple(layer.name for layer in network.layers),
@@ -56,7 +56,7 @@ def hessian_trace(
     )
 
 
-def hessian_traces(
+def estimate_hessian_traces(
     network: Network,
     rows: Tensor,
     target: Tensor,

@@ -8,13 +8,15 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from cfptq.allocation.bit_allocation import BitAllocation
-from cfptq.allocation.budget import Budget, Widths, lowest_bits, widths_by_layer
+from cfptq.allocation.budget import Budget, Widths, assign_lowest_bits, resolve_widths
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
 from cfptq.quantize.formats import WIDTHS
 
 
-def exact(scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None) -> BitAllocation:
+def allocate_exactly(
+    scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None
+) -> BitAllocation:
     """The allocation with the largest total benefit within the budget (eq. 24, or any benefits measured per width).
 
     One binary variable for each layer and width, one width a layer, one budget row. What the optimum leaves over is spent on the
@@ -27,11 +29,11 @@ def exact(scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, 
         pinned: layer name -> width it keeps.
 
     Raises:
-        BudgetError: as :func:`cfptq.allocation.greedy`.
+        BudgetError: as :func:`cfptq.allocation.allocate_greedily`.
     """
     budget = Budget.of(budget)
-    candidates = widths_by_layer(scores.names, widths)
-    lowest_bits(scores.names, scores.parameters, budget, widths, pinned)  # refuses what cannot be met, and says what would do
+    candidates = resolve_widths(scores.names, widths)
+    assign_lowest_bits(scores.names, scores.parameters, budget, widths, pinned)  # refuses what cannot be met, and says what would do
     pins = dict(pinned or {})
     ladder = sorted(set().union(*candidates))
     has = np.array([[bits in own for bits in ladder] for own in candidates])

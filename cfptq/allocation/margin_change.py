@@ -11,7 +11,7 @@ from cfptq.allocation.scores import LayerScores
 from cfptq.errors import ModelError
 from cfptq.io.progress import track
 from cfptq.network import Head, Network, class_logits, infer_head, target_margin
-from cfptq.quantize import ALL_WIDTHS, ActivationFormat, Recording, affordable_rows, layer_problem, rounded_quickly
+from cfptq.quantize import ALL_WIDTHS, ActivationFormat, RecordedRun, build_layer_problem, round_at_widths, sample_affordable_rows
 from cfptq.quantize.calibration_set import CalibrationSet
 
 #: Multiply-adds that one pass of the network over the rows may take, and rows that are taken whatever they cost.
@@ -46,7 +46,7 @@ class MeasuredScores(LayerScores):
         return tuple(tuple(-row[at[bits]] for bits in widths) for row in self.damage)
 
 
-def margin_change(
+def score_by_margin_change(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> MeasuredScores:
     """For each layer and width, the mean squared change of the target margin when that layer alone is rounded.
@@ -61,8 +61,8 @@ def margin_change(
         threshold: decision threshold of a two-class model.
         progress: show a bar when it takes long.
     """
-    kept, weights = affordable_rows(network, calibration.weights, MEASURING_WORK, FEWEST_ROWS)
-    run = Recording(network, calibration.rows[kept])
+    kept, weights = sample_affordable_rows(network, calibration.weights, MEASURING_WORK, FEWEST_ROWS)
+    run = RecordedRun(network, calibration.rows[kept])
     known, target = head or infer_head(run.output), calibration.target[kept]
 
     def margins(raw: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ def margin_change(
     damage: list[tuple[float, ...]] = []
     for layer in track(network.layers, "measuring layers", enabled=progress):
         inputs = run.inputs(layer)
-        problem = layer_problem(network, layer, ALL_WIDTHS[0], inputs, inputs, ActivationFormat(layer.input, 32), weights)
+        problem = build_layer_problem(network, layer, ALL_WIDTHS[0], inputs, inputs, ActivationFormat(layer.input, 32), weights)
         row = []
-        for rounded in rounded_quickly(problem, ALL_WIDTHS):
+        for rounded in round_at_widths(problem, ALL_WIDTHS):
             steps = rounded.scale.reshape(-1, *[1] * (problem.weight.dim() - 1))
             change = margins(run.rerun(layer, rounded.integers * steps, rounded.bias)) - before
             row.append(float((share * change.square()).sum()))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cfptq.allocation.bit_allocation import BitAllocation, greedy
-from cfptq.allocation.budget import Budget, Widths, lowest_bits, widths_by_layer
-from cfptq.allocation.knapsack import exact
+from cfptq.allocation.bit_allocation import BitAllocation, allocate_greedily
+from cfptq.allocation.budget import Budget, Widths, assign_lowest_bits, resolve_widths
+from cfptq.allocation.knapsack import allocate_exactly
 from cfptq.allocation.scores import LayerScores
 from cfptq.quantize.formats import WIDTHS
 
@@ -22,8 +22,8 @@ class AllocationGap:
         greedy_benefit, exact_benefit: total benefit of each.
     """
 
-    greedy: BitAllocation
-    exact: BitAllocation
+    allocate_greedily: BitAllocation
+    allocate_exactly: BitAllocation
     lowest_benefit: float
     greedy_benefit: float
     exact_benefit: float
@@ -45,20 +45,20 @@ class AllocationGap:
         return f"the greedy rule ({self.greedy}) leaves {self.relative:.1%} of what the budget can buy"
 
 
-def allocation_gap(
+def compare_allocations(
     scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None
 ) -> AllocationGap:
     """Spend ``budget`` by the greedy rule (eq. 24) and exactly, and compare what both are worth. Arguments as both allocators'.
 
     Raises:
-        BudgetError: as :func:`cfptq.allocation.greedy`.
+        BudgetError: as :func:`cfptq.allocation.allocate_greedily`.
     """
-    rule, optimum = greedy(scores, budget, widths, pinned), exact(scores, budget, widths, pinned)
-    ladder = sorted(set().union(*widths_by_layer(scores.names, widths)))
+    rule, optimum = allocate_greedily(scores, budget, widths, pinned), allocate_exactly(scores, budget, widths, pinned)
+    ladder = sorted(set().union(*resolve_widths(scores.names, widths)))
     worth = scores.benefits(ladder)
 
     def benefit(bits: Sequence[int]) -> float:
         return sum(row[ladder.index(width)] for row, width in zip(worth, bits, strict=True))
 
-    start = lowest_bits(scores.names, scores.parameters, Budget.of(budget), widths, pinned)
+    start = assign_lowest_bits(scores.names, scores.parameters, Budget.of(budget), widths, pinned)
     return AllocationGap(rule, optimum, benefit(start), benefit(rule.bits), benefit(optimum.bits))

@@ -7,19 +7,19 @@ from torch import Tensor
 
 from cfptq.allocation.gradient_norm import outputs
 from cfptq.allocation.margin_change import MeasuredScores
-from cfptq.allocation.round_to_nearest import plainly_rounded
+from cfptq.allocation.round_to_nearest import round_weight_to_nearest
 from cfptq.io.progress import track
 from cfptq.network import Head, Network, class_logits, infer_head
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.formats import ALL_WIDTHS
 
 
-def output_distance(
+def score_by_output_distance(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> MeasuredScores:
     """For each layer and width, the mean squared distance between the class logits before and after that layer alone is rounded plainly.
 
-    Over all rows of the set, factual and counterfactual, by their weights. Unlike :func:`cfptq.allocation.margin_change` it counts a
+    Over all rows of the set, factual and counterfactual, by their weights. Unlike :func:`cfptq.allocation.score_by_margin_change` it counts a
     change of every logit, whether or not it moves the decision.
 
     Args:
@@ -42,7 +42,7 @@ def output_distance(
         weight, bias = network.weight(layer.name), network.bias(layer.name)
         row = []
         for bits in ALL_WIDTHS:
-            rounded = network.with_parameters({layer.name: (plainly_rounded(weight, bits), bias)})
+            rounded = network.with_parameters({layer.name: (round_weight_to_nearest(weight, bits), bias)})
             moved = (logits(outputs(rounded, calibration.rows)) - wanted).square().sum(dim=1)
             row.append(float(torch.dot(share, moved)))
         damage.append(tuple(row))

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cfptq.allocation.gradient_norm import outputs, per_row_gradient_norms
+from cfptq.allocation.gradient_norm import compute_gradient_norms, outputs
 from cfptq.errors import DataError, ModelError, name_rows
 from cfptq.network import Head, Network, class_logits, decisions, infer_head
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
@@ -78,7 +78,7 @@ class Score(Protocol):
     ) -> LayerScores: ...
 
 
-def counterfactual_gradient(
+def score_by_counterfactual_gradient(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> LayerScores:
     """Eq. 23: the mean over teacher recourse points of the l1 norm of the *row's own* gradient of L_valid in W_l.
@@ -103,7 +103,7 @@ def counterfactual_gradient(
     return _mean_norms(network, calibration, chosen, calibration.target[chosen], head, threshold, progress, "counterfactual gradient")
 
 
-def factual_gradient(
+def score_by_factual_gradient(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> LayerScores:
     """The accuracy-oriented score of "mixed-precision PTQ": eq. 23's formula with the task loss on the factual rows.
@@ -148,7 +148,7 @@ def _mean_norms(
     kind: str,
     note: str = "",
 ) -> LayerScores:
-    norms = per_row_gradient_norms(network, calibration.rows[chosen], target, head=head, threshold=threshold, progress=progress)
+    norms = compute_gradient_norms(network, calibration.rows[chosen], target, head=head, threshold=threshold, progress=progress)
     weights = calibration.weights[chosen].double()
     if not float(weights.sum()) > 0:
         raise DataError(f"the rows to take the {kind} at all weigh nothing; give at least one of them a positive weight")

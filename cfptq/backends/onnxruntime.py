@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cfptq.errors import ModelError
 from cfptq.network import Network, OnnxLayer, find_layer_nodes
 from cfptq.network import to_onnx_model as network_to_onnx
-from cfptq.quantize import FINE_ZERO, ActivationFormat, LayerPlan, QuantizationPlan, check_matches, prepared
+from cfptq.quantize import FINE_ZERO_POINT, ActivationFormat, LayerPlan, QuantizationPlan, check_matches, quantize_weights
 
 #: Opset of the file: 21 brought INT4 and 16-bit activations, 25 INT2. Files for older runtimes go down to 18.
 OPSET = 21
@@ -73,12 +73,12 @@ def to_onnx_model(
     return model
 
 
-def prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelProto:
+def build_prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelProto:
     """The prepared network (float32 weights on the plan's grid) as ONNX, for ONNX Runtime's own quantizer.
 
     That quantizer rounds a tensor for all who take it: one that others than planned layers take goes to these through an Identity.
     """
-    model = network_to_onnx(prepared(network, plan), opset=OPSET)
+    model = network_to_onnx(quantize_weights(network, plan), opset=OPSET)
     layers = {found.node_name for name, found in find_layer_nodes(model, network).items() if name in plan.bits}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -96,7 +96,7 @@ def prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelP
     return model
 
 
-def stored_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
+def read_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
     """The integers that a file written by :func:`to_onnx_model` holds for layer ``name``."""
     for tensor in model.graph.initializer:
         if tensor.name == f"{name}.weight_integers":
@@ -185,7 +185,7 @@ class _Editor:
             if form.fine_scale is not None:
                 left = f"{tensor}_left"
                 before.append(helper.make_node("Sub", [tensor, steps[0]], [left], left))
-                steps.append(self._rounded(left, form.fine_scale, FINE_ZERO, kind, before))
+                steps.append(self._rounded(left, form.fine_scale, FINE_ZERO_POINT, kind, before))
             self.dequantized[key] = tuple(steps)
         return self.dequantized[key]
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from cfptq.errors import ModelError
 from cfptq.network import Layer, Network
 from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches
-from cfptq.quantize import prepared as prepared_network
+from cfptq.quantize import quantize_weights as prepared_network
 
 aten = torch.ops.aten
 
@@ -59,7 +59,7 @@ def _producer(network: Network, node: fx.Node) -> str | None:
     return layers[node.name].name if node.name in layers else None
 
 
-def prepared_module(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
+def build_prepared_module(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
     """``network`` under ``plan`` as a module that any PyTorch quantizer reads: layers are ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``
     under the names that they have in the user's model, everything else ATen operations.
 
@@ -88,7 +88,7 @@ def prepared_module(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
     return ready.transformed(edit)
 
 
-def module_form(network: Network) -> fx.GraphModule:
+def build_float_module(network: Network) -> fx.GraphModule:
     """``network`` as it is, unquantized, with its layers as ``nn`` modules and its ReLUs as ``functional.relu``: what FX reads."""
 
     def edit(graph: fx.GraphModule) -> None:
@@ -109,7 +109,7 @@ def show(observed: nn.Module, rows: torch.Tensor, batch: int = 256) -> None:
             observed(rows[start : start + batch])
 
 
-def warn_of_two_steps(plan: QuantizationPlan) -> None:
+def warn_about_two_step_input(plan: QuantizationPlan) -> None:
     """Say, to the caller's caller, where a plan has a two-step input: no PyTorch toolchain has that format."""
     if any(form.fine_scale is not None for form in plan.activations):
         warnings.warn(
@@ -122,7 +122,7 @@ def warn_of_two_steps(plan: QuantizationPlan) -> None:
 def check_prepared(state: Mapping[str, torch.Tensor], network: Network, plan: QuantizationPlan) -> None:
     """Raise ModelError unless ``state``, a model's parameters by name, is bit for bit the prepared model's."""
     mend = "apply the toolchain to result.prepared_model(), whose weights lie on the plan's grid"
-    expected = prepared_module(network, plan).state_dict()
+    expected = build_prepared_module(network, plan).state_dict()
     for name, value in expected.items():
         if name not in state or state[name].shape != value.shape or not torch.equal(state[name].detach().cpu(), value):
             kind = "has other values" if name in state else "is missing"

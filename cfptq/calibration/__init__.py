@@ -2,18 +2,18 @@
 
 from cfptq.calibration.counterfactual_points import PAPER_TEACHER, augment, factual_only, near_boundary
 from cfptq.calibration.loader_sampling import draw_rows
-from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, SET_ASIDE, CalibrationSet, first_points, set_aside
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVERY, CalibrationSet, hold_out_people, keep_first_points
 
 __all__ = [
     "COUNTERFACTUAL",
     "FACTUAL",
+    "HOLD_OUT_EVERY",
     "PAPER_TEACHER",
-    "SET_ASIDE",
     "CalibrationSet",
     "augment",
     "draw_rows",
     "factual_only",
-    "first_points",
+    "hold_out_people",
+    "keep_first_points",
     "near_boundary",
-    "set_aside",
 ]

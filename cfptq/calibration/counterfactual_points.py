@@ -13,7 +13,7 @@ from cfptq.calibration.recombination import recombined
 from cfptq.errors import DataError, name_rows
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
-from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, SET_ASIDE, CalibrationSet
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVERY, CalibrationSet
 from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, single_feature, solve, target_of_rows
 from cfptq.recourse.minimal_cost import EVALUATIONS_PER_ROW
 
@@ -133,7 +133,7 @@ def near_boundary(
     missing = min(ENOUGH, len(rows), ENOUGH if runs is None else most) - len(people)
     made, like = rows[:0], people[:0]
     if len(people) > 0 and missing > 0 and isinstance(space, ActionSet):
-        made, like = recombined(rows, space.feature_columns, CANDIDATES * missing, seed, folds=SET_ASIDE)
+        made, like = recombined(rows, space.feature_columns, CANDIDATES * missing, seed, folds=HOLD_OUT_EVERY)
         refused = (predictor.logits(made).argmax(1) != factual.target[like]).nonzero()[:missing, 0]
         made, like = made[refused], like[refused]
     others, like = solved(made, like, ProjectedGradient())

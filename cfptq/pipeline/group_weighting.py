@@ -17,7 +17,7 @@ from cfptq.io.progress import track
 from cfptq.metrics import Interval, group_rows, wilson_interval
 from cfptq.network import Head, Network, class_logits
 from cfptq.pipeline.method import Groups
-from cfptq.quantize import QuantizationPlan, fake_quantized_module
+from cfptq.quantize import QuantizationPlan, fake_quantize_network
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet
 
 #: Times that the weights are changed and the model rounded anew.
@@ -174,7 +174,7 @@ def reweight_groups(
 
     def broken(plan: QuantizationPlan) -> Tensor:
         with torch.no_grad():
-            given = class_logits(fake_quantized_module(network, plan)(at), head, threshold).argmax(dim=1)
+            given = class_logits(fake_quantize_network(network, plan)(at), head, threshold).argmax(dim=1)
         return torch.bincount(group[given != target], minlength=len(rows_of)).double()
 
     factor = torch.ones(len(rows_of), dtype=torch.float64)

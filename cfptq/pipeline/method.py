@@ -13,15 +13,15 @@ from cfptq.allocation import (
     Allocator,
     BitAllocation,
     Score,
-    counterfactual_gradient,
-    exact,
-    exponential_surrogate,
-    factual_gradient,
-    greedy,
-    hessian_trace,
-    margin_change,
-    output_distance,
-    uniform,
+    allocate_exactly,
+    allocate_greedily,
+    allocate_uniformly,
+    score_by_counterfactual_gradient,
+    score_by_exponential_surrogate,
+    score_by_factual_gradient,
+    score_by_hessian_trace,
+    score_by_margin_change,
+    score_by_output_distance,
 )
 from cfptq.errors import CfptqError, ConfigurationError
 from cfptq.network import Head, Network
@@ -30,11 +30,11 @@ from cfptq.quantize import (
     InputBits,
     QuantizationPlan,
     Rounding,
-    compensated,
-    margin_guided,
-    nearest,
-    nearest_on_full_range,
     quantize,
+    round_by_margins,
+    round_compensated,
+    round_nearest,
+    round_nearest_full_range,
 )
 from cfptq.quantize.calibration_set import CalibrationSet
 
@@ -43,17 +43,19 @@ T = TypeVar("T", bound=Callable[..., object])
 #: Scores, allocators and rounding rules that a method may name instead of passing one.
 SCORES: Mapping[str, Score] = MappingProxyType(
     {
-        "factual": factual_gradient,
-        "counterfactual": counterfactual_gradient,
-        "margin": margin_change,
-        "surrogate": exponential_surrogate,
-        "hessian-trace": hessian_trace,
-        "output-distance": output_distance,
+        "factual": score_by_factual_gradient,
+        "counterfactual": score_by_counterfactual_gradient,
+        "margin": score_by_margin_change,
+        "surrogate": score_by_exponential_surrogate,
+        "hessian-trace": score_by_hessian_trace,
+        "output-distance": score_by_output_distance,
     }
 )
-ALLOCATORS: Mapping[str, Allocator] = MappingProxyType({"greedy": greedy, "exact": exact, "uniform": uniform})
+ALLOCATORS: Mapping[str, Allocator] = MappingProxyType(
+    {"greedy": allocate_greedily, "exact": allocate_exactly, "uniform": allocate_uniformly}
+)
 ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
-    {"nearest": nearest, "nearest-full-range": nearest_on_full_range, "compensated": compensated, "margin": margin_guided}
+    {"nearest": round_nearest, "nearest-full-range": round_nearest_full_range, "compensated": round_compensated, "margin": round_by_margins}
 )
 
 #: Groups of people: a feature's name, or a function from rows (N, ...) to one label each.
@@ -101,7 +103,7 @@ class Method:
             if isinstance(choice, str) and choice not in known:
                 names = ", ".join(sorted(known))
                 raise ConfigurationError(f"method {self.name!r}: {part} {choice!r} is unknown; choose one of {names}, or pass a callable")
-        if self.rounding in ("margin", margin_guided) and not self.sequential:
+        if self.rounding in ("margin", round_by_margins) and not self.sequential:
             raise ConfigurationError(
                 f"method {self.name!r}: rounding 'margin' goes from layer to layer; set sequential=True, or round 'compensated'"
             )
@@ -114,7 +116,7 @@ class Method:
     @property
     def needs_recourse(self) -> bool:
         """Whether the method looks at counterfactual points at all."""
-        return self.rows != "factual" or self.score_function is not factual_gradient
+        return self.rows != "factual" or self.score_function is not score_by_factual_gradient
 
     @property
     def score_function(self) -> Score:

@@ -11,15 +11,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from cfptq.allocation import BitAllocation, LayerScores, allocation_path, predicted_damage
+from cfptq.allocation import BitAllocation, LayerScores, allocation_path, predict_damage
 from cfptq.errors import DataError, MissingDependencyError
 from cfptq.io.atomic import atomic_write
 from cfptq.io.progress import track
 from cfptq.metrics import Interval, wilson_interval
 from cfptq.network import Head, Network, class_logits
 from cfptq.pipeline.method import Method
-from cfptq.quantize import QuantizationPlan, fake_quantized_module
-from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, set_aside
+from cfptq.quantize import QuantizationPlan, fake_quantize_network
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, hold_out_people
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def pareto_curve(
         DataError: there are no recourse points to measure at.
     """
     if held_out:
-        calibration, people = set_aside(calibration)[0], set_aside(people)[1]
+        calibration, people = hold_out_people(calibration)[0], hold_out_people(people)[1]
     with torch.no_grad():
         wanted = class_logits(network(people.rows), head, threshold).argmax(dim=1)
     at = (people.origin == COUNTERFACTUAL) & (wanted == people.target)
@@ -197,14 +197,14 @@ def pareto_curve(
             network, calibration, allocation, head=head, threshold=threshold, seed=plan.seed, portable=plan.portable, progress=False
         )
         with torch.no_grad():
-            given = class_logits(fake_quantized_module(network, rounded)(rows), head, threshold).argmax(dim=1)
+            given = class_logits(fake_quantize_network(network, rounded)(rows), head, threshold).argmax(dim=1)
         broken = int((given != target).sum())
         points.append(
             ParetoPoint(
                 average_bits=allocation.average_bits,
                 bits=allocation.by_layer(),
                 stored_bytes=rounded.stored_bytes,
-                predicted_damage=predicted_damage(scores, allocation, plan.candidate_widths),
+                predicted_damage=predict_damage(scores, allocation, plan.candidate_widths),
                 validity_drop=broken / len(rows),
                 interval=wilson_interval(broken, len(rows)),
                 chosen=own,

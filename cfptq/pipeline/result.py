@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import fx, nn
 
-from cfptq.allocation import AllocationGap, BitAllocation, Budget, LayerScores, MeasuredScores, allocation_gap
+from cfptq.allocation import AllocationGap, BitAllocation, Budget, LayerScores, MeasuredScores, compare_allocations
 from cfptq.auditing import MarginEstimate, estimate_margins
 from cfptq.backends import onnxruntime as ort_backend
 from cfptq.backends.matmul_nbits import build_weight_only_model, with_float_activations
@@ -32,7 +32,7 @@ from cfptq.pipeline.bit_search import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.pareto import Pareto, pareto_curve
-from cfptq.quantize import COUNTERFACTUAL, CalibrationSet, QuantizationPlan, fake_quantized_module, first_points
+from cfptq.quantize import COUNTERFACTUAL, CalibrationSet, QuantizationPlan, fake_quantize_network, keep_first_points
 from cfptq.quantize.plan import PLAN_FILES
 from cfptq.quantize.repair import Repair
 from cfptq.recourse import RecourseBatch
@@ -152,7 +152,7 @@ class Result:
     def allocation_gap(self) -> AllocationGap:
         """What the paper's greedy rule would leave of the same budget, by the same scores."""
         budget = self.budget or Budget.total(self.allocation.total_bits)
-        return allocation_gap(self.sensitivity, budget, self.plan.candidate_widths, self.pinned)
+        return compare_allocations(self.sensitivity, budget, self.plan.candidate_widths, self.pinned)
 
     def pareto(self, *, held_out: bool = False, progress: bool = True) -> Pareto:
         """Validity Drop against average bits, from the scores at hand: every budget's allocation rounded and measured on the twin.
@@ -215,7 +215,7 @@ class Result:
         """The calibration rows, and those among them that recourse is judged by."""
         if self.calibration is None:
             raise DataError(f"{purpose} needs the calibration rows, and this result was saved without them; save it with rows=True")
-        people = None if self.teacher is None else first_points(self.calibration, len(self.teacher))
+        people = None if self.teacher is None else keep_first_points(self.calibration, len(self.teacher))
         if people is None or not bool((people.origin == COUNTERFACTUAL).any()):
             raise DataError(
                 f"{purpose} needs recourse points, and {self.plan.method!r} calibrated on none: nobody was rejected, or factual rows only"
@@ -224,7 +224,7 @@ class Result:
 
     def module(self) -> fx.GraphModule:
         """The fake-quantized twin: computes with the plan's integers, differentiable in its input."""
-        return fake_quantized_module(self.network, self.plan)
+        return fake_quantize_network(self.network, self.plan)
 
     def prepared_model(self) -> nn.Module:
         """The float32 model whose weights already lie on the plan's grid, BatchNorm folded and biases corrected, layers under their names.
@@ -317,7 +317,7 @@ class Result:
         generator = torch.Generator().manual_seed(self.plan.seed)
         rows = torch.randn(1024, *self.network.input_shape, generator=generator) if self.calibration is None else self.calibration.rows
         file = as_predictor(
-            path, example=rows[:2], head=self.head, threshold=self.threshold, twin=fake_quantized_module(self.network, plan)
+            path, example=rows[:2], head=self.head, threshold=self.threshold, twin=fake_quantize_network(self.network, plan)
         )
         said, expected = file.logits(rows), file.surrogate(rows).detach()
         saturated = decided_otherwise_by_default(file, rows, decisions(said))

@@ -21,7 +21,15 @@ from cfptq.pipeline.bit_search import FewestBits
 from cfptq.pipeline.group_weighting import group_labels, reweight_groups
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.result import Result
-from cfptq.quantize import COUNTERFACTUAL, HOLD_OUT_EVERY, CalibrationSet, QuantizationPlan, find_candidate_widths, keep_first_points, hold_out_people
+from cfptq.quantize import (
+    COUNTERFACTUAL,
+    HOLD_OUT_EVERY,
+    CalibrationSet,
+    QuantizationPlan,
+    find_candidate_widths,
+    hold_out_people,
+    keep_first_points,
+)
 from cfptq.quantize.repair import repair_last_layer
 from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
 

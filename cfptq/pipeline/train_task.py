@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfptq.allocation import BitAllocation, Budget, exact
+from cfptq.allocation import BitAllocation, Budget, allocate_exactly
 from cfptq.errors import DataError
 from cfptq.network import Network, as_predictor, decisions
 from cfptq.pipeline.method import Method, as_method
 from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import PROBE_ROWS, Teacher
-from cfptq.quantize import PORTABLE_WIDTHS, WIDTHS, Activations, equalized_for
+from cfptq.quantize import PORTABLE_WIDTHS, WIDTHS, Activations, equalize_on_calibration
 from cfptq.training import BitCost, BitPolicy, Files, History, Search, Start, Student, Supervision, TeacherSettings, Trainer, supervise
 from cfptq.training.hessian_allocation import task_trace
 from cfptq.training.presets import QatMethod
@@ -136,14 +136,14 @@ def _run(
 def _starting_method(method: QatMethod, activations: Activations | None) -> Method:
     """The training-free method that training starts from, with the activation formats that all training methods share."""
     rule = replace(as_method(method.start), activations=activations or Activations(input_bits=None, clip=False))
-    return replace(rule, score=task_trace, allocator=exact) if method.bits == "trace" else rule
+    return replace(rule, score=task_trace, allocator=allocate_exactly) if method.bits == "trace" else rule
 
 
 def _start(teacher: Teacher, rule: Method, first: Result, widths: Sequence[int], portable: bool) -> Start:
     calibration = first.calibration
     assert calibration is not None
     bits = first.plan.bits
-    source: Network = equalized_for(teacher.network, calibration, bits, rule.activations) if rule.equalize else teacher.network
+    source: Network = equalize_on_calibration(teacher.network, calibration, bits, rule.activations) if rule.equalize else teacher.network
     names, sizes = tuple(bits), tuple(layer.parameters for layer in source.layers)
     # Every width's first steps are for the weights that training starts from, so these are not equalized again.
     uniform = {

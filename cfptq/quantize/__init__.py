@@ -1,12 +1,12 @@
 """Integer formats, ranges, rounding, the plan, and its fake-quantized torch twin."""
 
-from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, SET_ASIDE, CalibrationSet, first_points, set_aside
-from cfptq.quantize.compensate import compensated, prepare, rounded_quickly
-from cfptq.quantize.cross_layer_equalization import equalized
-from cfptq.quantize.fake_quantized import check_matches, fake_quantized_module, prepared
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVERY, CalibrationSet, hold_out_people, keep_first_points
+from cfptq.quantize.compensate import factorize_hessian, round_at_widths, round_compensated
+from cfptq.quantize.cross_layer_equalization import equalize_network
+from cfptq.quantize.fake_quantized import check_matches, fake_quantize_network, quantize_weights
 from cfptq.quantize.formats import (
     ALL_WIDTHS,
-    FINE_ZERO,
+    FINE_ZERO_POINT,
     PORTABLE_WIDTHS,
     WIDTHS,
     ActivationFormat,
@@ -14,56 +14,56 @@ from cfptq.quantize.formats import (
     fake_quantize,
     integer_limit,
 )
-from cfptq.quantize.margin_rounding import margin_guided
-from cfptq.quantize.partial_run import LayerByLayer, Recording
+from cfptq.quantize.margin_rounding import round_by_margins
+from cfptq.quantize.partial_run import LayerwiseRun, RecordedRun
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.quantizer import Activations, InputBits, candidate_widths, equalized_for, layer_problem, quantize
-from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, nearest, nearest_on_full_range
-from cfptq.quantize.row_sampling import affordable_rows
-from cfptq.quantize.sweep import Aim, sweep_plan
+from cfptq.quantize.quantizer import Activations, InputBits, build_layer_problem, equalize_on_calibration, find_candidate_widths, quantize
+from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, round_nearest, round_nearest_full_range
+from cfptq.quantize.row_sampling import sample_affordable_rows
+from cfptq.quantize.sweep import MarginTarget, sweep_plan
 from cfptq.quantize.variants import Variability, sample_variants
 
 __all__ = [
     "ALL_WIDTHS",
     "COUNTERFACTUAL",
     "FACTUAL",
-    "FINE_ZERO",
+    "FINE_ZERO_POINT",
+    "HOLD_OUT_EVERY",
     "PORTABLE_WIDTHS",
-    "SET_ASIDE",
     "WIDTHS",
     "ActivationFormat",
     "Activations",
-    "Aim",
     "CalibrationSet",
     "InputBits",
-    "LayerByLayer",
     "LayerPlan",
     "LayerProblem",
+    "LayerwiseRun",
+    "MarginTarget",
     "QuantizationPlan",
-    "Recording",
+    "RecordedRun",
     "RoundedWeight",
     "Rounding",
     "Variability",
-    "affordable_rows",
-    "candidate_widths",
+    "build_layer_problem",
     "check_matches",
-    "compensated",
     "container_bits",
-    "equalized",
-    "equalized_for",
+    "equalize_network",
+    "equalize_on_calibration",
+    "factorize_hessian",
     "fake_quantize",
-    "fake_quantized_module",
-    "first_points",
+    "fake_quantize_network",
+    "find_candidate_widths",
+    "hold_out_people",
     "integer_limit",
-    "layer_problem",
-    "margin_guided",
-    "nearest",
-    "nearest_on_full_range",
-    "prepare",
-    "prepared",
+    "keep_first_points",
     "quantize",
-    "rounded_quickly",
+    "quantize_weights",
+    "round_at_widths",
+    "round_by_margins",
+    "round_compensated",
+    "round_nearest",
+    "round_nearest_full_range",
+    "sample_affordable_rows",
     "sample_variants",
-    "set_aside",
     "sweep_plan",
 ]

@@ -20,7 +20,7 @@ _FORMAT = "cfptq.calibration/1"
 FACTUAL, COUNTERFACTUAL = 0, 1
 
 #: Every n-th person is set aside where rows are held out.
-SET_ASIDE = 4
+HOLD_OUT_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class CalibrationSet:
 _TENSORS = ("rows", "origin", "weights", "source", "target")
 
 
-def set_aside(calibration: CalibrationSet, every: int = SET_ASIDE) -> tuple[CalibrationSet, CalibrationSet]:
+def hold_out_people(calibration: CalibrationSet, every: int = HOLD_OUT_EVERY) -> tuple[CalibrationSet, CalibrationSet]:
     """The set without every ``every``-th person, and those people; a person's counterfactual rows go with her factual row.
 
     Raises:
@@ -123,7 +123,7 @@ def set_aside(calibration: CalibrationSet, every: int = SET_ASIDE) -> tuple[Cali
     return _part(calibration, ~aside), _part(calibration, aside)
 
 
-def first_points(calibration: CalibrationSet, count: int) -> CalibrationSet:
+def keep_first_points(calibration: CalibrationSet, count: int) -> CalibrationSet:
     """The factual rows and the first ``count`` counterfactual rows alone: in every set the points of the teacher's recourse stand first.
 
     Others that a set may hold lie on the boundary itself, where holding or failing says only which way the rounding error fell.

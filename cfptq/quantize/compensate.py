@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cfptq.quantize.formats import fake_quantize
-from cfptq.quantize.reconstruct import CHUNK_ROWS, WEIGHT_CLIPS, LayerProblem, RoundedWeight, channel_scale
+from cfptq.quantize.reconstruct import CHUNK_ROWS, WEIGHT_CLIPS, LayerProblem, RoundedWeight, compute_channel_scale
 
 #: Least and most share of the mean diagonal added to the Hessian's diagonal: keeps it invertible and pulls towards the trained weight.
 DAMPING, MOST_DAMPING = 0.01, 100.0
@@ -52,7 +52,7 @@ class Moments:
     damping: torch.Tensor
 
 
-def moments(problem: LayerProblem) -> Moments:
+def compute_moments(problem: LayerProblem) -> Moments:
     """Sum the moments in chunks of rows, means first; memory does not grow with the rows' number.
 
     Fewer rows than inputs say little about the inputs' covariance, and what is made up for along directions that no row knows is
@@ -96,7 +96,7 @@ def _vectors(problem: LayerProblem) -> Iterator[tuple[torch.Tensor, torch.Tensor
 
 
 @dataclass(frozen=True)
-class Preparation:
+class HessianFactors:
     """What rounding one layer needs whatever the width, each group of a convolution apart; columns in the order they are rounded in.
 
     Attributes:
@@ -109,7 +109,7 @@ class Preparation:
             transposed, because rounding goes column by column.
     """
 
-    moments: Moments
+    compute_moments: Moments
     order: torch.Tensor
     hessian: torch.Tensor
     passing: torch.Tensor
@@ -117,9 +117,9 @@ class Preparation:
     wanted: torch.Tensor
 
 
-def prepare(problem: LayerProblem) -> Preparation:
-    """The part of :func:`compensated` that does not depend on the width."""
-    statistics = moments(problem)
+def factorize_hessian(problem: LayerProblem) -> HessianFactors:
+    """The part of :func:`round_compensated` that does not depend on the width."""
+    statistics = compute_moments(problem)
     diagonal = statistics.hessian.diagonal(dim1=1, dim2=2)
     damping = statistics.damping[:, None] * diagonal.mean(dim=1, keepdim=True) + 1e-8
     order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
@@ -133,10 +133,10 @@ def prepare(problem: LayerProblem) -> Preparation:
     if bool(statistics.cross.any()):
         cross = torch.stack([part[columns] for part, columns in zip(statistics.cross, last_first, strict=True)])
         wanted = wanted - torch.cholesky_solve(cross, lower).flip(1)
-    return Preparation(statistics, order, backwards.flip(1, 2), (lower / root[:, None]).flip(1, 2), root.square().flip(1), wanted)
+    return HessianFactors(statistics, order, backwards.flip(1, 2), (lower / root[:, None]).flip(1, 2), root.square().flip(1), wanted)
 
 
-def compensated(problem: LayerProblem, preparation: Preparation | None = None, search: bool = True) -> RoundedWeight:
+def round_compensated(problem: LayerProblem, preparation: HessianFactors | None = None, search: bool = True) -> RoundedWeight:
     """Round one layer so that its quantized output is nearest to its full-precision output over the weighted rows.
 
     First the real weights that would do so (least squares, which also mends the layers before), then integers near them: columns in
@@ -146,12 +146,12 @@ def compensated(problem: LayerProblem, preparation: Preparation | None = None, s
 
     Args:
         problem: the layer.
-        preparation: :func:`prepare`'s answer for the same layer, inputs and format, where the caller has it.
+        preparation: :func:`factorize_hessian`'s answer for the same layer, inputs and format, where the caller has it.
         search: False leaves clips and descent out: quick, for measuring.
     """
-    ready = preparation or prepare(problem)
+    ready = preparation or factorize_hessian(problem)
     groups, k, out = ready.wanted.shape
-    full = channel_scale(problem.weight, problem.limit).reshape(groups, out)
+    full = compute_channel_scale(problem.weight, problem.limit).reshape(groups, out)
     integers, scale = torch.empty(groups, out, k), torch.empty(groups, out)
     search = search and problem.weight.numel() // groups <= SEARCHED
     for group in range(groups):
@@ -164,7 +164,7 @@ def compensated(problem: LayerProblem, preparation: Preparation | None = None, s
     return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias.flatten())
 
 
-def rounded_quickly(problem: LayerProblem, widths: Iterable[int]) -> Iterator[RoundedWeight]:
+def round_at_widths(problem: LayerProblem, widths: Iterable[int]) -> Iterator[RoundedWeight]:
     """``problem`` rounded to each of ``widths`` without searching clips and integers, for measuring what rounding does.
 
     A layer with more inputs than half the vectors at hand is rounded plainly, with the clip that suits their variance and a bias that
@@ -175,8 +175,8 @@ def rounded_quickly(problem: LayerProblem, widths: Iterable[int]) -> Iterator[Ro
         mean, variance = _mean_and_variance(problem)
         yield from (_plainly_rounded(replace(problem, bits=bits), mean, variance) for bits in widths)
     else:
-        ready = prepare(problem)
-        yield from (compensated(replace(problem, bits=bits), ready, search=False) for bits in widths)
+        ready = factorize_hessian(problem)
+        yield from (round_compensated(replace(problem, bits=bits), ready, search=False) for bits in widths)
 
 
 def _mean_and_variance(problem: LayerProblem) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,7 +188,7 @@ def _mean_and_variance(problem: LayerProblem) -> tuple[torch.Tensor, torch.Tenso
 
 def _plainly_rounded(problem: LayerProblem, mean: torch.Tensor, variance: torch.Tensor) -> RoundedWeight:
     weight = problem.grouped(problem.weight)
-    full = channel_scale(problem.weight, problem.limit).reshape(weight.shape[:2])
+    full = compute_channel_scale(problem.weight, problem.limit).reshape(weight.shape[:2])
     clips = [_plain_clip(*group, problem.limit) for group in zip(weight.mT, variance, full, strict=True)]
     scale = full * torch.stack(clips)
     integers = torch.round(weight / scale[:, :, None]).clamp_(-problem.limit, problem.limit)
@@ -197,7 +197,7 @@ def _plainly_rounded(problem: LayerProblem, mean: torch.Tensor, variance: torch.
     return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias)
 
 
-def _rounded(ready: Preparation, group: int, full: torch.Tensor, limit: int, search: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _rounded(ready: HessianFactors, group: int, full: torch.Tensor, limit: int, search: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Integers (k, out) and scales (out,) of one group, whose largest weights stand at ``full`` (out,) times ``limit``."""
     wanted, hessian, passing = ready.wanted[group], ready.hessian[group], ready.passing[group]
     if not search:

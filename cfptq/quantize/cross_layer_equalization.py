@@ -33,7 +33,7 @@ HOMOGENEOUS = frozenset(
 LEAST_HEIGHT = 2.0**-8
 
 
-def equalized(network: Network, rows: torch.Tensor, fine: Collection[str] = ()) -> Network:
+def equalize_network(network: Network, rows: torch.Tensor, fine: Collection[str] = ()) -> Network:
     """The same function with hidden channels equalized over ``rows``; pairs that cannot be are left as they are.
 
     Args:

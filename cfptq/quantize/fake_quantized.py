@@ -36,7 +36,7 @@ def check_matches(network: Network, plan: QuantizationPlan) -> None:
         )
 
 
-def prepared(network: Network, plan: QuantizationPlan) -> Network:
+def quantize_weights(network: Network, plan: QuantizationPlan) -> Network:
     """The network with every planned weight and bias on the grid that it is deployed on; still float32, activations untouched.
 
     A toolchain that rounds this network's weights finds each already at q·s and changes nothing.
@@ -45,7 +45,7 @@ def prepared(network: Network, plan: QuantizationPlan) -> Network:
     return network.with_parameters({layer.name: (layer.weight(), layer.deployed_bias(plan.input_format(layer))) for layer in plan.layers})
 
 
-def fake_quantized_module(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
+def fake_quantize_network(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
     """The fake-quantized form of ``network`` under ``plan``: (N, ...) -> the network's own output.
 
     Weights are q·s, biases lie on the grid that integer kernels add, and each tensor that feeds a planned layer is rounded
@@ -55,7 +55,7 @@ def fake_quantized_module(network: Network, plan: QuantizationPlan) -> fx.GraphM
     return fake_quantized(network, plan.layers, {form.tensor: form for form in plan.activations})
 
 
-def prefix_output(
+def run_prefix(
     network: Network, layers: Sequence[LayerPlan], formats: Mapping[str, ActivationFormat], tensor: str, rows: torch.Tensor
 ) -> torch.Tensor:
     """What node ``tensor`` puts out when ``layers`` are quantized and the rest is not; nothing behind it is computed."""

@@ -20,7 +20,7 @@ PORTABLE_WIDTHS: tuple[int, ...] = (2, 3, 4, 7)
 ALL_WIDTHS: tuple[int, ...] = (2, 3, 4, 7, 8)
 
 #: Fine steps in a coarse one: ±127 of them cover what rounding to the coarse step leaves.
-FINE_STEPS, FINE_ZERO = 254, 128
+FINE_STEPS, FINE_ZERO_POINT = 254, 128
 
 
 def integer_limit(bits: int) -> int:
@@ -106,7 +106,7 @@ class ActivationFormat:
     @staticmethod
     def in_two_steps(tensor: str, low: float, high: float) -> ActivationFormat:
         """The two-step format that spans [min(low, 0), max(high, 0)]; 0 and, where steps are below 1, 1 are exact: one-hot columns are."""
-        coarse = ActivationFormat.spanning(tensor, low, high)
+        coarse = ActivationFormat.from_range(tensor, low, high)
         fine = coarse.scale / FINE_STEPS
         if fine < 1:
             fine = 1 / math.floor(1 / fine)
@@ -125,7 +125,7 @@ def fake_quantize(x: torch.Tensor, form: ActivationFormat) -> torch.Tensor:
         return x
     if form.fine_scale is not None:
         coarse = _rounded(x, form.scale, form.zero_point, 255)
-        return coarse + _rounded(x - coarse.detach(), form.fine_scale, FINE_ZERO, 255).detach()
+        return coarse + _rounded(x - coarse.detach(), form.fine_scale, FINE_ZERO_POINT, 255).detach()
     return _rounded(x, form.scale, form.zero_point, form.highest)
 
 

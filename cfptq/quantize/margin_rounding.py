@@ -1,6 +1,6 @@
 """Rounding by margins: after compensation, integers move to where the decision errs least, not each layer's output for itself.
 
-:func:`~cfptq.quantize.compensate.compensated` treats all outputs of a layer alike and each for itself. A decision hangs on one number,
+:func:`~cfptq.quantize.compensate.round_compensated` treats all outputs of a layer alike and each for itself. A decision hangs on one number,
 the target margin m, to which some outputs matter more than others, on some rows only, and in which their errors can cancel. So the
 integers of one output channel after the other descend on
 
@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfptq.quantize.compensate import SEARCHED, SWEEPS, Preparation, compensated, prepare
+from cfptq.quantize.compensate import SEARCHED, SWEEPS, HessianFactors, factorize_hessian, round_compensated
 from cfptq.quantize.formats import fake_quantize
 from cfptq.quantize.reconstruct import CHUNK_ROWS, LayerProblem, RoundedWeight
-from cfptq.quantize.row_sampling import sampled_rows
+from cfptq.quantize.row_sampling import sample_rows
 
 Floats = NDArray[np.float32]
 
@@ -39,13 +39,13 @@ LEAST_PULL = 1e-3
 FINE = 7
 
 
-def margin_guided(problem: LayerProblem) -> RoundedWeight:
+def round_by_margins(problem: LayerProblem) -> RoundedWeight:
     """Round one layer by compensation, then move its integers to where margins err least.
 
     Layers of 7 or 8 bits, of more than 2^16 weights, or whose margins are unknown (``problem.margins`` is None) stay compensated.
     """
-    ready = prepare(problem)
-    start = compensated(problem, ready)
+    ready = factorize_hessian(problem)
+    start = round_compensated(problem, ready)
     affordable = min(WORK // ready.wanted.shape[1], HELD) // problem.weight.numel()
     if problem.margins is None or problem.bits >= FINE or not worth_moving(problem, affordable):
         return start
@@ -58,7 +58,9 @@ def worth_moving(problem: LayerProblem, rows: int) -> bool:
     return problem.weight.numel() // groups <= SEARCHED and rows >= FEWEST_ROWS
 
 
-def moved(problem: LayerProblem, ready: Preparation, start: RoundedWeight, error: Tensor, slope: Tensor, most_rows: int) -> RoundedWeight:
+def moved(
+    problem: LayerProblem, ready: HessianFactors, start: RoundedWeight, error: Tensor, slope: Tensor, most_rows: int
+) -> RoundedWeight:
     """``start`` after every channel's integers have descended once, on at most ``most_rows`` rows.
 
     Args:
@@ -75,7 +77,7 @@ def moved(problem: LayerProblem, ready: Preparation, start: RoundedWeight, error
 class _Moving:
     """One layer's integers, and its bias at the mean input b + ŵ·E[â], on the way; columns in the order of the preparation."""
 
-    def __init__(self, problem: LayerProblem, ready: Preparation, start: RoundedWeight, affordable: int) -> None:
+    def __init__(self, problem: LayerProblem, ready: HessianFactors, start: RoundedWeight, affordable: int) -> None:
         self.problem, self.ready = problem, ready
         groups, k, out = ready.wanted.shape
         grouped = start.integers.to(torch.float32).reshape(groups, out, k)
@@ -85,7 +87,7 @@ class _Moving:
         wanted = ready.moments.wanted_mean
         self.wanted_level = wanted if problem.bias is None else wanted + problem.bias.reshape(groups, out)
         self.level = self.wanted_level.clone()
-        self.rows, times = sampled_rows(problem.row_weights, affordable)
+        self.rows, times = sample_rows(problem.row_weights, affordable)
         self.share = times / times.sum()
         #: λ: weights for each row, rows counted by how evenly they weigh (Kish's effective number).
         self.own_error = problem.weight.numel() * float(self.share.square().sum())

@@ -10,10 +10,10 @@ from torch import Tensor, fx
 from cfptq.network import Layer, Network
 
 
-class LayerByLayer(fx.Interpreter):
-    """A run of ``network`` on ``rows`` that stops at each layer: :meth:`reach` it, then :meth:`put_out` what it gives.
+class LayerwiseRun(fx.Interpreter):
+    """A run of ``network`` on ``rows`` that stops at each layer: :meth:`reach` it, then :meth:`set_output` what it gives.
 
-    Every value is computed once and freed after its last use. No gradients, but in :meth:`ended_with`.
+    Every value is computed once and freed after its last use. No gradients, but in :meth:`finish_with`.
     """
 
     def __init__(self, network: Network, rows: Tensor) -> None:
@@ -33,7 +33,7 @@ class LayerByLayer(fx.Interpreter):
 
     def put_out(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """Let the layer that was reached put out what ``weight`` and ``bias`` make of ``inputs``."""
-        self._keep(self.reached, node_output(self.reached, inputs, weight, bias))
+        self._keep(self.reached, compute_node_output(self.reached, inputs, weight, bias))
 
     def ended_with(self, output: Tensor) -> Tensor:
         """The network's raw output if the layer that was reached put out ``output`` and all behind it ran as it is; differentiable.
@@ -55,7 +55,7 @@ class LayerByLayer(fx.Interpreter):
             del self.env[used]
 
 
-class Recording:
+class RecordedRun:
     """A run of ``network`` on ``rows`` that keeps every value, so that :meth:`rerun` computes only what stands behind one layer.
 
     Attributes:
@@ -78,13 +78,13 @@ class Recording:
         """The network's output if ``layer`` had another weight and bias."""
         changed = self._nodes[layer.node]
         known = dict(takewhile(lambda entry: entry[0] is not changed, self._values.items()))
-        known[changed] = node_output(changed, self.inputs(layer), weight, bias)
+        known[changed] = compute_node_output(changed, self.inputs(layer), weight, bias)
         with torch.no_grad():
             output: Tensor = self._interpreter.run(initial_env=known)
         return output
 
 
-def node_output(node: fx.Node, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def compute_node_output(node: fx.Node, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What a layer's node puts out for other inputs, weight and bias."""
     with torch.no_grad():
         output: Tensor = node.target(inputs, weight, bias, *node.args[3:])  # type: ignore[operator]

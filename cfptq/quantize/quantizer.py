@@ -15,12 +15,12 @@ from cfptq.io.progress import track
 from cfptq.network import Head, Layer, Network, class_logits, target_margin
 from cfptq.network.serialize import digest
 from cfptq.quantize.calibration_set import CalibrationSet
-from cfptq.quantize.cross_layer_equalization import equalized
+from cfptq.quantize.cross_layer_equalization import equalize_network
 from cfptq.quantize.formats import ActivationFormat, fake_quantize, layer_widths
-from cfptq.quantize.partial_run import LayerByLayer, node_output
+from cfptq.quantize.partial_run import LayerwiseRun, compute_node_output
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, activation_format, nearest
-from cfptq.quantize.row_sampling import affordable_rows, every_nth
+from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, fit_activation_format, round_nearest
+from cfptq.quantize.row_sampling import every_nth, sample_affordable_rows
 
 #: Weights fed by the input up to which leaving it in float costs next to nothing at any batch size, and inputs of a linear layer from
 #: which two int8 products are faster than one in float (ONNX Runtime, one thread, batches of 1, 256 and 4,096).
@@ -64,7 +64,7 @@ def quantize(
     *,
     method: str,
     seed: int,
-    rounding: Rounding = nearest,
+    rounding: Rounding = round_nearest,
     activations: Activations | None = None,
     equalize: bool = False,
     sequential: bool = False,
@@ -94,11 +94,11 @@ def quantize(
     names = [layer.name for layer in network.layers]
     if set(names) != set(bits):
         raise BudgetError(f"widths are needed for exactly {', '.join(names)}, not {', '.join(bits)}")
-    kept, weights = affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
+    kept, weights = sample_affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
     rows = calibration.rows[kept]
-    source = equalized(network, rows, _fine(bits, settings)) if equalize else network
+    source = equalize_network(network, rows, _fine(bits, settings)) if equalize else network
     wanted = source.observe(rows, {layer.input for layer in network.layers})
-    prefix = LayerByLayer(source, rows) if sequential else None
+    prefix = LayerwiseRun(source, rows) if sequential else None
     ends = None if prefix is None or head is None else _Ends(prefix, source, rows, calibration.target[kept], head, threshold)
     input_bits, why = _input_bits(network, settings.input_bits)
     formats: dict[str, ActivationFormat] = {}
@@ -110,18 +110,18 @@ def quantize(
             values, wide = (calibration.rows, input_bits) if tensor == network.input_name else (seen, settings.bits)
             formats[tensor] = _format(source, tensor, values, wide, settings.clip)
         form, width = formats[tensor], bits[layer.name]
-        problem = layer_problem(source, layer, width, wanted[tensor], seen, form, weights)
+        problem = build_layer_problem(source, layer, width, wanted[tensor], seen, form, weights)
         rounded = rounding(problem if ends is None else replace(problem, margins=ends.margins(layer, problem)))
         layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
         if prefix:
-            prefix.put_out(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
+            prefix.set_output(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
     return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, why)
 
 
-def equalized_for(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:
+def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:
     """The network that :func:`quantize` rounds where it is told to equalize first."""
-    kept, _ = affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
-    return equalized(network, calibration.rows[kept], _fine(bits, activations))
+    kept, _ = sample_affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
+    return equalize_network(network, calibration.rows[kept], _fine(bits, activations))
 
 
 def _fine(bits: Mapping[str, int], activations: Activations) -> list[str]:
@@ -129,7 +129,7 @@ def _fine(bits: Mapping[str, int], activations: Activations) -> list[str]:
     return [name for name, width in bits.items() if width + 1 >= activations.bits]
 
 
-def candidate_widths(network: Network, activations: Activations, portable: bool) -> dict[str, tuple[int, ...]]:
+def find_candidate_widths(network: Network, activations: Activations, portable: bool) -> dict[str, tuple[int, ...]]:
     """Return the widths that each layer may have, by name.
 
     Where ``portable``, layers that integer kernels run have at most 7 bits; a layer with float input has no sums that saturate.
@@ -146,7 +146,7 @@ class _Ends:
     """Where the rows' target margins end when one layer more is rounded."""
 
     def __init__(
-        self, prefix: LayerByLayer, network: Network, rows: torch.Tensor, target: torch.Tensor, head: Head, threshold: float | None
+        self, prefix: LayerwiseRun, network: Network, rows: torch.Tensor, target: torch.Tensor, head: Head, threshold: float | None
     ) -> None:
         self.prefix, self.network, self.rows = prefix, network, rows
         self.target, self.head, self.threshold = target, head, threshold
@@ -165,10 +165,10 @@ class _Ends:
             inputs = fake_quantize(problem.seen, problem.form)
             # Callers may have gradients switched off.
             with torch.inference_mode(False), torch.enable_grad():
-                output = node_output(self.prefix.reached, inputs, weight, rounded.bias).requires_grad_()
-                margin = self._margin(self.prefix.ended_with(output))
+                output = compute_node_output(self.prefix.reached, inputs, weight, rounded.bias).requires_grad_()
+                margin = self._margin(self.prefix.finish_with(output))
                 (slope,) = torch.autograd.grad(margin.sum(), output)
-            return margin.detach() - self.wanted, by_channel(slope, layer)
+            return margin.detach() - self.wanted, flatten_positions(slope, layer)
 
         return judge
 
@@ -176,13 +176,13 @@ class _Ends:
         return target_margin(class_logits(output, self.head, self.threshold), self.target)
 
 
-def by_channel(values: torch.Tensor, layer: Layer) -> torch.Tensor:
+def flatten_positions(values: torch.Tensor, layer: Layer) -> torch.Tensor:
     """What ``layer`` puts out, or a slope in it, as (N, channels, positions)."""
     channel = values.dim() - 1 if layer.kind == "linear" else 1
     return values.movedim(channel, 1).flatten(2) if values.dim() > 2 else values[:, :, None]
 
 
-def layer_problem(
+def build_layer_problem(
     network: Network,
     layer: Layer,
     bits: int,
@@ -230,9 +230,9 @@ def _input_bits(network: Network, asked: InputBits) -> tuple[int | Literal["two-
 def _format(network: Network, tensor: str, values: torch.Tensor, bits: int | Literal["two-step"], clip: bool) -> ActivationFormat:
     """The format of one tensor, fitted on the outputs of all layers that it feeds."""
     if bits == "two-step":
-        return ActivationFormat.in_two_steps(tensor, float(values.min()), float(values.max()))
+        return ActivationFormat.two_steps_from_range(tensor, float(values.min()), float(values.max()))
     if not clip and bits != 32:
-        return ActivationFormat.spanning(tensor, float(values.min()), float(values.max()), bits)
+        return ActivationFormat.from_range(tensor, float(values.min()), float(values.max()), bits)
     fed = [layer for layer in network.layers if layer.input == tensor]
     weights = [network.weight(layer.name) for layer in fed]
     a_row = sum(weight.numel() * max(1, values[0].numel() // weight[0].numel()) for weight in weights)
@@ -242,7 +242,7 @@ def _format(network: Network, tensor: str, values: torch.Tensor, bits: int | Lit
         parts = [node.target(x, weight, None, *node.args[3:]).flatten() for node, weight in zip(nodes, weights, strict=True)]  # type: ignore[operator]
         return torch.cat(parts)
 
-    return activation_format(tensor, values[every_nth(len(values), a_row)], bits, outputs)
+    return fit_activation_format(tensor, values[every_nth(len(values), a_row)], bits, outputs)
 
 
 def _node(network: Network, layer: Layer) -> torch.fx.Node:

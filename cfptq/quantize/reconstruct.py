@@ -104,7 +104,7 @@ class OutputError:
         return (bent * (bent if self.factored else change)).sum(dim=2) + 2 * (change * self.slope).sum(dim=2)
 
 
-def output_error(problem: LayerProblem) -> OutputError:
+def compute_output_error(problem: LayerProblem) -> OutputError:
     """Sum the moments of ``problem`` over its rows, in chunks, so that memory does not grow with the rows."""
     weight = problem.grouped(problem.weight)
     groups, _, k = weight.shape
@@ -128,26 +128,26 @@ def output_error(problem: LayerProblem) -> OutputError:
     return OutputError(hessian, factored, cross.mT)
 
 
-def channel_scale(weight: torch.Tensor, limit: int) -> torch.Tensor:
+def compute_channel_scale(weight: torch.Tensor, limit: int) -> torch.Tensor:
     """Step of each output channel that puts its largest magnitude on ``limit``; 1 for an all-zero channel."""
     scale = weight.reshape(weight.shape[0], -1).abs().amax(dim=1) / limit
     return torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
 
 
-def to_integers(weight: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
+def round_to_integers(weight: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
     """Nearest integers (half to even) of ``weight`` on each channel's ``scale``, clipped to ±``limit``; int8."""
     return torch.round(weight / _along_channels(scale, weight)).clamp(-limit, limit).to(torch.int8)
 
 
-def nearest(problem: LayerProblem) -> RoundedWeight:
+def round_nearest(problem: LayerProblem) -> RoundedWeight:
     """Round to nearest on scales that reconstruct the layer's output best (eq. 22).
 
     For each output channel c, over the clips in :data:`WEIGHT_CLIPS`, the scale that minimizes
     E_u (w_c·a(u) − ŵ_c·â(u))², where â is the quantized input. The bias is left as it is.
     """
-    error = output_error(problem)
+    error = compute_output_error(problem)
     best = torch.full(problem.weight.shape[:1], torch.inf)
-    full = channel_scale(problem.weight, problem.limit)
+    full = compute_channel_scale(problem.weight, problem.limit)
     scale = full
     for clip in WEIGHT_CLIPS if problem.weight.numel() <= WIDE else WEIGHT_CLIPS[::4]:
         candidate = full * clip
@@ -157,16 +157,18 @@ def nearest(problem: LayerProblem) -> RoundedWeight:
         better = reached < best
         best = torch.where(better, reached, best)
         scale = torch.where(better, candidate, scale)
-    return RoundedWeight(to_integers(problem.weight, scale, problem.limit), scale, problem.bias)
+    return RoundedWeight(round_to_integers(problem.weight, scale, problem.limit), scale, problem.bias)
 
 
-def nearest_on_full_range(problem: LayerProblem) -> RoundedWeight:
+def round_nearest_full_range(problem: LayerProblem) -> RoundedWeight:
     """Round to nearest with each channel's largest weight on the largest integer: what toolchains do by default."""
-    scale = channel_scale(problem.weight, problem.limit)
-    return RoundedWeight(to_integers(problem.weight, scale, problem.limit), scale, problem.bias)
+    scale = compute_channel_scale(problem.weight, problem.limit)
+    return RoundedWeight(round_to_integers(problem.weight, scale, problem.limit), scale, problem.bias)
 
 
-def activation_format(tensor: str, inputs: torch.Tensor, bits: int, outputs: Callable[[torch.Tensor], torch.Tensor]) -> ActivationFormat:
+def fit_activation_format(
+    tensor: str, inputs: torch.Tensor, bits: int, outputs: Callable[[torch.Tensor], torch.Tensor]
+) -> ActivationFormat:
     """The affine format of one tensor whose clipping reconstructs best what the layers fed by it put out (eq. 22).
 
     Args:
@@ -178,9 +180,9 @@ def activation_format(tensor: str, inputs: torch.Tensor, bits: int, outputs: Cal
     if bits == 32:
         return ActivationFormat(tensor, 32)
     low, high = float(inputs.min()), float(inputs.max())
-    best, chosen = float("inf"), ActivationFormat.spanning(tensor, low, high, bits)
+    best, chosen = float("inf"), ActivationFormat.from_range(tensor, low, high, bits)
     for clip in ACTIVATION_CLIPS:
-        form = ActivationFormat.spanning(tensor, low * clip, high * clip, bits)
+        form = ActivationFormat.from_range(tensor, low * clip, high * clip, bits)
         error = float(outputs(fake_quantize(inputs, form).sub_(inputs)).square_().mean())
         if error < best:
             best, chosen = error, form

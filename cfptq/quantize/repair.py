@@ -152,7 +152,9 @@ def repair_last_layer(
     return final, report
 
 
-def count_decisions(network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None) -> DecisionCounts:
+def count_decisions(
+    network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None
+) -> DecisionCounts:
     """Count where ``plan`` decides otherwise than ``network``. Recourse points that the network itself refuses are left out."""
     with torch.no_grad():
         wanted = class_logits(network(people.rows), head, threshold).argmax(dim=1)

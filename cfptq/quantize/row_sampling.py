@@ -14,7 +14,7 @@ AFFORDABLE = 2**28
 FEWEST_ROWS = 192
 
 
-def affordable_rows(network: Network, weights: Tensor, work: int, fewest: int) -> tuple[Tensor, Tensor]:
+def sample_affordable_rows(network: Network, weights: Tensor, work: int, fewest: int) -> tuple[Tensor, Tensor]:
     """Positions of rows that one pass of ``network`` takes at most ``work`` multiply-adds for, and how much each counts.
 
     Args:
@@ -23,10 +23,10 @@ def affordable_rows(network: Network, weights: Tensor, work: int, fewest: int) -
         work: multiply-adds.
         fewest: rows to take however much they cost.
     """
-    return sampled_rows(weights, max(fewest, work // multiply_adds(network)))
+    return sample_rows(weights, max(fewest, work // multiply_adds(network)))
 
 
-def sampled_rows(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def sample_rows(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Positions of at most ``most`` rows, and how much each counts.
 
     All rows where they are few enough. Otherwise a systematic sample: as many equal steps along the rows' summed weights, each

@@ -1,6 +1,6 @@
 """Sweeps over a finished plan: layer after layer, integers and biases move to where margins err least with all other layers as they are.
 
-What :func:`cfptq.quantize.margin_rounding.margin_guided` does once while the layers behind are still real, done again when they are
+What :func:`cfptq.quantize.margin_rounding.round_by_margins` does once while the layers behind are still real, done again when they are
 quantized and on as many rows as are at hand. Each layer descends on the same objective, with two differences: the margin's error is that
 of the whole quantized model, and each channel's own error is counted from what it puts out now, so that the slopes hold where it moves to.
 """
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, fx
 
 from cfptq.network import Head, Layer, Network, class_logits, target_margin
-from cfptq.quantize.compensate import prepare
+from cfptq.quantize.compensate import factorize_hessian
 from cfptq.quantize.fake_quantized import check_matches, fake_quantized
 from cfptq.quantize.formats import ActivationFormat
 from cfptq.quantize.margin_rounding import FEWEST_ROWS, moved, worth_moving
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.quantizer import by_channel, layer_problem
+from cfptq.quantize.quantizer import build_layer_problem, flatten_positions
 from cfptq.quantize.reconstruct import RoundedWeight
-from cfptq.quantize.row_sampling import affordable_rows
+from cfptq.quantize.row_sampling import sample_affordable_rows
 
 #: Multiply-adds that one layer's sweep may take, numbers that it may hold, and multiply-adds of one pass of the network over the rows.
 WORK, HELD, PASS_WORK = 2**35, 2**26, 2**33
 
 
 @dataclass(frozen=True)
-class Aim:
+class MarginTarget:
     """What margins ought to be.
 
     Attributes:
@@ -55,7 +55,7 @@ class Aim:
         return self.weights * (self.bend / (margins - self.margins).abs()).clamp(max=1)
 
 
-def sweep_plan(network: Network, plan: QuantizationPlan, aim: Aim, head: Head, threshold: float | None) -> QuantizationPlan:
+def sweep_plan(network: Network, plan: QuantizationPlan, aim: MarginTarget, head: Head, threshold: float | None) -> QuantizationPlan:
     """``plan`` after one sweep over the integers and biases of its layers; steps, widths and activation formats stay.
 
     A layer keeps what it has where moving it does not lower the error of margins, where it has more than 2^16 weights, or where fewer
@@ -69,7 +69,7 @@ def sweep_plan(network: Network, plan: QuantizationPlan, aim: Aim, head: Head, t
     check_matches(network, plan)
     # Callers may have gradients switched off.
     with torch.inference_mode(False), torch.enable_grad():
-        kept, weights = affordable_rows(network, aim.weights, PASS_WORK, FEWEST_ROWS)
+        kept, weights = sample_affordable_rows(network, aim.weights, PASS_WORK, FEWEST_ROWS)
         aim = replace(aim, rows=aim.rows[kept], target=aim.target[kept], margins=aim.margins[kept], weights=weights)
         layers = {layer.name: layer for layer in plan.layers}
 
@@ -91,10 +91,10 @@ def sweep_plan(network: Network, plan: QuantizationPlan, aim: Aim, head: Head, t
         return replace(plan, layers=tuple(layers.values()))
 
 
-def _moved(network: Network, layer: Layer, plan: LayerPlan, run: _Run, aim: Aim) -> LayerPlan:
+def _moved(network: Network, layer: Layer, plan: LayerPlan, run: _Run, aim: MarginTarget) -> LayerPlan:
     seen, slope = run.inputs[layer.name], run.slopes[layer.name]
     problem = replace(
-        layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), aim.pull(run.margins)),
+        build_layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), aim.pull(run.margins)),
         weight=plan.weight(),
         bias=plan.bias,
     )
@@ -105,7 +105,7 @@ def _moved(network: Network, layer: Layer, plan: LayerPlan, run: _Run, aim: Aim)
     if not worth_moving(problem, rows):
         return plan
     start = RoundedWeight(plan.integers, plan.scale, plan.bias)
-    found = moved(problem, prepare(problem), start, run.margins - aim.margins, slope, rows)
+    found = moved(problem, factorize_hessian(problem), start, run.margins - aim.margins, slope, rows)
     return plan if found is start else replace(plan, integers=found.integers, bias=found.bias)
 
 
@@ -117,7 +117,7 @@ class _Run(fx.Interpreter):
         margins: (N,) the target margins.
     """
 
-    def __init__(self, network: Network, plan: QuantizationPlan, aim: Aim, head: Head, threshold: float | None) -> None:
+    def __init__(self, network: Network, plan: QuantizationPlan, aim: MarginTarget, head: Head, threshold: float | None) -> None:
         super().__init__(fake_quantized(network, plan.layers, {form.tensor: form for form in plan.activations}))
         self._layers = {layer.node: layer.name for layer in network.layers}
         self._outputs: dict[str, Tensor] = {}
@@ -125,7 +125,7 @@ class _Run(fx.Interpreter):
         margins = target_margin(class_logits(self.run(aim.rows), head, threshold), aim.target)
         slopes = torch.autograd.grad(margins.sum(), [self._outputs[layer.name] for layer in network.layers])
         self.margins = margins.detach()
-        self.slopes = {layer.name: by_channel(slope, layer) for layer, slope in zip(network.layers, slopes, strict=True)}
+        self.slopes = {layer.name: flatten_positions(slope, layer) for layer, slope in zip(network.layers, slopes, strict=True)}
 
     def run_node(self, node: fx.Node) -> Any:
         """As it is; what goes into layers and comes out of them is kept."""

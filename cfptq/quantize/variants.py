@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from cfptq.errors import ModelError
 from cfptq.network import Network
-from cfptq.quantize.fake_quantized import check_matches, fake_quantized_module
+from cfptq.quantize.fake_quantized import check_matches, fake_quantize_network
 from cfptq.quantize.formats import ActivationFormat, integer_limit
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 
@@ -61,10 +61,10 @@ def sample_variants(
         check_matches(network, one)
     rules = variability or Variability()
     generator = torch.Generator().manual_seed(seed)
-    return [fake_quantized_module(network, varied(network, plans[place % len(plans)], rules, generator)) for place in range(count)]
+    return [fake_quantize_network(network, perturb_plan(network, plans[place % len(plans)], rules, generator)) for place in range(count)]
 
 
-def varied(network: Network, plan: QuantizationPlan, rules: Variability, generator: torch.Generator) -> QuantizationPlan:
+def perturb_plan(network: Network, plan: QuantizationPlan, rules: Variability, generator: torch.Generator) -> QuantizationPlan:
     """One plan of the uncertainty set; ``generator`` moves on."""
     layers = tuple(_varied_layer(layer, network.weight(layer.name), rules, generator) for layer in plan.layers)
     activations = tuple(_varied_format(form, rules, generator) for form in plan.activations)
@@ -91,5 +91,5 @@ def _varied_format(form: ActivationFormat, rules: Variability, generator: torch.
         return form
     low, high = -form.zero_point * form.scale, (form.highest - form.zero_point) * form.scale
     if form.fine_scale is not None:
-        return ActivationFormat.in_two_steps(form.tensor, factor * low, factor * high)
-    return ActivationFormat.spanning(form.tensor, factor * low, factor * high, form.bits)
+        return ActivationFormat.two_steps_from_range(form.tensor, factor * low, factor * high)
+    return ActivationFormat.from_range(form.tensor, factor * low, factor * high, form.bits)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cfptq.allocation import BitAllocation, Budget, BudgetUnit, LayerScores, exact
+from cfptq.allocation import BitAllocation, Budget, BudgetUnit, LayerScores, allocate_exactly
 from cfptq.errors import BudgetError
 from cfptq.network import Network, multiply_adds_by_layer
 from cfptq.quantize import WIDTHS
@@ -132,4 +132,4 @@ def discretized(scores: PolicyScores, budget: Budget, pinned: dict[str, int] | N
     """
     favourite = [scores.widths[max(range(len(row)), key=row.__getitem__)] for row in scores.preference]
     spent = sum(budget.cost(n, bits) for n, bits in zip(scores.parameters, favourite, strict=True))
-    return exact(scores, budget, scores.widths, pinned), spent > budget.ceiling(scores.parameters)
+    return allocate_exactly(scores, budget, scores.widths, pinned), spent > budget.ceiling(scores.parameters)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from cfptq.allocation import MeasuredScores
-from cfptq.allocation.hessian_trace import hessian_traces
-from cfptq.allocation.round_to_nearest import plainly_rounded
+from cfptq.allocation.hessian_trace import estimate_hessian_traces
+from cfptq.allocation.round_to_nearest import round_weight_to_nearest
 from cfptq.network import Head, Network, class_logits, decisions, infer_head
 from cfptq.quantize import ALL_WIDTHS
 from cfptq.quantize.calibration_set import CalibrationSet
@@ -17,7 +17,7 @@ def task_trace(
 ) -> MeasuredScores:
     """For each layer and width, the mean trace of the task loss's Hessian in W_ℓ times ‖Ŵ_ℓ − W_ℓ‖², on the factual rows.
 
-    Args: as :func:`cfptq.allocation.factual_gradient`.
+    Args: as :func:`cfptq.allocation.score_by_factual_gradient`.
     """
     rows = calibration.factual
     with torch.no_grad():
@@ -28,12 +28,15 @@ def task_trace(
         given = calibration.labels[: len(rows)]
         labels = torch.where(given < 0, labels, given)
     share = torch.full((len(rows),), 1 / len(rows))
-    traces = hessian_traces(network, rows, labels, share, head=known, threshold=threshold, progress=progress)
+    traces = estimate_hessian_traces(network, rows, labels, share, head=known, threshold=threshold, progress=progress)
     damage = []
     for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):
         weight = network.weight(layer.name)
         damage.append(
-            tuple(trace / layer.parameters * float((plainly_rounded(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS)
+            tuple(
+                trace / layer.parameters * float((round_weight_to_nearest(weight, bits) - weight).double().square().sum())
+                for bits in ALL_WIDTHS
+            )
         )
     return MeasuredScores(
         names=tuple(layer.name for layer in network.layers),

@@ -61,7 +61,7 @@ def pact(x: Tensor, clip: Tensor, bits: int, *, signed: bool = False) -> Tensor:
 
 
 def affine(clip: Tensor, bits: int, signed: bool) -> tuple[float, int]:
-    """Scale and zero point of :func:`pact`'s integers; the same numbers as ``ActivationFormat.spanning`` gives at 8 and 16 bits."""
+    """Scale and zero point of :func:`pact`'s integers; the same numbers as ``ActivationFormat.from_range`` gives at 8 and 16 bits."""
     alpha, steps = float(clip.detach()), 2**bits - 1
     low = -alpha if signed else 0.0
     scale = float(torch.tensor((alpha - low) / steps, dtype=torch.float32))

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, kl_div, smooth_l1_loss
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import ConfigurationError
 from cfptq.network.head import target_margin
-from cfptq.quantize import Aim
+from cfptq.quantize import MarginTarget
 from cfptq.recourse import unrolled
 from cfptq.training.supervision import Batch
 
@@ -173,14 +173,14 @@ def boundary(logits: Tensor, teacher: Tensor, softness: float, reserve: float = 
     return near * smooth_l1_loss(apart, torch.zeros_like(apart), reduction="none", beta=BEND).mean(dim=1)
 
 
-def aim(objective: Objective, batch: Batch, softness: float) -> Aim:
+def aim(objective: Objective, batch: Batch, softness: float) -> MarginTarget:
     """The margins to be taught on a batch's rows and points, weighted as the ``boundary`` terms of ``objective`` weigh them."""
     logits, target = torch.cat((batch.logits, batch.point_logits)), torch.cat((batch.target, batch.point_target))
     rows = torch.full((len(batch.rows),), 1 / len(batch.rows))
     points = torch.full((len(batch.points),), objective.eta / max(len(batch.points), 1))
     taught, near = _taught(logits, softness, objective.reserve)
     weights = torch.cat((rows, points)) * near
-    return Aim(torch.cat((batch.rows, batch.points)), target, target_margin(taught, target), weights, BEND * softness)
+    return MarginTarget(torch.cat((batch.rows, batch.points)), target, target_margin(taught, target), weights, BEND * softness)
 
 
 def _taught(teacher: Tensor, softness: float, reserve: float) -> tuple[Tensor, Tensor]:

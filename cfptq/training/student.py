@@ -13,7 +13,7 @@ from torch.func import functional_call
 from cfptq.errors import ModelError
 from cfptq.network import Head, Network
 from cfptq.network.serialize import digest
-from cfptq.quantize import ActivationFormat, Aim, LayerPlan, QuantizationPlan, fake_quantize, integer_limit, sweep_plan
+from cfptq.quantize import ActivationFormat, LayerPlan, MarginTarget, QuantizationPlan, fake_quantize, integer_limit, sweep_plan
 from cfptq.training.learned_quantizers import affine, lsq, pact
 
 #: How far from its rounding boundary, in steps, a warm-started weight may lie at first: just inside the cell of its planned integer.
@@ -245,7 +245,7 @@ class Student(nn.Module):
         for module, bits in zip(self.layers, self.bits, strict=True):
             module.hold(self.widths.index(bits))
 
-    def sweep(self, aim: Aim, head: Head, threshold: float | None) -> None:
+    def sweep(self, aim: MarginTarget, head: Head, threshold: float | None) -> None:
         """Move the integers and biases of the chosen widths to where margins err least, and hold them there."""
         plan = replace(self.plan("sweep"), network=digest(self.network))
         for module, layer in zip(self.layers, sweep_plan(self.network, plan, aim, head, threshold).layers, strict=True):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfptq.allocation import Allocator, BitAllocation, Budget, BudgetUnit, LayerScores, greedy, uniform
+from cfptq.allocation import Allocator, BitAllocation, Budget, BudgetUnit, LayerScores, allocate_greedily, allocate_uniformly
 from cfptq.errors import BudgetError
 
 WIDTHS = (2, 3, 4, 8)
@@ -49,29 +49,29 @@ class TestBudget:
     )
     def test_below_the_lowest_width_is_refused_and_the_least_that_would_do_is_named(self, budget: Budget | float, least: str) -> None:
         with pytest.raises(BudgetError, match=least):
-            greedy(scored((100, 1.0), (50, 1.0)), budget)
+            allocate_greedily(scored((100, 1.0), (50, 1.0)), budget)
 
     def test_that_pins_make_impossible_is_refused_and_the_least_named_does(self) -> None:
         scores = scored((100, 1.0), (50, 1.0), (7, 1.0))
         with pytest.raises(BudgetError, match=r"a pinned to 8 bits.*takes 5\.8217 average bits") as refusal:
-            greedy(scores, 4.0, pinned={"a": 8})
+            allocate_greedily(scores, 4.0, pinned={"a": 8})
         assert "pin fewer bits" in str(refusal.value)
-        assert greedy(scores, 5.8217, pinned={"a": 8}).bits == (8, 2, 2)
+        assert allocate_greedily(scores, 5.8217, pinned={"a": 8}).bits == (8, 2, 2)
 
     def test_refuses_a_pin_that_names_no_layer_and_suggests_the_nearest(self) -> None:
         scores = LayerScores(("hidden.0", "head"), (10, 10), (1.0, 1.0), "by hand")
         with pytest.raises(BudgetError, match="did you mean 'head'"):
-            greedy(scores, 4, pinned={"haed": 8})
+            allocate_greedily(scores, 4, pinned={"haed": 8})
         with pytest.raises(BudgetError, match=r"the layers are hidden\.0, head"):
-            greedy(scores, 4, pinned={"xyz": 8})
+            allocate_greedily(scores, 4, pinned={"xyz": 8})
 
     @pytest.mark.parametrize("bits", [5, 32, 0, "8"])
     def test_refuses_a_pin_to_a_width_that_is_no_candidate(self, bits: int) -> None:
         with pytest.raises(BudgetError, match="choose one of 2, 3, 4, 8"):
-            greedy(scored((10, 1.0)), 4, pinned={"a": bits})
+            allocate_greedily(scored((10, 1.0)), 4, pinned={"a": bits})
 
     @pytest.mark.parametrize("widths", [(), (4, 4), (1, 8), (16,)])
-    @pytest.mark.parametrize("allocator", [greedy, uniform])
+    @pytest.mark.parametrize("allocator", [allocate_greedily, allocate_uniformly])
     def test_refuses_candidate_widths_that_no_format_has(self, allocator: Allocator, widths: tuple[int, ...]) -> None:
         with pytest.raises(BudgetError, match="candidate widths"):
             allocator(scored((10, 1.0)), 8, widths)
@@ -81,35 +81,35 @@ class TestGreedy:
     def test_gives_bits_to_the_largest_score_per_parameter_first(self) -> None:
         # s/n: a 0.01, b 0.1, c 0.05. At 4 average bits there are 640 bits, 320 are taken by 2 bits everywhere.
         # b: 2 -> 8 takes 300; 20 are left. c: 2 -> 3 takes 10, 3 -> 4 another 10. Nothing is left for a.
-        assert greedy(scored((100, 1.0), (50, 5.0), (10, 0.5)), 4.0).bits == (2, 8, 4)
+        assert allocate_greedily(scored((100, 1.0), (50, 5.0), (10, 0.5)), 4.0).bits == (2, 8, 4)
 
     def test_is_not_ruled_by_the_score_alone(self) -> None:
         # a scores more, but b scores more per weight: 8 bits for b cost 60, for a they would cost 600.
-        assert greedy(scored((100, 10.0), (10, 2.0)), Budget.total(220 + 60)).bits == (2, 8)
+        assert allocate_greedily(scored((100, 10.0), (10, 2.0)), Budget.total(220 + 60)).bits == (2, 8)
 
     def test_spends_on_the_next_layer_what_the_first_cannot_use(self) -> None:
         # a is first, reaches 4 and cannot pay 400 for 8; the 30 left over widen b to 4 and then nothing.
-        assert greedy(scored((100, 9.0), (15, 0.1)), Budget.total(230 + 200 + 30)).bits == (4, 4)
+        assert allocate_greedily(scored((100, 9.0), (15, 0.1)), Budget.total(230 + 200 + 30)).bits == (4, 4)
 
     def test_breaks_ties_by_execution_order(self) -> None:
-        assert greedy(scored((10, 1.0), (10, 1.0)), 5.0).bits == (8, 2)
-        assert greedy(scored((10, 0.0), (20, 0.0)), 4.0).bits == (8, 2)
+        assert allocate_greedily(scored((10, 1.0), (10, 1.0)), 5.0).bits == (8, 2)
+        assert allocate_greedily(scored((10, 0.0), (20, 0.0)), 4.0).bits == (8, 2)
 
     def test_keeps_pins_and_lets_them_count(self) -> None:
         scores = scored((100, 9.0), (100, 1.0), (100, 2.0))
-        assert greedy(scores, 4.0, pinned={"a": 2}).bits == (2, 2, 8)
-        assert greedy(scores, 4.0, pinned={"b": 8}).bits == (2, 8, 2)
+        assert allocate_greedily(scores, 4.0, pinned={"a": 2}).bits == (2, 2, 8)
+        assert allocate_greedily(scores, 4.0, pinned={"b": 8}).bits == (2, 8, 2)
 
     def test_all_eight_bits_where_the_budget_is_generous(self) -> None:
-        assert greedy(scored((3, 1.0), (4, 0.0)), 32).bits == (8, 8)
+        assert allocate_greedily(scored((3, 1.0), (4, 0.0)), 32).bits == (8, 8)
 
     def test_in_bytes_never_stores_three_bits_where_four_take_the_same_room(self) -> None:
-        allocation = greedy(scored((100, 2.0), (100, 1.0)), Budget.bytes(75))
+        allocation = allocate_greedily(scored((100, 2.0), (100, 1.0)), Budget.bytes(75))
         assert allocation.bits == (4, 2)
         assert allocation.weight_bytes == 75
 
     def test_only_uses_the_candidate_widths(self) -> None:
-        assert greedy(scored((10, 1.0), (10, 2.0)), 6.0, widths=(8, 4)).bits == (4, 8)
+        assert allocate_greedily(scored((10, 1.0), (10, 2.0)), 6.0, widths=(8, 4)).bits == (4, 8)
 
 
 layers = st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1e6, allow_nan=False)), min_size=1, max_size=6)
@@ -134,9 +134,9 @@ def test_greedy_meets_the_budget_and_leaves_no_affordable_upgrade(
     ceiling = budget.ceiling(scores.parameters)
     if cost(start) > ceiling:
         with pytest.raises(BudgetError):
-            greedy(scores, budget, pinned=pinned)
+            allocate_greedily(scores, budget, pinned=pinned)
         return
-    allocation = greedy(scores, budget, pinned=pinned)
+    allocation = allocate_greedily(scores, budget, pinned=pinned)
     assert cost(allocation.bits) <= ceiling
     for index, (name, bits) in enumerate(allocation):
         assert bits == pinned.get(name, bits)
@@ -144,7 +144,7 @@ def test_greedy_meets_the_budget_and_leaves_no_affordable_upgrade(
             for wider in WIDTHS:
                 upgraded = (*allocation.bits[:index], wider, *allocation.bits[index + 1 :])
                 assert wider <= bits or cost(upgraded) > ceiling
-    assert greedy(scores, budget, pinned=pinned) == allocation
+    assert allocate_greedily(scores, budget, pinned=pinned) == allocation
 
 
 @settings(max_examples=100, deadline=None)
@@ -164,7 +164,7 @@ def test_greedy_follows_the_rule_turn_by_turn(sizes: list[tuple[int, float]], av
             break
         _, index, wider = min(affordable)
         bits[index] = wider
-    assert greedy(scores, average).bits == tuple(bits)
+    assert allocate_greedily(scores, average).bits == tuple(bits)
 
 
 def test_greedy_comes_within_one_layer_of_the_best_there_is() -> None:
@@ -173,7 +173,7 @@ def test_greedy_comes_within_one_layer_of_the_best_there_is() -> None:
     for _ in range(50):
         sizes = [(int(rng.integers(1, 40)), float(rng.random())) for _ in range(4)]
         scores, budget = scored(*sizes), Budget.average(4)
-        worth = [sum(s * b for s, b in zip(scores.scores, greedy(scores, budget).bits, strict=True))]
+        worth = [sum(s * b for s, b in zip(scores.scores, allocate_greedily(scores, budget).bits, strict=True))]
         best = max(
             sum(s * b for s, b in zip(scores.scores, bits, strict=True))
             for bits in itertools.product(WIDTHS, repeat=4)
@@ -184,16 +184,16 @@ def test_greedy_comes_within_one_layer_of_the_best_there_is() -> None:
 
 class TestUniform:
     def test_takes_the_widest_width_that_fits(self) -> None:
-        assert uniform(scored((10, 1.0), (20, 5.0)), 4.5).bits == (4, 4)
-        assert uniform(scored((10, 1.0), (20, 5.0)), 8).bits == (8, 8)
-        assert uniform(scored((10, 1.0), (20, 5.0)), Budget.bytes(15)).bits == (4, 4)
+        assert allocate_uniformly(scored((10, 1.0), (20, 5.0)), 4.5).bits == (4, 4)
+        assert allocate_uniformly(scored((10, 1.0), (20, 5.0)), 8).bits == (8, 8)
+        assert allocate_uniformly(scored((10, 1.0), (20, 5.0)), Budget.bytes(15)).bits == (4, 4)
 
     def test_leaves_pins_alone(self) -> None:
-        assert uniform(scored((10, 1.0), (30, 5.0)), 4, pinned={"a": 8}).bits == (8, 2)
+        assert allocate_uniformly(scored((10, 1.0), (30, 5.0)), 4, pinned={"a": 8}).bits == (8, 2)
 
     def test_refuses_what_cannot_be_met(self) -> None:
         with pytest.raises(BudgetError, match="at least"):
-            uniform(scored((10, 1.0)), 1)
+            allocate_uniformly(scored((10, 1.0)), 1)
 
 
 class TestBitAllocation:

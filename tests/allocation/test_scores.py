@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cfptq.allocation import LayerScores, Score, counterfactual_gradient, factual_gradient, per_row_gradient_norms
+from cfptq.allocation import LayerScores, Score, compute_gradient_norms, score_by_counterfactual_gradient, score_by_factual_gradient
 from cfptq.allocation import gradient_norm as gradient_module
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import DataError, ModelError
@@ -165,7 +165,7 @@ def test_norms_are_those_of_each_row_alone(make: Callable[[], nn.Module], shape:
     rows, target = drawn(shape)
     network = captured(make, shape)
     assert len(network.layers) >= 2
-    norms = per_row_gradient_norms(network, rows, target, head=Head.LOGITS, chunk_rows=chunk_rows)
+    norms = compute_gradient_norms(network, rows, target, head=Head.LOGITS, chunk_rows=chunk_rows)
     assert norms.shape == (len(rows), len(network.layers))
     torch.testing.assert_close(norms, one_row_at_a_time(network, rows, target), rtol=1e-4, atol=1e-6)
 
@@ -176,9 +176,9 @@ def test_the_gradients_held_at_one_time_are_bounded_and_change_nothing(
 ) -> None:
     rows, target = drawn(shape)
     network = captured(make, shape)
-    whole = per_row_gradient_norms(network, rows, target, head=Head.LOGITS)
+    whole = compute_gradient_norms(network, rows, target, head=Head.LOGITS)
     monkeypatch.setattr(gradient_module, "ROOM", 60)
-    torch.testing.assert_close(per_row_gradient_norms(network, rows, target, head=Head.LOGITS), whole, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(compute_gradient_norms(network, rows, target, head=Head.LOGITS), whole, rtol=1e-6, atol=1e-9)
 
 
 def test_a_score_is_the_mean_of_norms_and_not_the_norm_of_the_mean() -> None:
@@ -190,14 +190,14 @@ def test_a_score_is_the_mean_of_norms_and_not_the_norm_of_the_mean() -> None:
     network = capture(model.eval(), rows)
     target = torch.tensor([1, 1, 1])
     # softmax is (1/2, 1/2): the gradient in (W_0, W_1) is x * (1/2, -1/2), of l1 norm 1 in each row.
-    scores = counterfactual_gradient(network, calibration(rows, target, [0, 1, 1]), head=Head.LOGITS)
+    scores = score_by_counterfactual_gradient(network, calibration(rows, target, [0, 1, 1]), head=Head.LOGITS)
     assert scores.scores == (1.0,)
 
 
 def test_counterfactual_scores_look_at_recourse_points_and_their_targets_alone() -> None:
     rows, target = drawn((5,), count=6)
     network = captured(mlp, (5,))
-    scores = counterfactual_gradient(network, calibration(rows, target, [0, 0, 0, 1, 1, 1]), head=Head.LOGITS)
+    scores = score_by_counterfactual_gradient(network, calibration(rows, target, [0, 0, 0, 1, 1, 1]), head=Head.LOGITS)
     expected = one_row_at_a_time(network, rows[3:], target[3:]).mean(0)
     torch.testing.assert_close(torch.tensor(scores.scores, dtype=torch.float64), expected, rtol=1e-4, atol=0)
     assert scores.names == tuple(layer.name for layer in network.layers)
@@ -209,7 +209,7 @@ def test_rows_count_by_their_calibration_weights() -> None:
     rows, target = drawn((5,), count=4)
     network = captured(mlp, (5,))
     weights = torch.tensor([7.0, 1.0, 0.0, 3.0])
-    scores = counterfactual_gradient(network, calibration(rows, target, [0, 1, 1, 1], weights=weights), head=Head.LOGITS)
+    scores = score_by_counterfactual_gradient(network, calibration(rows, target, [0, 1, 1, 1], weights=weights), head=Head.LOGITS)
     expected = (one_row_at_a_time(network, rows[1:], target[1:]) * weights[1:, None]).sum(0) / 4
     torch.testing.assert_close(torch.tensor(scores.scores, dtype=torch.float64), expected, rtol=1e-4, atol=0)
 
@@ -218,24 +218,24 @@ def test_factual_scores_use_labels_and_let_the_teacher_stand_in_for_missing_ones
     rows, target = drawn((5,), count=6)
     network = captured(mlp, (5,))
     labels = torch.tensor([0, -1, 2, -1, -1, -1])
-    scores = factual_gradient(network, calibration(rows, target, [0, 0, 0, 0, 1, 1], labels=labels), head=Head.LOGITS)
+    scores = score_by_factual_gradient(network, calibration(rows, target, [0, 0, 0, 0, 1, 1], labels=labels), head=Head.LOGITS)
     decided = network(rows[:4]).argmax(1)
     expected = one_row_at_a_time(network, rows[:4], torch.tensor([0, int(decided[1]), 2, int(decided[3])])).mean(0)
     torch.testing.assert_close(torch.tensor(scores.scores, dtype=torch.float64), expected, rtol=1e-4, atol=0)
     assert "2 missing labels" in scores.note
-    unlabelled = factual_gradient(network, calibration(rows[:4], target[:4], [0, 0, 0, 0]), head=Head.LOGITS)
+    unlabelled = score_by_factual_gradient(network, calibration(rows[:4], target[:4], [0, 0, 0, 0]), head=Head.LOGITS)
     torch.testing.assert_close(
         torch.tensor(unlabelled.scores, dtype=torch.float64), one_row_at_a_time(network, rows[:4], decided).mean(0), rtol=1e-4, atol=0
     )
     assert "stand in for labels" in unlabelled.note
     teachers = replace(calibration(rows, target, [0, 0, 0, 0, 1, 1], labels=labels), labels_are_teacher=True)
-    assert "stand in for labels" in factual_gradient(network, teachers, head=Head.LOGITS).note
+    assert "stand in for labels" in score_by_factual_gradient(network, teachers, head=Head.LOGITS).note
 
 
 def test_fully_labelled_rows_leave_nothing_to_say() -> None:
     rows, target = drawn((5,), count=4)
     network = captured(mlp, (5,))
-    assert factual_gradient(network, calibration(rows, target, [0] * 4, labels=target), head=Head.LOGITS).note == ""
+    assert score_by_factual_gradient(network, calibration(rows, target, [0] * 4, labels=target), head=Head.LOGITS).note == ""
 
 
 @pytest.mark.parametrize("threshold", [None, 0.3])
@@ -244,7 +244,7 @@ def test_one_logit_models_are_scored_through_their_class_logits(threshold: float
     target = target.clamp(max=1)
     network = capture(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)).eval(), rows)
     shift = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
-    found = per_row_gradient_norms(network, rows, target, head=Head.LOGIT, threshold=threshold)
+    found = compute_gradient_norms(network, rows, target, head=Head.LOGIT, threshold=threshold)
     weight = network.weight("2").detach().clone().requires_grad_()
     for row, y, norms in zip(rows, target, found, strict=True):
         output = torch.func.functional_call(network.graph, {"2.weight": weight}, (row.unsqueeze(0),))
@@ -255,10 +255,10 @@ def test_one_logit_models_are_scored_through_their_class_logits(threshold: float
 def test_the_head_is_inferred_from_all_rows_where_it_is_not_given() -> None:
     rows, target = drawn((5,), count=40)
     network = captured(mlp, (5,))
-    given = per_row_gradient_norms(network, rows, target, head=Head.LOGITS)
-    assert torch.equal(per_row_gradient_norms(network, rows, target, chunk_rows=1024), given)
+    given = compute_gradient_norms(network, rows, target, head=Head.LOGITS)
+    assert torch.equal(compute_gradient_norms(network, rows, target, chunk_rows=1024), given)
     soft = capture(nn.Sequential(trained_like(mlp), nn.Softmax(1)).eval(), rows)
-    torch.testing.assert_close(per_row_gradient_norms(soft, rows, target), given, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(compute_gradient_norms(soft, rows, target), given, rtol=1e-3, atol=1e-6)
 
 
 def test_scoring_changes_neither_the_network_nor_the_random_state_nor_needs_gradients_enabled() -> None:
@@ -266,8 +266,8 @@ def test_scoring_changes_neither_the_network_nor_the_random_state_nor_needs_grad
     network = captured(mlp, (5,))
     before, state = digest(network), torch.get_rng_state()
     with torch.no_grad():
-        off = per_row_gradient_norms(network, rows, target)
-    assert torch.equal(off, per_row_gradient_norms(network, rows, target))
+        off = compute_gradient_norms(network, rows, target)
+    assert torch.equal(off, compute_gradient_norms(network, rows, target))
     assert digest(network) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in network.graph.parameters())
@@ -288,27 +288,27 @@ class TestRefusals:
         rows, target = drawn((5,))
         network = captured(mlp, (5,))
         with pytest.raises(DataError, match="no rows"):
-            per_row_gradient_norms(network, rows[:0], target[:0])
+            compute_gradient_norms(network, rows[:0], target[:0])
         with pytest.raises(DataError, match="one class index per row"):
-            per_row_gradient_norms(network, rows, target[:2])
+            compute_gradient_norms(network, rows, target[:2])
 
     def test_no_counterfactual_points(self) -> None:
         rows, target = drawn((5,))
         network = captured(mlp, (5,))
         with pytest.raises(DataError, match="no counterfactual points"):
-            counterfactual_gradient(network, calibration(rows, target, [0] * 5))
+            score_by_counterfactual_gradient(network, calibration(rows, target, [0] * 5))
 
     def test_counterfactual_points_that_weigh_nothing(self) -> None:
         rows, target = drawn((5,), count=2)
         network = captured(mlp, (5,))
         with pytest.raises(DataError, match="weigh nothing"):
-            counterfactual_gradient(network, calibration(rows, target, [0, 1], weights=torch.tensor([1.0, 0.0])))
+            score_by_counterfactual_gradient(network, calibration(rows, target, [0, 1], weights=torch.tensor([1.0, 0.0])))
 
     def test_labels_that_are_no_class(self) -> None:
         rows, target = drawn((5,))
         network = captured(mlp, (5,))
         with pytest.raises(DataError, match="rows 1, 3 are not among the network's 3 classes"):
-            factual_gradient(network, calibration(rows, target, [0] * 5, labels=torch.tensor([0, 3, 1, 9, 2])))
+            score_by_factual_gradient(network, calibration(rows, target, [0] * 5, labels=torch.tensor([0, 3, 1, 9, 2])))
 
     @pytest.mark.parametrize("score", [float("nan"), float("inf"), -1.0])
     def test_scores_that_are_no_scores(self, score: float) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_networks import MODELS, made, planned
 
-from cfptq.backends.matmul_nbits import in_float, weight_only_model
+from cfptq.backends.matmul_nbits import build_weight_only_model, with_float_activations
 from cfptq.errors import ModelError
-from cfptq.quantize import LayerPlan, container_bits, fake_quantized_module
+from cfptq.quantize import LayerPlan, container_bits, fake_quantize_network
 
 
 def unpacked(model: onnx.ModelProto, layer: LayerPlan) -> np.ndarray:
@@ -28,14 +28,14 @@ def unpacked(model: onnx.ModelProto, layer: LayerPlan) -> np.ndarray:
 def test_the_file_holds_the_plans_integers_and_computes_with_float_activations(kind: str, widths: tuple[int, ...]) -> None:
     network, rows = made(kind)
     plan = planned(network, rows, widths)
-    model = weight_only_model(network, plan)
+    model = build_weight_only_model(network, plan)
     linear = [layer for layer in plan.layers if layer.kind == "linear"]
     assert [node.op_type for node in model.graph.node].count("MatMulNBits") == len(linear)
     for layer in linear:
         assert np.array_equal(unpacked(model, layer), layer.integers.numpy())
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = fake_quantized_module(network, in_float(plan))(rows).numpy()
+        expected = fake_quantize_network(network, with_float_activations(plan))(rows).numpy()
     assert np.abs(session.run(None, {"input": rows.numpy()})[0] - expected).max() < 1e-5
 
 
@@ -48,11 +48,11 @@ def test_rows_longer_than_a_block_are_padded_to_whole_blocks() -> None:
 
     network = capture(model, rows[:2])
     plan = planned(network, rows, (4,))
-    file = weight_only_model(network, plan)
+    file = build_weight_only_model(network, plan)
     assert np.array_equal(unpacked(file, plan.layers[0]), plan.layers[0].integers.numpy())
     session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = fake_quantized_module(network, in_float(plan))(rows).numpy()
+        expected = fake_quantize_network(network, with_float_activations(plan))(rows).numpy()
     assert np.abs(session.run(None, {"input": rows.numpy()})[0] - expected).max() < 1e-5
 
 
@@ -60,7 +60,7 @@ def test_activations_are_not_rounded_on_the_way() -> None:
     network, rows = made("mlp")
     levels = {
         attribute.i
-        for node in weight_only_model(network, planned(network, rows)).graph.node
+        for node in build_weight_only_model(network, planned(network, rows)).graph.node
         for attribute in node.attribute
         if attribute.name == "accuracy_level"
     }
@@ -71,4 +71,4 @@ def test_a_plan_for_another_network_is_refused() -> None:
     network, rows = made("mlp")
     other, _ = made("mlp", seed=1)
     with pytest.raises(ModelError, match="another model"):
-        weight_only_model(other, planned(network, rows))
+        build_weight_only_model(other, planned(network, rows))

@@ -22,7 +22,7 @@ from cfptq.network import capture
 from cfptq.network import to_onnx_model as export_in_float
 from cfptq.network.onnx.file import OnnxFile
 from cfptq.network.onnx.session import int8_saturates, open_session
-from cfptq.quantize import Activations, fake_quantized_module
+from cfptq.quantize import Activations, fake_quantize_network
 
 
 def session(model: onnx.ModelProto, optimized: Path | None = None) -> onnxruntime.InferenceSession:
@@ -49,7 +49,7 @@ def test_the_file_holds_the_plans_integers_and_computes_what_the_twin_computes(k
     generator = torch.Generator().manual_seed(9)
     people = torch.randn(TEST_ROWS, *network.input_shape, generator=generator)
     with torch.no_grad():
-        expected = fake_quantized_module(network, plan)(people).numpy()
+        expected = fake_quantize_network(network, plan)(people).numpy()
     difference = np.abs(run(model, people) - expected).reshape(TEST_ROWS, -1).max(axis=1)
     assert (difference <= 1e-3).mean() >= 0.999
 
@@ -85,7 +85,7 @@ def test_every_activation_format_computes_what_the_twin_computes(bits: int, inpu
     network, rows = made("mlp")
     plan = planned(network, rows, activations=Activations(bits, input_bits))
     with torch.no_grad():
-        expected = fake_quantized_module(network, plan)(rows).numpy()
+        expected = fake_quantize_network(network, plan)(rows).numpy()
     difference = np.abs(run(to_onnx_model(network, plan), rows) - expected).max(axis=1)
     assert (difference <= 1e-3).mean() >= 0.999
 
@@ -99,7 +99,7 @@ def test_a_two_step_input_runs_in_integer_kernels_and_computes_what_the_twin_com
     operations = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert operations.count("QGemm") == 4 and "Gemm" not in operations  # the first layer runs twice
     with torch.no_grad():
-        expected = fake_quantized_module(network, plan)(rows).numpy()
+        expected = fake_quantize_network(network, plan)(rows).numpy()
     difference = np.abs(run(model, rows) - expected).max(axis=1)
     assert (difference <= 1e-3).mean() >= 0.999
     single = planned(network, rows, widths, activations=Activations(input_bits=8))
@@ -130,7 +130,7 @@ def test_layers_that_share_a_two_step_input_share_its_quantizers() -> None:
     file = to_onnx_model(network, plan)
     assert [node.op_type for node in file.graph.node].count("QuantizeLinear") == 2
     with torch.no_grad():
-        assert np.abs(run(file, rows) - fake_quantized_module(network, plan)(rows).numpy()).max() <= 1e-3
+        assert np.abs(run(file, rows) - fake_quantize_network(network, plan)(rows).numpy()).max() <= 1e-3
 
 
 def test_any_batch_runs_and_a_row_does_not_depend_on_its_neighbours() -> None:

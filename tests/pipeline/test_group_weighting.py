@@ -14,7 +14,7 @@ from cfptq.calibration import CalibrationSet
 from cfptq.errors import DataError
 from cfptq.network import Head, capture
 from cfptq.pipeline.group_weighting import ROUNDS, SMALLEST_GROUP, WorstGroup, group_labels, reweight_groups
-from cfptq.quantize import Activations, QuantizationPlan, compensated, fake_quantized_module, quantize
+from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, quantize, round_compensated
 
 PEOPLE = 400
 
@@ -64,7 +64,7 @@ def run(model: nn.Module, people: CalibrationSet, labels: list[str]) -> tuple[Ca
         widths = {layer.name: 3 for layer in network.layers}
         settings = Activations(input_bits=32)
         return quantize(
-            network, rows, widths, method="t", seed=0, rounding=compensated, activations=settings, sequential=True, progress=False
+            network, rows, widths, method="t", seed=0, rounding=round_compensated, activations=settings, sequential=True, progress=False
         )
 
     return reweight_groups(network, people, people, labels, round_on, head=Head.LOGITS, threshold=None, progress=False)
@@ -72,7 +72,7 @@ def run(model: nn.Module, people: CalibrationSet, labels: list[str]) -> tuple[Ca
 
 def drops(model: nn.Module, plan: QuantizationPlan, people: CalibrationSet, labels: list[str]) -> dict[str, float]:
     """Validity Drop of each group, counted person by person."""
-    q = fake_quantized_module(capture(model, people.rows[:2]), plan)
+    q = fake_quantize_network(capture(model, people.rows[:2]), plan)
     with torch.no_grad():
         refused = (q(people.rows[people.origin == 1]).argmax(1) != 1).tolist()
     return {name: sum(r for r, own in zip(refused, labels, strict=True) if own == name) / labels.count(name) for name in set(labels)}

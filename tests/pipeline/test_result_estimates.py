@@ -14,14 +14,14 @@ from torch import nn
 import cfptq
 from cfptq import datasets, models
 from cfptq.actions import ActionSet
-from cfptq.allocation import LayerScores, greedy
+from cfptq.allocation import LayerScores, allocate_greedily
 from cfptq.errors import CfptqError, DataError, MissingDependencyError, ModelError
 from cfptq.network import decisions
 from cfptq.pipeline.method import METHODS, SCORES, Method
 from cfptq.pipeline.pareto import Pareto
 from cfptq.pipeline.task import prepare
 from cfptq.quantize import integer_limit
-from cfptq.quantize import nearest as plain_rounding
+from cfptq.quantize import round_nearest as plain_rounding
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_method_that_looks_at_no_recourse_says_so(calibrated: Calibrated) -> N
 def test_the_gap_is_between_the_greedy_and_the_exact_spending_of_the_results_budget(result: cfptq.Result) -> None:
     gap = result.allocation_gap
     assert gap.exact.bits == result.allocation.bits
-    assert gap.greedy == greedy(result.sensitivity, 3.0, result.plan.candidate_widths)
+    assert gap.greedy == allocate_greedily(result.sensitivity, 3.0, result.plan.candidate_widths)
     assert gap.absolute >= 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cfptq.calibration import CalibrationSet
 from cfptq.network import Head, Network, capture, class_logits, target_margin
-from cfptq.quantize import Activations, QuantizationPlan, Rounding, fake_quantized_module, quantize
+from cfptq.quantize import Activations, QuantizationPlan, Rounding, fake_quantize_network, quantize
 
 ROWS = 300
 
@@ -84,7 +84,7 @@ def margins(model: nn.Module | Network, x: Tensor, target: Tensor, head: Head) -
 
 def margin_error(network: Network, plan: QuantizationPlan, rows: CalibrationSet, head: Head) -> float:
     """Weighted mean squared error of the target margin."""
-    wanted, given = (margins(f, rows.rows, rows.target, head) for f in (network, fake_quantized_module(network, plan)))
+    wanted, given = (margins(f, rows.rows, rows.target, head) for f in (network, fake_quantize_network(network, plan)))
     return float((rows.weights * (given - wanted).square()).sum() / rows.weights.sum())
 
 

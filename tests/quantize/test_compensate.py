@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cfptq.network import capture
-from cfptq.quantize import ActivationFormat, LayerProblem, RoundedWeight, compensated, fake_quantize, nearest, prepare
-from cfptq.quantize.compensate import Moments, moments
-from cfptq.quantize.quantizer import layer_problem
+from cfptq.quantize import ActivationFormat, LayerProblem, RoundedWeight, factorize_hessian, fake_quantize, round_compensated, round_nearest
+from cfptq.quantize.compensate import Moments, compute_moments
+from cfptq.quantize.quantizer import build_layer_problem
 
 
 def as_vectors(inputs: torch.Tensor) -> torch.Tensor:
@@ -26,7 +26,7 @@ def problem(bits: int = 3, out: int = 6, k: int = 9, rows: int = 80, seed: int =
     inputs = torch.randn(rows, 3, generator=generator) @ mixing[:3] + 0.2 * torch.randn(rows, k, generator=generator)
     seen = inputs + 0.1 * torch.randn(rows, k, generator=generator)
     weight = torch.randn(out, k, generator=generator)
-    form = ActivationFormat.spanning("x", float(seen.min()), float(seen.max()))
+    form = ActivationFormat.from_range("x", float(seen.min()), float(seen.max()))
     weights = torch.rand(rows, generator=generator)
     return LayerProblem("l", weight, torch.randn(out, generator=generator), inputs, seen, form, bits, as_vectors, weights)
 
@@ -51,7 +51,7 @@ def test_moments_are_the_weighted_covariances() -> None:
     seen = fake_quantize(task.seen, task.form)
     gap = (seen - task.inputs) @ task.weight.T
     centred = seen - (share * seen).sum(0)
-    found = moments(task)
+    found = compute_moments(task)
     assert torch.allclose(found.hessian[0], centred.T @ (share * centred), atol=1e-4)
     assert torch.allclose(found.cross[0], centred.T @ (share * (gap - (share * gap).sum(0))), atol=1e-4)
     assert torch.allclose(found.wanted_mean[0], (share * (task.inputs @ task.weight.T)).sum(0), atol=1e-4)
@@ -59,8 +59,8 @@ def test_moments_are_the_weighted_covariances() -> None:
 
 def test_the_real_weights_before_rounding_are_the_damped_least_squares_solution() -> None:
     task = problem()
-    ready = prepare(task)
-    statistics = moments(task)
+    ready = factorize_hessian(task)
+    statistics = compute_moments(task)
     damped = statistics.hessian[0] + penalty(statistics) * torch.eye(9)
     expected = task.weight - torch.linalg.solve(damped, statistics.cross[0]).T
     found = torch.empty_like(expected)
@@ -72,17 +72,17 @@ def test_the_real_weights_before_rounding_are_the_damped_least_squares_solution(
 @pytest.mark.parametrize("seed", range(3))
 def test_compensated_rounding_reproduces_the_output_better_than_plain_rounding(bits: int, seed: int) -> None:
     task = problem(bits, seed=seed)
-    assert error(task, compensated(task)).sum() < error(task, nearest(task)).sum()
+    assert error(task, round_compensated(task)).sum() < error(task, round_nearest(task)).sum()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_integers_are_nearly_the_best_of_all_on_their_scale(seed: int) -> None:
     task = problem(bits=2, out=3, k=5, seed=seed)
-    answer = compensated(task)
+    answer = round_compensated(task)
     share = (task.row_weights / task.row_weights.sum())[:, None]
     seen = fake_quantize(task.seen, task.form)
     wanted = task.inputs @ task.weight.T
-    damping = penalty(moments(task))
+    damping = penalty(compute_moments(task))
 
     def objective(channel: int, integers: torch.Tensor) -> float:
         weight = integers * answer.scale[channel]
@@ -103,7 +103,7 @@ def test_the_damping_of_fewer_rows_than_inputs_is_ledoit_and_wolfs() -> None:
     task = problem(rows=8)
     task = replace(task, seen=task.inputs, form=ActivationFormat("x", 32), row_weights=torch.ones(8))
     _, mixed = ledoit_wolf(task.inputs.numpy())
-    assert float(moments(task).damping[0]) == pytest.approx(mixed / (1 - mixed), rel=1e-3)
+    assert float(compute_moments(task).damping[0]) == pytest.approx(mixed / (1 - mixed), rel=1e-3)
 
 
 def test_inputs_that_rows_tell_nothing_about_are_rounded_to_nearest() -> None:
@@ -111,13 +111,13 @@ def test_inputs_that_rows_tell_nothing_about_are_rounded_to_nearest() -> None:
     inputs = torch.randn(30, 60, generator=generator)
     weight = torch.randn(4, 60, generator=generator)
     task = LayerProblem("l", weight, None, inputs, inputs, ActivationFormat("x", 32), 4, as_vectors, torch.ones(30))
-    answer = compensated(task, search=False)
+    answer = round_compensated(task, search=False)
     assert torch.equal(answer.integers, (weight / answer.scale[:, None]).round().clamp(-7, 7).to(torch.int8))
 
 
 def test_the_bias_leaves_no_mean_error() -> None:
     task = problem(bits=2)
-    answer = compensated(task)
+    answer = round_compensated(task)
     share = (task.row_weights / task.row_weights.sum())[:, None]
     assert answer.bias is not None and task.bias is not None
     given = fake_quantize(task.seen, task.form) @ (answer.integers * answer.scale[:, None]).T + answer.bias
@@ -126,13 +126,13 @@ def test_the_bias_leaves_no_mean_error() -> None:
 
 def test_a_preparation_serves_every_width() -> None:
     task = problem(bits=4)
-    ready = prepare(problem(bits=2))
-    assert torch.equal(compensated(task, ready).integers, compensated(task).integers)
+    ready = factorize_hessian(problem(bits=2))
+    assert torch.equal(round_compensated(task, ready).integers, round_compensated(task).integers)
 
 
 def test_searching_is_worth_it_and_integers_stay_in_range() -> None:
     task = problem(bits=2, out=20, k=15, rows=300)
-    searched, quick = compensated(task), compensated(task, search=False)
+    searched, quick = round_compensated(task), round_compensated(task, search=False)
     assert error(task, searched).sum() < error(task, quick).sum()
     for answer in (searched, quick):
         assert int(answer.integers.abs().max()) <= 1
@@ -143,8 +143,8 @@ def test_rows_that_do_not_count_change_nothing() -> None:
     weights = task.row_weights.clone()
     weights[40:] = 0
     half = replace(task, inputs=task.inputs[:40], seen=task.seen[:40], row_weights=task.row_weights[:40])
-    whole = compensated(replace(task, row_weights=weights))
-    assert torch.equal(whole.integers, compensated(half).integers)
+    whole = round_compensated(replace(task, row_weights=weights))
+    assert torch.equal(whole.integers, round_compensated(half).integers)
 
 
 @pytest.mark.parametrize("convolution", [nn.Conv2d(3, 4, 3, padding=1), nn.Conv1d(4, 6, 3, groups=2)])
@@ -158,19 +158,19 @@ def test_convolutions_are_compensated_too(convolution: nn.Conv1d | nn.Conv2d) ->
     x = x.cumsum(-1) + x.mean(1, keepdim=True)  # neighbours resemble each other, as in images: that is what can be made up for
     network = capture(nn.Sequential(convolution), x[:2])
     (layer,) = network.layers
-    task = layer_problem(network, layer, 2, x, x, ActivationFormat("x", 32), torch.ones(50))
+    task = build_layer_problem(network, layer, 2, x, x, ActivationFormat("x", 32), torch.ones(50))
 
     def off(answer: RoundedWeight) -> float:
         weight = answer.integers * answer.scale.reshape(-1, *[1] * (convolution.weight.dim() - 1))
         changed = network.with_parameters({layer.name: (weight, answer.bias)})
         return float((changed(x) - network(x)).square().mean())
 
-    assert off(compensated(task)) < off(nearest(task))
+    assert off(round_compensated(task)) < off(round_nearest(task))
 
 
 def test_a_constant_or_dead_input_does_no_harm() -> None:
     task = problem()
     inputs = task.inputs.clone()
     inputs[:, 0], inputs[:, 1] = 0.0, 1.0
-    answer = compensated(replace(task, inputs=inputs, seen=inputs, row_weights=torch.ones(80)))
+    answer = round_compensated(replace(task, inputs=inputs, seen=inputs, row_weights=torch.ones(80)))
     assert bool(torch.isfinite(answer.scale).all()) and answer.bias is not None and bool(torch.isfinite(answer.bias).all())

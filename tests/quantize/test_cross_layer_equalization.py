@@ -10,7 +10,7 @@ from torch import nn
 
 from cfptq.calibration import CalibrationSet
 from cfptq.network import capture
-from cfptq.quantize import Activations, equalized, fake_quantized_module, quantize
+from cfptq.quantize import Activations, equalize_network, fake_quantize_network, quantize
 
 
 class Skip(nn.Module):
@@ -47,7 +47,7 @@ def test_the_function_is_the_same_and_only_what_may_be_scaled_is(kind: str) -> N
     model, shape, pairs = MODELS[kind]
     x = torch.randn(200, *shape, generator=torch.Generator().manual_seed(0))
     network = capture(model.eval(), x[:2])
-    after = equalized(network, x)
+    after = equalize_network(network, x)
     assert torch.allclose(after(x), network(x), atol=1e-4)
     moved = sum(not torch.equal(after.weight(layer.name), network.weight(layer.name)) for layer in network.layers)
     assert moved == (pairs + 1 if pairs else 0)
@@ -60,7 +60,7 @@ def test_activation_and_weight_meet_in_the_middle() -> None:
         model[0].weight[5], model[0].bias[5] = 0, -1  # one that never fires
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     network = capture(model, x[:2])
-    after = equalized(network, x)
+    after = equalize_network(network, x)
     last = network.layers[1]
     activations = after.observe(x, [last.input])[last.input].amax(dim=0)
     weights = after.weight(last.name).abs().amax(dim=0)
@@ -76,7 +76,7 @@ def test_between_fine_weights_every_channel_uses_the_whole_range() -> None:
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     network = capture(model, x[:2])
     _, second, last = network.layers
-    after = equalized(network, x, fine=[network.layers[0].name, second.name])
+    after = equalize_network(network, x, fine=[network.layers[0].name, second.name])
     seen = after.observe(x, [second.input, last.input])
     full, half = (seen[layer.input].amax(dim=0) for layer in (second, last))
     assert bool((full[full > 0] <= 1.001).all()) and float(full.median()) > 0.999
@@ -100,6 +100,6 @@ def test_a_channel_that_hardly_ever_fires_leaves_room_for_what_rounding_makes_of
         plan = quantize(
             network, rows, widths, method="t", seed=0, activations=Activations(clip=False), equalize=True, sequential=True, progress=False
         )
-        error = (fake_quantized_module(network, plan)(x) - network(x)).abs().max()
+        error = (fake_quantize_network(network, plan)(x) - network(x)).abs().max()
         spread = network(x).std(dim=0).max()
         assert float(error) < (0.05 if fine else 0.5) * float(spread)

@@ -45,7 +45,7 @@ def test_three_bit_integers_live_in_a_four_bit_container() -> None:
     bits=st.sampled_from([8, 16]),
 )
 def test_zero_is_exact_and_the_span_is_covered_to_one_step(low: float, width: float, bits: int) -> None:
-    form = ActivationFormat.spanning("t", low, low + width, bits)
+    form = ActivationFormat.from_range("t", low, low + width, bits)
     ends = torch.tensor([0.0, low, low + width])
     rounded = fake_quantize(ends, form)
     assert rounded[0] == 0
@@ -79,7 +79,7 @@ def test_a_float_format_changes_nothing() -> None:
 
 
 def test_a_constant_zero_tensor_has_a_harmless_format() -> None:
-    form = ActivationFormat.spanning("t", 0.0, 0.0)
+    form = ActivationFormat.from_range("t", 0.0, 0.0)
     assert fake_quantize(torch.zeros(3), form).tolist() == [0.0, 0.0, 0.0]
 
 
@@ -91,7 +91,7 @@ def test_impossible_formats_are_refused_by_name(bits: int, scale: float, zero: i
 
 @given(low=st.floats(-1e3, 0, width=32), high=st.floats(0.125, 1e3, width=32), seed=st.integers(0, 9))
 def test_two_steps_see_values_256_times_finer_than_one_and_one_hot_columns_exactly(low: float, high: float, seed: int) -> None:
-    form, single = ActivationFormat.in_two_steps("t", low, high), ActivationFormat.spanning("t", low, high)
+    form, single = ActivationFormat.two_steps_from_range("t", low, high), ActivationFormat.from_range("t", low, high)
     x = low + (high - low) * torch.rand(200, generator=torch.Generator().manual_seed(seed))
     x = torch.cat([x, torch.tensor([low, high])])
     assert float((fake_quantize(x, form) - x).abs().max()) <= single.scale / 254 * 0.51 + 1e-6 * (high - low)
@@ -101,7 +101,7 @@ def test_two_steps_see_values_256_times_finer_than_one_and_one_hot_columns_exact
 
 
 def test_two_steps_clip_and_let_gradients_through_inside_the_range_only() -> None:
-    form = ActivationFormat.in_two_steps("t", -1.0, 1.0)
+    form = ActivationFormat.two_steps_from_range("t", -1.0, 1.0)
     x = torch.tensor([-9.0, -0.5, 0.3, 9.0], requires_grad=True)
     rounded = fake_quantize(x, form)
     assert torch.allclose(rounded.detach(), torch.tensor([-1.0, -0.5, 0.3, 1.0]), atol=0.01)

@@ -17,13 +17,13 @@ from cfptq.network import Head, Network
 from cfptq.pipeline.method import METHODS
 from cfptq.quantize import (
     ActivationFormat,
-    LayerByLayer,
     LayerProblem,
+    LayerwiseRun,
     QuantizationPlan,
     RoundedWeight,
-    compensated,
-    margin_guided,
-    prepare,
+    factorize_hessian,
+    round_by_margins,
+    round_compensated,
 )
 from cfptq.quantize.compensate import Moments
 
@@ -31,7 +31,7 @@ from cfptq.quantize.compensate import Moments
 @pytest.mark.parametrize("kind", MODELS)
 def test_margins_err_less_than_where_each_layer_is_rounded_for_itself(kind: str) -> None:
     def plans(network: Network, rows: CalibrationSet, head: Head, bits: int) -> tuple[QuantizationPlan, QuantizationPlan]:
-        return planned(network, rows, head, margin_guided, bits), planned(network, rows, head, compensated, bits)
+        return planned(network, rows, head, round_by_margins, bits), planned(network, rows, head, round_compensated, bits)
 
     known, others = error_ratios(kind, plans)
     assert geometric_mean(known) < 0.93
@@ -44,7 +44,7 @@ def test_a_rounding_is_told_the_slope_of_the_margin_in_the_layers_output(kind: s
     names = []
 
     def checked(problem: LayerProblem) -> RoundedWeight:
-        answer = compensated(problem)
+        answer = round_compensated(problem)
         assert problem.margins is not None and answer.bias is not None
         error, slope = problem.margins(answer)
         channel = len(answer.scale) - 1
@@ -121,9 +121,9 @@ def least_of_all(problem: LayerProblem, scale: Tensor, statistics: Moments) -> f
 @pytest.mark.parametrize("seed", range(8))
 def test_integers_are_nearly_the_best_of_all(seed: int) -> None:
     problem = tiny(bits=2, seed=seed)
-    start, answer = compensated(problem), margin_guided(problem)
+    start, answer = round_compensated(problem), round_by_margins(problem)
     assert torch.equal(start.scale, answer.scale)
-    statistics = prepare(problem).moments
+    statistics = factorize_hessian(problem).moments
     best = least_of_all(problem, start.scale, statistics)
     before, after = objective(problem, start, statistics), objective(problem, answer, statistics)
     assert best * 0.999 <= after <= before + 1e-6
@@ -135,8 +135,8 @@ def test_what_descends_is_the_objective() -> None:
     fell = []
     for bits, seed in itertools.product((2, 3, 4), range(20)):
         problem = tiny(bits, seed)
-        statistics = prepare(problem).moments
-        before, after = (objective(problem, rounded(problem), statistics) for rounded in (compensated, margin_guided))
+        statistics = factorize_hessian(problem).moments
+        before, after = (objective(problem, rounded(problem), statistics) for rounded in (round_compensated, round_by_margins))
         fell.append(before - after)
     assert min(fell) > -1e-6
     assert sum(change > 1e-3 for change in fell) > 30
@@ -145,15 +145,15 @@ def test_what_descends_is_the_objective() -> None:
 def test_where_no_margin_is_known_or_steps_are_fine_the_layer_stays_compensated() -> None:
     coarse, fine = tiny(3, 0), tiny(8, 0)
     for problem in (replace(coarse, margins=None), fine):
-        expected, answer = compensated(problem), margin_guided(problem)
+        expected, answer = round_compensated(problem), round_by_margins(problem)
         assert torch.equal(expected.integers, answer.integers) and expected.bias is not None and answer.bias is not None
         assert torch.equal(expected.bias, answer.bias)
 
 
 def test_a_layer_that_no_margin_hangs_on_stays_compensated() -> None:
     problem = tiny(3, 0)
-    answer = margin_guided(replace(problem, margins=lambda rounded: (torch.ones(60), torch.zeros(60, 2, 1))))
-    assert torch.equal(answer.integers, compensated(problem).integers)
+    answer = round_by_margins(replace(problem, margins=lambda rounded: (torch.ones(60), torch.zeros(60, 2, 1))))
+    assert torch.equal(answer.integers, round_compensated(problem).integers)
 
 
 def test_channels_without_pull_keep_what_suits_their_own_output() -> None:
@@ -164,25 +164,25 @@ def test_channels_without_pull_keep_what_suits_their_own_output() -> None:
         error, slope = problem.margins(rounded)  # type: ignore[misc]
         return error, slope * torch.tensor([1.0, 0.0])[:, None]
 
-    answer = margin_guided(replace(problem, margins=margins))
+    answer = round_by_margins(replace(problem, margins=margins))
     assert answer.bias is not None and bool(torch.isfinite(answer.bias).all())
-    assert torch.equal(answer.integers[1], compensated(problem).integers[1])
+    assert torch.equal(answer.integers[1], round_compensated(problem).integers[1])
 
 
 def test_a_run_is_where_it_was_after_a_look_at_its_end() -> None:
     network, rows, _ = network_and_rows("residual")
-    run = LayerByLayer(network, rows.rows)
+    run = LayerwiseRun(network, rows.rows)
     for layer in network.layers:
         inputs = run.reach(layer)
         output = inputs @ network.weight(layer.name).mT + network.bias(layer.name)
         for _ in range(2):
-            assert torch.allclose(run.ended_with(output), network(rows.rows), atol=1e-5)
-        run.put_out(inputs, network.weight(layer.name), network.bias(layer.name))
+            assert torch.allclose(run.finish_with(output), network(rows.rows), atol=1e-5)
+        run.set_output(inputs, network.weight(layer.name), network.bias(layer.name))
 
 
 def test_the_same_rows_give_the_same_bytes() -> None:
     network, rows, _ = network_and_rows("cnn")
-    assert planned(network, rows, Head.LOGITS, margin_guided).digest == planned(network, rows, Head.LOGITS, margin_guided).digest
+    assert planned(network, rows, Head.LOGITS, round_by_margins).digest == planned(network, rows, Head.LOGITS, round_by_margins).digest
 
 
 def test_margins_go_from_layer_to_layer() -> None:

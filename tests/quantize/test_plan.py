@@ -37,14 +37,14 @@ def test_a_saved_plan_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_two_step_inputs_and_their_reason_are_saved(tmp_path: Path) -> None:
-    two = replace(plan(), activations=(ActivationFormat.in_two_steps("x", -3, 5),), input_choice="asked for")
+    two = replace(plan(), activations=(ActivationFormat.two_steps_from_range("x", -3, 5),), input_choice="asked for")
     two.save(tmp_path / "plan")
     again = QuantizationPlan.load(tmp_path / "plan")
     assert (again.activations, again.input_choice, again.digest) == (two.activations, "asked for", two.digest)
 
 
 def test_a_bias_behind_two_steps_is_exact_to_the_finer_one() -> None:
-    form, entry = ActivationFormat.in_two_steps("x", -3, 5), layer("0")
+    form, entry = ActivationFormat.two_steps_from_range("x", -3, 5), layer("0")
     (coarse, _), (fine, step) = entry.bias_integers(form)
     deployed = entry.deployed_bias(form)
     assert deployed is not None and entry.bias is not None

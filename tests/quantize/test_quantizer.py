@@ -12,12 +12,12 @@ from cfptq.network import Network, capture, multiply_adds
 from cfptq.quantize import (
     ActivationFormat,
     Activations,
-    LayerByLayer,
+    LayerwiseRun,
     QuantizationPlan,
-    Recording,
-    affordable_rows,
-    layer_problem,
+    RecordedRun,
+    build_layer_problem,
     quantize,
+    sample_affordable_rows,
 )
 
 
@@ -74,14 +74,14 @@ def test_multiply_adds_count_every_position_of_a_convolution() -> None:
 def test_rows_are_sampled_by_weight_where_they_cost_too_much() -> None:
     network, weights = network_of(nn.Linear(12, 8), nn.Linear(8, 2)), torch.rand(1000, generator=torch.Generator().manual_seed(0))
     weights[::2] = 0
-    every, same = affordable_rows(network, weights, work=10**9, fewest=10)
+    every, same = sample_affordable_rows(network, weights, work=10**9, fewest=10)
     assert torch.equal(every, torch.arange(1000)) and torch.equal(same, weights)
-    few, counts = affordable_rows(network, weights, work=multiply_adds(network) * 200, fewest=10)
+    few, counts = sample_affordable_rows(network, weights, work=multiply_adds(network) * 200, fewest=10)
     assert int(counts.sum()) == 200 and len(few) <= 200 and bool((few % 2 == 1).all())
     values = torch.linspace(0, 1, 1000)
     sampled = float((values[few] * counts).sum() / counts.sum())
     assert sampled == pytest.approx(float((values * weights).sum() / weights.sum()), abs=0.01)
-    assert int(affordable_rows(network, weights, work=1, fewest=10)[1].sum()) == 10
+    assert int(sample_affordable_rows(network, weights, work=1, fewest=10)[1].sum()) == 10
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_patches_of_a_convolution_times_its_weight_are_its_output(layer: nn.
     network = network_of(layer, nn.ReLU(), nn.Flatten(), nn.Linear(layer(torch.zeros(1, *shape)).numel(), 2), shape=shape)
     found, rows = network.layers[0], calibration(network, 5).rows
     inputs = network.observe(rows, [found.input])[found.input]
-    problem = layer_problem(network, found, 8, inputs, inputs, ActivationFormat(found.input, 32), torch.ones(5))
+    problem = build_layer_problem(network, found, 8, inputs, inputs, ActivationFormat(found.input, 32), torch.ones(5))
     weight = network.weight("0").reshape(layer.groups, -1, problem.patches(inputs).shape[2])
     products = torch.einsum("gmk,gok->mgo", problem.patches(inputs), weight).reshape(5, -1, 6).transpose(1, 2)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_a_run_in_parts_computes_what_the_changed_network_computes() -> None:
     network = capture(Residual().eval(), torch.zeros(2, 12))
     rows = calibration(network).rows
     changed = {layer.name: (network.weight(layer.name) * 1.1, network.bias(layer.name)) for layer in network.layers}
-    recording, by_layer = Recording(network, rows), LayerByLayer(network, rows)
+    recording, by_layer = RecordedRun(network, rows), LayerwiseRun(network, rows)
     assert torch.equal(recording.output, network(rows))
     for number, layer in enumerate(network.layers):
         assert torch.allclose(
@@ -132,5 +132,5 @@ def test_a_run_in_parts_computes_what_the_changed_network_computes() -> None:
         before = network.with_parameters({earlier.name: changed[earlier.name] for earlier in network.layers[:number]})
         reached = by_layer.reach(layer)
         assert torch.allclose(reached, before.observe(rows, [layer.input])[layer.input])
-        by_layer.put_out(reached, *changed[layer.name])
+        by_layer.set_output(reached, *changed[layer.name])
     assert torch.equal(recording.output, network(rows))

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from cfptq.network import capture
-from cfptq.quantize import ActivationFormat, LayerProblem, fake_quantize, nearest, nearest_on_full_range
+from cfptq.quantize import ActivationFormat, LayerProblem, fake_quantize, round_nearest, round_nearest_full_range
 from cfptq.quantize.quantizer import _patches
-from cfptq.quantize.reconstruct import ACTIVATION_CLIPS, WEIGHT_CLIPS, activation_format, output_error
+from cfptq.quantize.reconstruct import ACTIVATION_CLIPS, WEIGHT_CLIPS, compute_output_error, fit_activation_format
 
 
 def as_vectors(inputs: torch.Tensor) -> torch.Tensor:
@@ -20,7 +20,7 @@ def problem(bits: int, *, weight: torch.Tensor | None = None) -> LayerProblem:
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(5, 7, generator=generator) if weight is None else weight
     inputs = torch.randn(40, 7, generator=generator)
-    form = ActivationFormat.spanning("x", float(inputs.min()), float(inputs.max()))
+    form = ActivationFormat.from_range("x", float(inputs.min()), float(inputs.max()))
     return LayerProblem("l", weight, torch.zeros(5), inputs, inputs, form, bits, as_vectors, torch.ones(40))
 
 
@@ -28,7 +28,7 @@ def problem(bits: int, *, weight: torch.Tensor | None = None) -> LayerProblem:
 def test_each_channel_gets_the_scale_that_reconstructs_its_output_best(bits: int) -> None:
     task = problem(bits)
     limit = 2 ** (bits - 1) - 1
-    answer = nearest(task)
+    answer = round_nearest(task)
     seen = fake_quantize(task.inputs, task.form)
     for channel in range(5):
         row = task.weight[channel]
@@ -51,7 +51,7 @@ def test_reconstruction_is_never_worse_than_the_full_range() -> None:
             grid = answer.integers.float() * answer.scale[:, None]  # type: ignore[attr-defined]
             return float(((seen @ grid.T - wanted) ** 2).sum())
 
-        assert error(nearest(task)) <= error(nearest_on_full_range(task)) * (1 + 1e-6)
+        assert error(round_nearest(task)) <= error(round_nearest_full_range(task)) * (1 + 1e-6)
 
 
 def test_row_weights_steer_the_scale() -> None:
@@ -61,7 +61,7 @@ def test_row_weights_steer_the_scale() -> None:
 
     def scale(row_weights: list[float]) -> torch.Tensor:
         task = LayerProblem("l", weight, None, inputs, inputs, form, 2, as_vectors, torch.tensor(row_weights))
-        answer = nearest(task)
+        answer = round_nearest(task)
         return answer.integers.float() * answer.scale[:, None]
 
     first, second = scale([1.0, 1e-6]), scale([1e-6, 1.0])
@@ -72,7 +72,7 @@ def test_row_weights_steer_the_scale() -> None:
 def test_an_all_zero_channel_rounds_to_zero_with_a_positive_scale() -> None:
     weight = torch.zeros(5, 7)
     weight[1] = 1.0
-    answer = nearest(problem(4, weight=weight))
+    answer = round_nearest(problem(4, weight=weight))
     assert bool((answer.scale > 0).all())
     assert answer.integers[0].abs().sum() == 0
 
@@ -102,7 +102,7 @@ def test_patches_times_weights_is_the_convolution(convolution: nn.Conv1d | nn.Co
 def test_the_output_error_is_the_squared_difference_of_outputs_up_to_a_constant() -> None:
     task = problem(4)
     seen = fake_quantize(task.inputs, task.form)
-    error = output_error(task)
+    error = compute_output_error(task)
 
     def direct(change: torch.Tensor) -> torch.Tensor:
         return (seen @ (task.weight + change).T - task.inputs @ task.weight.T).square().mean(dim=0)
@@ -117,19 +117,19 @@ def test_wide_layers_use_a_factor_and_mean_the_same() -> None:
     task = problem(4)
     change = 0.1 * torch.randn(1, 5, 7)
     few = LayerProblem("l", task.weight, None, task.inputs[:5], task.inputs[:5], task.form, 4, as_vectors, torch.ones(5))
-    assert output_error(few).factored
+    assert compute_output_error(few).factored
     seen = fake_quantize(few.inputs, few.form)
     direct = (seen @ (few.weight + change[0]).T - few.inputs @ few.weight.T).square().mean(dim=0)
     constant = (seen @ few.weight.T - few.inputs @ few.weight.T).square().mean(dim=0)
-    assert torch.allclose(output_error(few)(change)[0], direct - constant, atol=1e-6)
+    assert torch.allclose(compute_output_error(few)(change)[0], direct - constant, atol=1e-6)
 
 
 def test_activation_clipping_minimizes_the_error_of_what_the_layer_puts_out() -> None:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.cat([torch.rand(200, 3, generator=generator), torch.tensor([[60.0, 0.0, 0.0]])])
     weight = torch.tensor([[0.0, 1.0, 1.0]])  # the column with the heavy tail does not matter to this layer
-    chosen = activation_format("x", inputs, 8, lambda x: x @ weight.T)
-    spans = [ActivationFormat.spanning("x", float(inputs.min()) * clip, float(inputs.max()) * clip) for clip in ACTIVATION_CLIPS]
+    chosen = fit_activation_format("x", inputs, 8, lambda x: x @ weight.T)
+    spans = [ActivationFormat.from_range("x", float(inputs.min()) * clip, float(inputs.max()) * clip) for clip in ACTIVATION_CLIPS]
     errors = [float((((fake_quantize(inputs, form) - inputs) @ weight.T) ** 2).mean()) for form in spans]
     assert chosen == spans[errors.index(min(errors))]
     assert chosen.scale < spans[0].scale

@@ -12,8 +12,8 @@ from torch import nn
 from cfptq.calibration import CalibrationSet, hold_out_people
 from cfptq.errors import DataError, ModelError
 from cfptq.network import Head, Network, capture, class_logits
-from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, round_nearest, quantize
-from cfptq.quantize.repair import HAIR, Repair, find_repair, repair_last_layer, count_decisions
+from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, quantize, round_nearest
+from cfptq.quantize.repair import HAIR, Repair, count_decisions, find_repair, repair_last_layer
 
 ROWS = 240
 

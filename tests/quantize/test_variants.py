@@ -9,8 +9,8 @@ from cfptq.calibration import CalibrationSet, factual_only
 from cfptq.errors import ModelError
 from cfptq.models import MLP
 from cfptq.network import Network, as_predictor, capture
-from cfptq.quantize import QuantizationPlan, Variability, fake_quantized_module, quantize, sample_variants
-from cfptq.quantize.variants import varied
+from cfptq.quantize import QuantizationPlan, Variability, fake_quantize_network, quantize, sample_variants
+from cfptq.quantize.variants import perturb_plan
 
 
 def _calibration(network: Network, rows: torch.Tensor) -> CalibrationSet:
@@ -29,12 +29,12 @@ def test_without_variability_every_variant_is_the_plan_itself() -> None:
     network, plan, rows = _deployed()
     nothing = Variability(rounding=0, steps=0, clipping=0)
     for variant in sample_variants(network, plan, 2, 0, nothing):
-        assert torch.allclose(variant(rows), fake_quantized_module(network, plan)(rows), atol=1e-6)
+        assert torch.allclose(variant(rows), fake_quantize_network(network, plan)(rows), atol=1e-6)
 
 
 def test_variants_differ_from_each_other_and_stay_near_the_plan() -> None:
     network, plan, rows = _deployed()
-    nominal = fake_quantized_module(network, plan)(rows)
+    nominal = fake_quantize_network(network, plan)(rows)
     answers = [variant(rows) for variant in sample_variants(network, plan, 4, 0)]
     assert all(not torch.equal(answers[0], answer) for answer in answers[1:])
     spread = float((nominal - nominal.mean(0)).std())
@@ -54,7 +54,7 @@ def test_stochastic_rounding_is_right_on_average_and_moves_by_one_step_at_most()
     generator = torch.Generator().manual_seed(0)
     rules = Variability(rounding=1, steps=0, clipping=0)
     layer = plan.layers[0]
-    draws = [varied(network, plan, rules, generator).layers[0].integers.to(torch.float32) for _ in range(400)]
+    draws = [perturb_plan(network, plan, rules, generator).layers[0].integers.to(torch.float32) for _ in range(400)]
     assert max(float((draw - layer.integers).abs().max()) for draw in draws) <= 1
     exact = network.weight(layer.name) / layer.scale[:, None]
     inside = exact.abs() <= 7
@@ -63,7 +63,7 @@ def test_stochastic_rounding_is_right_on_average_and_moves_by_one_step_at_most()
 
 def test_only_weights_near_a_tie_go_the_other_way_when_rounding_varies_little() -> None:
     network, plan, _ = _deployed()
-    other = varied(network, plan, Variability(rounding=0.2, steps=0, clipping=0), torch.Generator().manual_seed(0))
+    other = perturb_plan(network, plan, Variability(rounding=0.2, steps=0, clipping=0), torch.Generator().manual_seed(0))
     for before, after in zip(plan.layers, other.layers, strict=True):
         apart = (network.weight(before.name) / before.scale[:, None] - before.integers).abs()
         moved = before.integers != after.integers
@@ -75,8 +75,8 @@ def test_several_plans_are_varied_in_turn() -> None:
     other = quantize(network, _calibration(network, rows[:60] * 0.5), plan.bits, method="ptq", seed=1, progress=False)
     nothing = Variability(rounding=0, steps=0, clipping=0)
     first, second = sample_variants(network, [plan, other], 2, 0, nothing)
-    assert torch.allclose(first(rows), fake_quantized_module(network, plan)(rows), atol=1e-6)
-    assert torch.allclose(second(rows), fake_quantized_module(network, other)(rows), atol=1e-6)
+    assert torch.allclose(first(rows), fake_quantize_network(network, plan)(rows), atol=1e-6)
+    assert torch.allclose(second(rows), fake_quantize_network(network, other)(rows), atol=1e-6)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

@@ -87,5 +87,5 @@ def test_pact_passes_gradient_inside_and_gives_what_is_clipped_to_the_clip(signe
 def test_pact_at_8_bits_is_the_plans_activation_format(signed: bool) -> None:
     x, clip = _random(2000, seed=3) * 2, torch.tensor(1.7)
     form = ActivationFormat("hidden", 8, *affine(clip, 8, signed))
-    assert form == ActivationFormat.spanning("hidden", -float(clip) if signed else 0.0, float(clip), 8)
+    assert form == ActivationFormat.from_range("hidden", -float(clip) if signed else 0.0, float(clip), 8)
     assert torch.equal(pact(x, clip, 8, signed=signed), fake_quantize(x, form))

@@ -10,7 +10,7 @@ from torch import nn
 from cfptq.calibration import factual_only
 from cfptq.errors import ModelError
 from cfptq.network import as_predictor, capture
-from cfptq.quantize import Activations, fake_quantized_module, quantize
+from cfptq.quantize import Activations, fake_quantize_network, quantize
 from cfptq.training import Start, Student
 
 
@@ -38,7 +38,7 @@ def test_what_is_exported_computes_what_was_trained(learned_clips: bool, held: b
     plan = student.plan("trained")
     assert any(not torch.equal(new.integers, old.integers) for new, old in zip(plan.layers, taught.plan.layers, strict=True))
     with torch.no_grad():
-        apart = (student(taught.rows) - fake_quantized_module(taught.network, plan)(taught.rows)).abs().amax(dim=1)
+        apart = (student(taught.rows) - fake_quantize_network(taught.network, plan)(taught.rows)).abs().amax(dim=1)
     assert float((apart < 1e-4).float().mean()) >= 0.99
 
 
@@ -115,7 +115,7 @@ def test_images_and_shared_inputs_are_trained_too() -> None:
     student(rows).square().mean().backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
     with torch.no_grad():
-        apart = (student(rows) - fake_quantized_module(network, student.plan("start"))(rows)).abs()
+        apart = (student(rows) - fake_quantize_network(network, student.plan("start"))(rows)).abs()
     assert float(apart.max()) < 1e-2
 
 

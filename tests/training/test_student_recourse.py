@@ -13,7 +13,7 @@ from test_trainer import FAITHFUL, trainer
 from torch import Tensor, nn
 
 from cfptq.network import Predictor, as_predictor, capture, target_margin
-from cfptq.quantize import fake_quantized_module
+from cfptq.quantize import fake_quantize_network
 from cfptq.recourse import MinimalCost, solve
 from cfptq.training import Schedule
 from cfptq.training.student_recourse import affordable_people, own_recourse
@@ -25,7 +25,7 @@ def taught() -> Lesson:
 
 
 def coarse(taught: Lesson) -> Predictor:
-    return as_predictor(fake_quantized_module(taught.network, taught.plan), example=taught.rows)
+    return as_predictor(fake_quantize_network(taught.network, taught.plan), example=taught.rows)
 
 
 def randomness() -> torch.Generator:
@@ -92,6 +92,6 @@ def test_training_on_it_takes_back_what_the_teacher_would_refuse(taught: Lesson)
         history = run.fit(progress=False)
         assert history.best_epoch >= 4
         broken.append(
-            broken_promises(taught, as_predictor(fake_quantized_module(taught.network, run.student.plan("cfq")), example=taught.rows))
+            broken_promises(taught, as_predictor(fake_quantize_network(taught.network, run.student.plan("cfq")), example=taught.rows))
         )
     assert float(broken[1]) < 0.9 * float(broken[0])

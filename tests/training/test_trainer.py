@@ -19,7 +19,7 @@ from torch import Tensor
 from cfptq.allocation import Budget
 from cfptq.errors import DataError, FileError, ModelError
 from cfptq.network import Head, as_predictor, decisions, target_margin
-from cfptq.quantize import QuantizationPlan, fake_quantized_module
+from cfptq.quantize import QuantizationPlan, fake_quantize_network
 from cfptq.training import BitCost, BitPolicy, Files, History, Objective, Schedule, Search, Student, TeacherSettings, Trainer
 
 FAITHFUL = Objective(task="boundary", validity="boundary")
@@ -52,7 +52,7 @@ def assert_same(one: QuantizationPlan, other: QuantizationPlan) -> None:
 
 def margin_error(taught: Lesson, plan: QuantizationPlan) -> float:
     points = taught.supervision(TeacherSettings()).whole(torch.Generator().manual_seed(9))
-    student = as_predictor(fake_quantized_module(taught.network, plan), example=taught.rows)
+    student = as_predictor(fake_quantize_network(taught.network, plan), example=taught.rows)
 
     def margins(logits: Tensor) -> Tensor:
         return target_margin(logits, points.point_target)
@@ -89,7 +89,7 @@ def test_a_reserve_keeps_decisions_next_to_the_boundary_away_from_it() -> None:
         run = trainer(taught, schedule, replace(FAITHFUL, reserve=reserve))
         run.fit(progress=False)
         near = wanted.abs() < 0.25 * 0.4 * run.softness
-        student = as_predictor(fake_quantized_module(taught.network, run.student.plan("cfq")), example=taught.rows)
+        student = as_predictor(fake_quantize_network(taught.network, run.student.plan("cfq")), example=taught.rows)
         margins = target_margin(student.logits(everyone.points[near]), everyone.point_target[near])
         distances.append(float((wanted[near].sign() * margins).mean()))
     assert distances[1] > 1.3 * distances[0] > 0
@@ -215,7 +215,7 @@ def test_the_judgement_is_what_the_plan_does_to_people() -> None:
     run = trainer(taught, replace(SHORT, max_drift=None))
     history = run.fit(progress=False)
     people = run.held_out
-    quantized = as_predictor(fake_quantized_module(taught.network, run.student.plan("cfq")), example=taught.rows)
+    quantized = as_predictor(fake_quantize_network(taught.network, run.student.plan("cfq")), example=taught.rows)
     own, given = decisions(quantized.logits(people.rows)), decisions(people.logits)
     told = history.epochs[history.best_epoch]
     assert history.best_epoch >= 0
@@ -319,7 +319,7 @@ def test_two_processes_train_what_one_trains(sweeps: int, trained_by_two: Path) 
         return
     with torch.no_grad():
         apart = (
-            (fake_quantized_module(taught.network, together)(taught.rows) - fake_quantized_module(taught.network, single)(taught.rows))
+            (fake_quantize_network(taught.network, together)(taught.rows) - fake_quantize_network(taught.network, single)(taught.rows))
             .abs()
             .mean()
         )
