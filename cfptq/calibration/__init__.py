@@ -1,6 +1,6 @@
-"""Calibration data: a seeded sample of the user's loader, and the teacher's counterfactual points (appendix F)."""
+"""Calibration data from a seeded sample of the user's loader and the full-precision model's recourse (appendix F)."""
 
-from cfptq.calibration.counterfactual_points import PAPER_TEACHER, augment, factual_only, near_boundary
+from cfptq.calibration.counterfactual_points import PAPER_TEACHER, build_augmented_set, build_boundary_set, build_factual_set
 from cfptq.calibration.loader_sampling import draw_rows
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVERY, CalibrationSet, hold_out_people, keep_first_points
 
@@ -10,10 +10,10 @@ __all__ = [
     "HOLD_OUT_EVERY",
     "PAPER_TEACHER",
     "CalibrationSet",
-    "augment",
+    "build_augmented_set",
+    "build_boundary_set",
+    "build_factual_set",
     "draw_rows",
-    "factual_only",
     "hold_out_people",
     "keep_first_points",
-    "near_boundary",
 ]

@@ -1,15 +1,16 @@
-"""Teacher recourse, computed once, and the calibration set it makes (eqs. 20 and 21)."""
+"""Compute the full-precision model's recourse once and build calibration sets from it (eqs. 20 and 21)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cfptq.actions import ActionSet
 from cfptq.actions.action_space import ActionSpace
-from cfptq.calibration.recombination import recombined
+from cfptq.calibration.recombination import recombine_rows
 from cfptq.errors import DataError, name_rows
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
@@ -17,27 +18,49 @@ from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVE
 from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, single_feature, solve, target_of_rows
 from cfptq.recourse.minimal_cost import EVALUATIONS_PER_ROW
 
-#: Appendix F to the letter: K = 3 steps and the final iterate, whether it reaches the target or not.
+#: Recourse settings of appendix F, to the letter. Three steps are made, and the final iterate is kept even if it misses the target.
 PAPER_TEACHER = ProjectedGradient(steps=3, early_stop=False)
 
-#: People whose minimal-cost recourse joins the points near the boundary, and what one such point weighs beside any other row. It
-#: moves few features, and those further than gradient steps do: what calibration has not seen, the ranges of hidden tensors cut off.
-#: It lies on the boundary itself, where weights are largest, so it counts less.
-CHEAPEST, CHEAPEST_WEIGHT = 256, 0.25
+#: People whose minimal-cost recourse joins the boundary set. Beyond that, a seeded sample is solved.
+MAX_MINIMAL_COST_PEOPLE = 256
 
-#: People whose recourse by each feature alone joins them. What few take at the price asked, many may at another price, or when they ask
-#: for a more confident decision; it may lie farther out than anything else here.
-SINGLE = 64
+#: Smallest sample of people whose minimal-cost recourse is worth solving. Where fewer are affordable, none is solved.
+MIN_MINIMAL_COST_PEOPLE = 32
 
-#: People with recourse that calibration wants, or as many as it has rows. What few rejected rows leave to be wished for is looked for
-#: among recombined people, so many for each that is wanted, since most may be accepted.
-ENOUGH, CANDIDATES = 1024, 20
+#: Weight of a minimal-cost or single-feature point, relative to other rows of the same margin. Such a point shows calibration how far one
+#: feature may move, and so the ranges of hidden tensors. It lies on the boundary, where weights are largest, and would otherwise dominate.
+MINIMAL_COST_WEIGHT = 0.25
 
-#: About how often the model is run for one person's projected-gradient recourse; and how many people's minimal-cost recourse says anything.
-GRADIENT_RUNS, FEWEST_CHEAPEST = 32, 32
+#: People whose recourse by each feature alone joins the boundary set. Beyond that, a seeded sample is solved. These points show the
+#: largest changes, which people may make at other prices or for a more confident decision.
+MAX_SINGLE_FEATURE_PEOPLE = 64
+
+#: People with recourse that the boundary set should hold. Where fewer are rejected, recombined people fill it up.
+WANTED_RECOURSE_PEOPLE = 1024
+
+#: Recombined people generated for each one that is wanted. Most of them may be accepted, and are dropped.
+CANDIDATES_PER_PERSON = 20
+
+#: Model runs that projected-gradient recourse takes for one person, about.
+GRADIENT_RUNS_PER_PERSON = 32
 
 
-def augment(
+def build_factual_set(rows: Tensor, labels: Tensor | None, predictor: Predictor, *, target: Target) -> CalibrationSet:
+    """Return X_cal alone, the calibration set of plain post-training quantization.
+
+    Args:
+        rows: X_cal, (N, ...) float32.
+        labels: (N,) int64, or None to let the model's decisions stand in. ``labels_are_teacher`` then says so.
+        predictor: the full-precision model.
+        target: the wanted class: one for all, one a row (N,), or a rule ``(rows, logits) -> (N,)``.
+
+    Raises:
+        DataError: the labels do not fit the rows.
+    """
+    return _factual_set(rows, labels, predictor.logits(rows), target)
+
+
+def build_augmented_set(
     rows: Tensor,
     labels: Tensor | None,
     predictor: Predictor,
@@ -49,37 +72,41 @@ def augment(
     threads: int | None = 1,
     progress: bool = True,
 ) -> tuple[CalibrationSet, RecourseBatch]:
-    """U_cal: the factual rows, and x + delta_fp of every row that the teacher does not give its target (eqs. 20, 21).
+    """Return U_cal, the factual rows and x + delta_fp of every row that the model does not give its target (eqs. 20, 21).
 
     Args:
         rows: X_cal, (N, ...) float32.
-        labels: (N,) int64, or ``None``: the teacher's decisions then stand in, and ``labels_are_teacher`` says so.
-        predictor: the teacher.
+        labels: (N,) int64, or None to let the model's decisions stand in. ``labels_are_teacher`` then says so.
+        predictor: the full-precision model.
         space: what each person may change.
         target: the wanted class: one for all, one a row (N,), or a rule ``(rows, logits) -> (N,)``.
-        settings: how the teacher's recourse is computed.
-        seed: of random restarts. threads: PyTorch threads to use. progress: see :func:`cfptq.recourse.solve`.
+        settings: the recourse solver's settings. The default is appendix F's.
+        seed: seed of random restarts.
+        threads: PyTorch threads to use; None keeps the current number.
+        progress: whether a progress bar may be shown.
 
     Returns:
-        The calibration set, and the teacher's recourse of the rejected rows, in the order of the counterfactual rows. Nobody
-        rejected gives a set of factual rows alone and an empty batch.
+        The calibration set, and the recourse of the rejected rows, in the order of the counterfactual rows. Where nobody is rejected,
+        the set holds the factual rows alone and the batch is empty.
 
     Raises:
-        DataError, ActionSetError, ModelError: as :func:`cfptq.recourse.solve`; also labels that do not fit the rows.
+        DataError: the labels do not fit the rows, or the rows cannot be used.
+        ActionSetError: a row breaks the action set's rules.
+        ModelError: the model has no gradient and the settings need one.
     """
     logits = predictor.logits(rows)
-    factual = _factual(rows, labels, logits, target)
+    factual = _factual_set(rows, labels, logits, target)
     rejected = (logits.argmax(1) != factual.target).nonzero()[:, 0]
     if len(rejected) == 0:
         space.check(rows)
-        return factual, _nobody(rows, space, settings)
-    teacher = solve(
+        return factual, _empty_recourse(rows, space, settings)
+    recourse = solve(
         predictor, rows[rejected], space, target=factual.target[rejected], method=settings, seed=seed, threads=threads, progress=progress
     )
-    return _joined(factual, teacher, rejected), teacher
+    return _append_points(factual, recourse, rejected), recourse
 
 
-def near_boundary(
+def build_boundary_set(
     rows: Tensor,
     labels: Tensor | None,
     predictor: Predictor,
@@ -91,80 +118,193 @@ def near_boundary(
     threads: int | None = 1,
     progress: bool = True,
 ) -> tuple[CalibrationSet, RecourseBatch]:
-    """X_cal, the points where the rejected rows' recourse ends, and a weight on every row that falls with its margin.
+    """Return X_cal and the points where recourse ends, every row weighted by how near its decision is to the boundary.
 
-    Recourse is projected-gradient, to the first step that reaches the target; a seeded sample of those who have it adds its
-    minimal-cost recourse, and a part of that sample what each feature alone could do. Where few are rejected, people recombined of the
-    rows' features add theirs (:func:`recombined`), if actions live on the model's own columns. A row of target margin m weighs
-    exp(-|m| / T), with T half the median |m| of the factual rows: what is far from the boundary, on either side, counts little, for
-    rounding cannot flip it.
+    The points are of four kinds: :func:`solve_rejected`, :func:`solve_minimal_cost`, :func:`solve_single_features` and
+    :func:`solve_recombined`. :func:`weigh_by_margin` gives the weights.
 
-    Args, Raises: as :func:`augment`; also ``runs``, about how many rows the model may be run on to find recourse: where it is too
-    wide for more, a seeded sample of the rejected rows is solved, and no minimal-cost recourse in the end. None solves all.
+    Args:
+        rows: X_cal, (N, ...) float32.
+        labels: (N,) int64, or None to let the model's decisions stand in. ``labels_are_teacher`` then says so.
+        predictor: the full-precision model.
+        space: what each person may change.
+        target: the wanted class: one for all, one a row (N,), or a rule ``(rows, logits) -> (N,)``.
+        runs: rows that the model may be run on to find recourse, about; None sets no limit. Where it is too small for all rejected
+            rows, a seeded sample of them is solved, and below a certain size no minimal-cost recourse.
+        seed: seed of samples and random restarts.
+        threads: PyTorch threads to use; None keeps the current number.
+        progress: whether a progress bar may be shown.
 
     Returns:
         The calibration set, and the projected-gradient recourse of the rejected rows that have some, in the order of the first
-        counterfactual rows; minimal-cost points follow, single-feature ones, then those of recombined people.
+        counterfactual rows. Minimal-cost points follow, then single-feature points, then those of recombined people.
+
+    Raises:
+        DataError: the labels do not fit the rows, or the rows cannot be used.
+        ActionSetError: a row breaks the action set's rules.
+        ModelError: the model has no gradient.
     """
     logits = predictor.logits(rows)
-    factual = _factual(rows, labels, logits, target)
+    factual = _factual_set(rows, labels, logits, target)
     rejected = (logits.argmax(1) != factual.target).nonzero()[:, 0]
-    most, cheapest_most = len(rejected), CHEAPEST
+    most, most_minimal = len(rejected), MAX_MINIMAL_COST_PEOPLE
     if runs is not None:
-        most, cheapest_most = runs // GRADIENT_RUNS, min(CHEAPEST, runs // EVALUATIONS_PER_ROW)
-    people = rejected[_sample(len(rejected), most, seed)]
-
-    def solved(asking: Tensor, source: Tensor, method: Method) -> tuple[RecourseBatch, Tensor]:
-        """The recourse of those ``asking`` who have some, and the factual row that each of them goes back to."""
-        if len(asking) == 0:
-            return _nobody(rows, space, method), source
-        wanted = factual.target[source]
-        batch = solve(predictor, asking, space, target=wanted, method=method, seed=seed, threads=threads, progress=progress)
-        return batch[batch.found], source[batch.found]
-
+        most, most_minimal = runs // GRADIENT_RUNS_PER_PERSON, min(MAX_MINIMAL_COST_PEOPLE, runs // EVALUATIONS_PER_ROW)
     space.check(rows)
-    recourse, people = solved(rows[people], people, ProjectedGradient())
-    drawn = people[_sample(len(people), cheapest_most if cheapest_most >= FEWEST_CHEAPEST else 0, seed)]
-    cheapest, drawn = solved(rows[drawn], drawn, MinimalCost())
-    few = drawn[_sample(len(drawn), SINGLE, seed)]
-    alone, which = (
-        single_feature(predictor, rows[few], space, factual.target[few]) if len(few) else (_nobody(rows, space, MinimalCost()), few)
-    )
-    missing = min(ENOUGH, len(rows), ENOUGH if runs is None else most) - len(people)
-    made, like = rows[:0], people[:0]
-    if len(people) > 0 and missing > 0 and isinstance(space, ActionSet):
-        made, like = recombined(rows, space.feature_columns, CANDIDATES * missing, seed, folds=HOLD_OUT_EVERY)
-        refused = (predictor.logits(made).argmax(1) != factual.target[like]).nonzero()[:missing, 0]
-        made, like = made[refused], like[refused]
-    others, like = solved(made, like, ProjectedGradient())
-    points, margins, shares = factual, [target_margin(logits, factual.target)], [torch.ones(len(rows))]
-    for batch, source, share in (
-        (recourse, people, 1.0),
-        (cheapest, drawn, CHEAPEST_WEIGHT),
-        (alone, few[which], CHEAPEST_WEIGHT),
-        (others, like, 1.0),
-    ):
-        points = _joined(points, batch, source)
-        margins.append(batch.margin)
-        shares.append(torch.full((len(batch),), share))
-    margin = torch.cat(margins).abs()
+    solver = PointSolver(predictor, space, factual, seed, threads, progress)
+    solved = solve_rejected(solver, rejected, most)
+    minimal = solve_minimal_cost(solver, solved.source, most_minimal)
+    single = solve_single_features(solver, minimal.source)
+    wanted = min(WANTED_RECOURSE_PEOPLE, len(rows), WANTED_RECOURSE_PEOPLE if runs is None else most) - len(solved.source)
+    recombined = solve_recombined(solver, wanted if len(solved.source) > 0 else 0)
+    groups = (solved, minimal, single, recombined)
+    points = factual
+    for group in groups:
+        points = _append_points(points, group.recourse, group.source)
+    return replace(points, weights=weigh_by_margin(target_margin(logits, factual.target), groups)), solved.recourse
+
+
+@dataclass(frozen=True)
+class RecoursePoints:
+    """Recourse points of one kind.
+
+    Attributes:
+        recourse: (M) the recourse, each found.
+        source: (M,) the factual row that each belongs to.
+        weight: weight of each point, relative to factual rows of the same margin.
+    """
+
+    recourse: RecourseBatch
+    source: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PointSolver:
+    """The model, the rows and the settings that all kinds of recourse points share.
+
+    Attributes:
+        predictor: the full-precision model.
+        space: what each person may change.
+        factual: the factual rows with their targets.
+        seed: seed of samples and random restarts.
+        threads: PyTorch threads to use; None keeps the current number.
+        progress: whether a progress bar may be shown.
+    """
+
+    predictor: Predictor
+    space: ActionSpace
+    factual: CalibrationSet
+    seed: int
+    threads: int | None
+    progress: bool
+
+    def solve(self, rows: Tensor, source: Tensor, method: Method, weight: float = 1.0) -> RecoursePoints:
+        """Solve recourse for ``rows`` and keep those that have some. ``source`` names the factual row that each belongs to."""
+        if len(rows) == 0:
+            return RecoursePoints(_empty_recourse(self.factual.rows, self.space, method), source, weight)
+        target = self.factual.target[source]
+        batch = solve(
+            self.predictor, rows, self.space, target=target, method=method, seed=self.seed, threads=self.threads, progress=self.progress
+        )
+        return RecoursePoints(batch[batch.found], source[batch.found], weight)
+
+    def sample(self, count: int, most: int) -> Tensor:
+        """Draw at most ``most`` positions below ``count`` evenly, ascending."""
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most].sort().values
+
+
+def solve_rejected(solver: PointSolver, rejected: Tensor, most: int) -> RecoursePoints:
+    """Solve projected-gradient recourse for at most ``most`` of the rejected rows, to the first step that reaches the target.
+
+    Args:
+        solver: the model, the rows and the settings.
+        rejected: positions of the rejected rows.
+        most: people to solve; a seeded sample where more are rejected.
+    """
+    people = rejected[solver.sample(len(rejected), most)]
+    return solver.solve(solver.factual.rows[people], people, ProjectedGradient())
+
+
+def solve_minimal_cost(solver: PointSolver, people: Tensor, most: int) -> RecoursePoints:
+    """Solve minimal-cost recourse for a seeded sample of at most ``most`` people, or for none if the sample is too small.
+
+    Args:
+        solver: the model, the rows and the settings.
+        people: positions of rejected rows that have recourse.
+        most: people to solve.
+    """
+    chosen = people[solver.sample(len(people), most if most >= MIN_MINIMAL_COST_PEOPLE else 0)]
+    return solver.solve(solver.factual.rows[chosen], chosen, MinimalCost(), MINIMAL_COST_WEIGHT)
+
+
+def solve_single_features(solver: PointSolver, people: Tensor) -> RecoursePoints:
+    """Solve recourse by each feature alone for a seeded sample of at most :data:`MAX_SINGLE_FEATURE_PEOPLE` people.
+
+    Args:
+        solver: the model, the rows and the settings.
+        people: positions of rejected rows that have minimal-cost recourse.
+    """
+    chosen = people[solver.sample(len(people), MAX_SINGLE_FEATURE_PEOPLE)]
+    rows = solver.factual.rows
+    if len(chosen) == 0:
+        return RecoursePoints(_empty_recourse(rows, solver.space, MinimalCost()), chosen, MINIMAL_COST_WEIGHT)
+    recourse, person = single_feature(solver.predictor, rows[chosen], solver.space, solver.factual.target[chosen])
+    return RecoursePoints(recourse, chosen[person], MINIMAL_COST_WEIGHT)
+
+
+def solve_recombined(solver: PointSolver, wanted: int) -> RecoursePoints:
+    """Solve projected-gradient recourse for ``wanted`` rejected people who are recombined of the rows' features.
+
+    Fewer are solved where too few candidates are rejected. None is solved where actions do not live on the model's own columns.
+
+    Args:
+        solver: the model, the rows and the settings.
+        wanted: people to solve; none where it is 0 or less.
+    """
+    rows = solver.factual.rows
+    made, source = rows[:0], torch.zeros(0, dtype=torch.int64)
+    if wanted > 0 and isinstance(solver.space, ActionSet):
+        made, source = recombine_rows(rows, solver.space.feature_columns, CANDIDATES_PER_PERSON * wanted, solver.seed, folds=HOLD_OUT_EVERY)
+        rejected = (solver.predictor.logits(made).argmax(1) != solver.factual.target[source]).nonzero()[:wanted, 0]
+        made, source = made[rejected], source[rejected]
+    return solver.solve(made, source, ProjectedGradient())
+
+
+def weigh_by_margin(factual_margin: Tensor, groups: Sequence[RecoursePoints]) -> Tensor:
+    """Return a weight for every row that falls with its margin, exp(−|m| / T) times the weight of its kind.
+
+    T is half the median |m| of the factual rows. A row far from the boundary, on either side, counts little, because rounding cannot
+    flip its decision.
+
+    Args:
+        factual_margin: (N,) target margins of the factual rows.
+        groups: the recourse points that follow them.
+
+    Returns:
+        (N + M,) float32, positive.
+    """
+    margin = torch.cat([factual_margin, *(group.recourse.margin for group in groups)]).abs()
+    share = torch.cat([torch.ones(len(factual_margin)), *(torch.full((len(group.recourse),), group.weight) for group in groups)])
     tiny = torch.finfo(torch.float32).tiny
-    temperature = max(float(margin[: len(rows)].median()) / 2, tiny)
-    return replace(points, weights=(torch.cat(shares) * torch.exp(-margin / temperature)).clamp_min(tiny)), recourse
+    temperature = max(float(margin[: len(factual_margin)].median()) / 2, tiny)
+    return (share * torch.exp(-margin / temperature)).clamp_min(tiny)
 
 
-def factual_only(rows: Tensor, labels: Tensor | None, predictor: Predictor, *, target: Target) -> CalibrationSet:
-    """X_cal alone, as plain post-training quantization has it; arguments as in :func:`augment`."""
-    return _factual(rows, labels, predictor.logits(rows), target)
-
-
-def _factual(rows: Tensor, labels: Tensor | None, logits: Tensor, target: Target) -> CalibrationSet:
+def _factual_set(rows: Tensor, labels: Tensor | None, logits: Tensor, target: Target) -> CalibrationSet:
+    """Return the rows with their targets and labels, checked."""
     if labels is not None:
         if tuple(labels.shape) != (len(rows),) or labels.dtype != torch.int64:
-            raise DataError(f"labels are {tuple(labels.shape)} {labels.dtype} for {len(rows)} rows; give one int64 class a row")
+            raise DataError(
+                f"labels must be ({len(rows)},) int64, one class a row, got {tuple(labels.shape)} {labels.dtype}. Convert them to class "
+                "indices."
+            )
         outside = ((labels < 0) | (labels >= logits.shape[1])).nonzero()[:, 0].tolist()
         if outside:
-            raise DataError(f"labels of rows {name_rows(outside)} are none of the model's {logits.shape[1]} classes, counted from 0")
+            raise DataError(
+                f"labels must be classes from 0 to {logits.shape[1] - 1}, and those of rows {name_rows(outside)} are not. Correct them, or "
+                "pass no labels."
+            )
     return CalibrationSet(
         rows=rows.clone(),
         origin=torch.full((len(rows),), FACTUAL, dtype=torch.uint8),
@@ -176,8 +316,8 @@ def _factual(rows: Tensor, labels: Tensor | None, logits: Tensor, target: Target
     )
 
 
-def _joined(points: CalibrationSet, recourse: RecourseBatch, people: Tensor) -> CalibrationSet:
-    """``points`` and, behind them, where the recourse of ``people`` (positions among the factual rows) ends."""
+def _append_points(points: CalibrationSet, recourse: RecourseBatch, people: Tensor) -> CalibrationSet:
+    """Return ``points`` followed by the end points of the recourse of ``people`` (positions among the factual rows)."""
     assert points.labels is not None
     return replace(
         points,
@@ -190,12 +330,8 @@ def _joined(points: CalibrationSet, recourse: RecourseBatch, people: Tensor) -> 
     )
 
 
-def _sample(count: int, most: int, seed: int) -> Tensor:
-    """At most ``most`` positions below ``count``, drawn evenly, ascending."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
-
-
-def _nobody(rows: Tensor, space: ActionSpace, settings: Method) -> RecourseBatch:
+def _empty_recourse(rows: Tensor, space: ActionSpace, settings: Method) -> RecourseBatch:
+    """Return the recourse of nobody, with the columns of ``rows``."""
     none = rows[:0]
     empty = torch.zeros(0)
     name = "projected-gradient" if isinstance(settings, ProjectedGradient) else "minimal-cost"

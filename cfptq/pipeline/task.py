@@ -13,7 +13,7 @@ from torch import nn
 
 from cfptq.actions import ActionSpace
 from cfptq.allocation import BitAllocation, Budget, LayerScores, Score, Widths, allocation_path, assign_lowest_bits
-from cfptq.calibration import PAPER_TEACHER, augment, draw_rows, factual_only, near_boundary
+from cfptq.calibration import PAPER_TEACHER, build_augmented_set, draw_rows, build_factual_set, build_boundary_set
 from cfptq.errors import BudgetError, DataError
 from cfptq.io.progress import track
 from cfptq.network import Head, Network, Predictor, as_head, as_predictor, capture, decisions, infer_head, multiply_adds
@@ -70,11 +70,11 @@ class Teacher:
     @cached_property
     def factual(self) -> CalibrationSet:
         """X_cal."""
-        return factual_only(self.rows, self.labels, self.predictor, target=self.target)
+        return build_factual_set(self.rows, self.labels, self.predictor, target=self.target)
 
     @cached_property
     def _augmented(self) -> tuple[CalibrationSet, RecourseBatch]:
-        return augment(self.rows, self.labels, self.predictor, self.space, target=self.target, settings=self.settings, seed=self.seed)
+        return build_augmented_set(self.rows, self.labels, self.predictor, self.space, target=self.target, settings=self.settings, seed=self.seed)
 
     @property
     def augmented(self) -> CalibrationSet:
@@ -89,7 +89,7 @@ class Teacher:
     @cached_property
     def _boundary(self) -> tuple[CalibrationSet, RecourseBatch]:
         runs = RECOURSE_WORK // multiply_adds(self.network)
-        return near_boundary(self.rows, self.labels, self.predictor, self.space, target=self.target, runs=runs, seed=self.seed)
+        return build_boundary_set(self.rows, self.labels, self.predictor, self.space, target=self.target, runs=runs, seed=self.seed)
 
     def calibration(self, method: Method) -> tuple[CalibrationSet, RecourseBatch | None]:
         """The rows that ``method`` calibrates on, and the recourse among them."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.actions import ActionSet, Categorical, Continuous
-from cfptq.calibration import CalibrationSet, augment, factual_only
+from cfptq.calibration import CalibrationSet, build_augmented_set, build_factual_set
 from cfptq.errors import DataError, FileError
 from cfptq.network.predictor import Predictor, as_predictor
 from cfptq.recourse import ProjectedGradient, opposite_class
@@ -42,7 +42,7 @@ def test_everyone_rejected_gets_one_counterfactual_row_after_the_factual_ones(
     rows: Tensor, action_set: ActionSet, predictor: Predictor
 ) -> None:
     labels = torch.arange(80) % 2
-    points, teacher = augment(rows, labels, predictor, action_set, target=1)
+    points, teacher = build_augmented_set(rows, labels, predictor, action_set, target=1)
     rejected = (predictor.logits(rows).argmax(1) == 0).nonzero()[:, 0]
     assert 10 < len(rejected) < 70
     assert torch.equal(points.factual, rows) and torch.equal(points.counterfactual, teacher.points)
@@ -54,7 +54,7 @@ def test_everyone_rejected_gets_one_counterfactual_row_after_the_factual_ones(
 def test_by_default_it_is_three_literal_steps_of_the_teacher_without_early_stop(
     rows: Tensor, action_set: ActionSet, predictor: Predictor
 ) -> None:
-    _, teacher = augment(rows, None, predictor, action_set, target=1)
+    _, teacher = build_augmented_set(rows, None, predictor, action_set, target=1)
     total = torch.zeros_like(teacher.factual)
     delta = action_set.project(teacher.factual, total)
     for _ in range(3):
@@ -67,32 +67,32 @@ def test_by_default_it_is_three_literal_steps_of_the_teacher_without_early_stop(
 
 
 def test_without_labels_the_teacher_decides_and_the_set_says_so(rows: Tensor, action_set: ActionSet, predictor: Predictor) -> None:
-    points, _ = augment(rows, None, predictor, action_set, target=opposite_class)
+    points, _ = build_augmented_set(rows, None, predictor, action_set, target=opposite_class)
     assert points.labels_are_teacher and torch.equal(points.labels[:80], predictor.logits(rows).argmax(1))
     assert len(points.counterfactual) == 80  # the opposite class: everyone is rejected
 
 
 def test_nobody_rejected_gives_the_factual_rows_alone(rows: Tensor, action_set: ActionSet, predictor: Predictor) -> None:
     decided = predictor.logits(rows).argmax(1)
-    points, teacher = augment(rows, None, predictor, action_set, target=decided)
+    points, teacher = build_augmented_set(rows, None, predictor, action_set, target=decided)
     assert torch.equal(points.rows, rows) and len(teacher) == 0 and len(points.counterfactual) == 0
 
 
 def test_factual_only_is_the_same_set_without_counterfactual_rows(rows: Tensor, action_set: ActionSet, predictor: Predictor) -> None:
-    plain = factual_only(rows, None, predictor, target=1)
-    points, _ = augment(rows, None, predictor, action_set, target=1)
+    plain = build_factual_set(rows, None, predictor, target=1)
+    points, _ = build_augmented_set(rows, None, predictor, action_set, target=1)
     assert torch.equal(plain.rows, points.factual) and torch.equal(plain.labels, points.labels[: len(plain)])
 
 
 def test_the_same_call_gives_the_same_set_and_better_settings_reach_more(rows: Tensor, action_set: ActionSet, predictor: Predictor) -> None:
-    first, short = augment(rows, None, predictor, action_set, target=1, seed=2)
-    again, _ = augment(rows, None, predictor, action_set, target=1, seed=2)
-    _, long = augment(rows, None, predictor, action_set, target=1, settings=ProjectedGradient())
+    first, short = build_augmented_set(rows, None, predictor, action_set, target=1, seed=2)
+    again, _ = build_augmented_set(rows, None, predictor, action_set, target=1, seed=2)
+    _, long = build_augmented_set(rows, None, predictor, action_set, target=1, settings=ProjectedGradient())
     assert torch.equal(first.rows, again.rows) and long.found.sum() >= short.found.sum()
 
 
 def test_a_set_is_saved_and_loaded(rows: Tensor, action_set: ActionSet, predictor: Predictor, tmp_path: Path) -> None:
-    points, _ = augment(rows, None, predictor, action_set, target=1)
+    points, _ = build_augmented_set(rows, None, predictor, action_set, target=1)
     points.save(tmp_path / "set.safetensors")
     back = CalibrationSet.load(tmp_path / "set.safetensors")
     assert torch.equal(back.rows, points.rows) and torch.equal(back.labels, points.labels) and back.labels_are_teacher
@@ -105,9 +105,9 @@ def test_a_set_is_saved_and_loaded(rows: Tensor, action_set: ActionSet, predicto
 def test_labels_that_do_not_fit_are_refused(rows: Tensor, action_set: ActionSet, predictor: Predictor) -> None:
     for labels, says in ((torch.zeros(3, dtype=torch.int64), "80 rows"), (torch.full((80,), 2), "2 classes"), (torch.zeros(80), "float32")):
         with pytest.raises(DataError, match=says):
-            augment(rows, labels, predictor, action_set, target=1)
+            build_augmented_set(rows, labels, predictor, action_set, target=1)
     with pytest.raises(DataError, match="classes"):
-        augment(rows, None, predictor, action_set, target=3)
+        build_augmented_set(rows, None, predictor, action_set, target=3)
 
 
 def test_a_set_is_checked_when_built(rows: Tensor) -> None:

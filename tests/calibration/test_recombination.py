@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfptq.calibration.recombination import SHARE, recombined
+from cfptq.calibration.recombination import EXCHANGE_PROBABILITY, recombine_rows
 
 FEATURES = ((0,), (1, 3), (2,))
 
@@ -19,7 +19,7 @@ def people(count: int) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(4, 40), st.integers(1, 200), st.integers(1, 4), st.integers(0, 10))
 def test_every_feature_is_one_rows_own_and_of_the_same_fold(rows: int, count: int, folds: int, seed: int) -> None:
-    made, start = recombined(people(rows), FEATURES, count, seed, folds)
+    made, start = recombine_rows(people(rows), FEATURES, count, seed, folds)
     assert made.shape == (count, 4) and start.shape == (count,)
     owner = (made - torch.arange(4)) / 10
     assert torch.equal(owner, owner.round()) and bool((owner >= 0).all() & (owner < rows).all())
@@ -31,8 +31,8 @@ def test_every_feature_is_one_rows_own_and_of_the_same_fold(rows: int, count: in
 
 def test_a_share_of_the_features_is_lent_and_the_draw_is_the_seeds() -> None:
     rows = people(500)
-    made, start = recombined(rows, FEATURES, 20_000, seed=3)
+    made, start = recombine_rows(rows, FEATURES, 20_000, seed=3)
     lent = (made != rows[start])[:, [0, 1, 2]].float().mean()
-    assert abs(float(lent) - SHARE * 499 / 500) < 0.01
-    again, _ = recombined(rows, FEATURES, 20_000, seed=3)
+    assert abs(float(lent) - EXCHANGE_PROBABILITY * 499 / 500) < 0.01
+    again, _ = recombine_rows(rows, FEATURES, 20_000, seed=3)
     assert torch.equal(made, again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cfptq.calibration import CalibrationSet, factual_only
+from cfptq.calibration import CalibrationSet, build_factual_set
 from cfptq.errors import ModelError
 from cfptq.models import MLP
 from cfptq.network import Network, as_predictor, capture
@@ -14,7 +14,7 @@ from cfptq.quantize.variants import perturb_plan
 
 
 def _calibration(network: Network, rows: torch.Tensor) -> CalibrationSet:
-    return factual_only(rows, None, as_predictor(network.graph, example=rows), target=1)
+    return build_factual_set(rows, None, as_predictor(network.graph, example=rows), target=1)
 
 
 def _deployed(seed: int = 0) -> tuple[Network, QuantizationPlan, torch.Tensor]:

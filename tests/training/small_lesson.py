@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.actions import ActionSet, Continuous
-from cfptq.calibration import factual_only
+from cfptq.calibration import build_factual_set
 from cfptq.network import Network, Predictor, as_predictor, capture
 from cfptq.quantize import Activations, QuantizationPlan, quantize
 from cfptq.training import Start, Supervision, TeacherSettings, supervise
@@ -46,7 +46,7 @@ def lesson(rows: int = 400, bits: int = 4, seed: int = 0) -> Lesson:
     predictor = as_predictor(network.graph, example=x)
     labels = predictor.logits(x).argmax(dim=1)
     space = ActionSet.from_columns(x, features=[Continuous(f"c{n}", column=n) for n in range(6)], max_changes=3, favourable=1)
-    points = factual_only(x, labels, predictor, target=1)
+    points = build_factual_set(x, labels, predictor, target=1)
 
     def planned(width: int) -> QuantizationPlan:
         widths = {layer.name: width for layer in network.layers}

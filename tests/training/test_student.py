@@ -7,7 +7,7 @@ import torch
 from small_lesson import lesson
 from torch import nn
 
-from cfptq.calibration import factual_only
+from cfptq.calibration import build_factual_set
 from cfptq.errors import ModelError
 from cfptq.network import as_predictor, capture
 from cfptq.quantize import Activations, fake_quantize_network, quantize
@@ -108,7 +108,7 @@ def test_images_and_shared_inputs_are_trained_too() -> None:
 
     rows = torch.randn(32, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     network = capture(Fork(), rows[:2])
-    points = factual_only(rows, None, as_predictor(network.graph, example=rows), target=1)
+    points = build_factual_set(rows, None, as_predictor(network.graph, example=rows), target=1)
     widths = {layer.name: 4 for layer in network.layers}
     plan = quantize(network, points, widths, method="start", seed=0, activations=Activations(), progress=False)
     student = Student(Start(network, plan, {}), learned_clips=True)
