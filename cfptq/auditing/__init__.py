@@ -12,7 +12,7 @@ from cfptq.auditing.issued import IssuedAdvice, check_issued
 from cfptq.auditing.margin_estimate import MarginEstimate, estimate_margins
 from cfptq.auditing.protocol import Protocol, ReferenceRecourse, reference_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
-from cfptq.io.json import canonical, canonical_json
+from cfptq.io.json import canonicalize, to_canonical_json
 
 __all__ = [
     "AuditReport",
@@ -25,12 +25,12 @@ __all__ = [
     "Protocol",
     "RecourseMetrics",
     "ReferenceRecourse",
-    "canonical",
-    "canonical_json",
+    "canonicalize",
     "check_issued",
     "estimate_margins",
     "evaluate",
     "reference_recourse",
     "rows_by_group",
     "run_audit",
+    "to_canonical_json",
 ]

@@ -15,7 +15,7 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.inputs import known_labels, rows_by_group
 from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, recourse_of
 from cfptq.errors import ModelError
-from cfptq.io.json import canonical
+from cfptq.io.json import canonicalize
 from cfptq.metrics import (
     Disparity,
     Interval,
@@ -39,7 +39,7 @@ from cfptq.metrics import (
     value_of,
 )
 from cfptq.network.head import decisions
-from cfptq.network.onnx.session import saturation_sentence
+from cfptq.network.onnx.session import describe_saturation
 from cfptq.network.predictor import Predictor, decided_otherwise_by_default
 from cfptq.recourse import RecourseBatch
 
@@ -85,7 +85,7 @@ class GroupMetrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         counts = {"rows": self.rows, "people": self.people, "with_recourse": self.with_recourse}
-        result: dict[str, Any] = canonical({**counts, **self.values, "ci95": self.ci95})
+        result: dict[str, Any] = canonicalize({**counts, **self.values, "ci95": self.ci95})
         return result
 
 
@@ -106,7 +106,7 @@ class Grouping:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        result: dict[str, Any] = canonical(
+        result: dict[str, Any] = canonicalize(
             {
                 "groups": {name: group.to_dict() for name, group in self.groups.items()},
                 "validity_drop": vars(self.validity_drop),
@@ -171,7 +171,7 @@ class RecourseMetrics:
                 entry[name] = {attribute: grouping.to_dict() for attribute, grouping in self.groups.items()}
             elif name not in ("accuracy", "broken"):
                 entry[name] = getattr(self, name)
-        result: dict[str, Any] = canonical(entry)
+        result: dict[str, Any] = canonicalize(entry)
         return result
 
 
@@ -362,7 +362,7 @@ def _notes(teacher: ReferenceRecourse, unsolved: str, name: str, saturated: int)
     if unsolved:
         notes.append(unsolved)
     if saturated:
-        notes.append(saturation_sentence(name, saturated, len(teacher.decisions)))
+        notes.append(describe_saturation(name, saturated, len(teacher.decisions)))
     if len(teacher.people) and len(teacher.people) < teacher.rejected:
         notes.append(f"{len(teacher.people)} of {teacher.rejected} rejected people were measured, drawn with seed {teacher.seed}")
     return tuple(notes)

@@ -15,7 +15,7 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.evaluation import decided
 from cfptq.auditing.protocol import Protocol
 from cfptq.errors import ActionSetError, DataError, name_rows
-from cfptq.io.json import canonical
+from cfptq.io.json import canonicalize
 from cfptq.metrics import Interval, Proportion, bootstrap_intervals, target_failures, value_of
 from cfptq.network.predictor import Predictor
 
@@ -46,7 +46,7 @@ class IssuedAdvice:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        result: dict[str, Any] = canonical(vars(self))
+        result: dict[str, Any] = canonicalize(vars(self))
         return result
 
     def sentence(self) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.inputs import known_labels
 from cfptq.errors import DataError
-from cfptq.io.json import canonical
+from cfptq.io.json import canonicalize
 from cfptq.metrics import EPSILON, SUPPORT_TOLERANCE, accuracy, favourable_rate, feasible_recourse_rate
 from cfptq.metrics.intervals import check_level
 from cfptq.network.head import decisions
@@ -126,7 +126,7 @@ class ReferenceRecourse:
             "mean_recourse_cost": float(cost[found].mean()) if bool(found.any()) else None,
             "counts": {"rows": len(self.decisions), "rejected": self.rejected, "people": len(self.people)},
         }
-        result: dict[str, Any] = canonical(entry)
+        result: dict[str, Any] = canonicalize(entry)
         return result
 
 

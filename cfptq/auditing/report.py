@@ -17,7 +17,7 @@ from cfptq.auditing.issued import IssuedAdvice
 from cfptq.auditing.protocol import Protocol
 from cfptq.auditing.tables import groups_table, metrics_table
 from cfptq.io.atomic import write_text
-from cfptq.io.json import canonical, canonical_json
+from cfptq.io.json import canonicalize, to_canonical_json
 from cfptq.io.tables import as_text
 from cfptq.metrics import Interval
 
@@ -169,7 +169,7 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values; the same inputs and seed give the same values."""
-        result: dict[str, Any] = canonical(
+        result: dict[str, Any] = canonicalize(
             {
                 "schema": SCHEMA,
                 "models": {"fp32": vars(self.full_precision), "quantized": vars(self.quantized)},
@@ -189,7 +189,7 @@ class AuditReport:
         Raises:
             FileError: the folder does not exist or cannot be written.
         """
-        write_text(path, canonical_json(self.to_dict()))
+        write_text(path, to_canonical_json(self.to_dict()))
 
     def table(self) -> Table:
         """The metrics as a Rich table."""

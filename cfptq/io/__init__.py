@@ -1,1 +1,1 @@
-"""Files, documents and the terminal: what every package writes and shows."""
+"""Atomic files, YAML, JSON, tables and progress, shared by all packages."""

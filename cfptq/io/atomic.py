@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: everything is written aside and renamed into place."""
+"""Atomic writes of files and folders, by a temporary path that is renamed into place."""
 
 from __future__ import annotations
 
@@ -15,89 +15,108 @@ from cfptq.errors import FileError
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it over ``path`` when the block ends without an error.
+    """Yield a temporary path beside ``path`` and rename it onto ``path`` on success.
 
-    A crash, an exception or a full disk leaves whatever stood at ``path`` as it was. The block may write a file or make
-    a folder at the temporary path; a folder replaces a folder.
+    A crash, an exception or a full disk leaves ``path`` as it was. The block may write a file or make a folder at the temporary
+    path. A folder replaces a folder.
+
+    Args:
+        path: the file or folder to write.
 
     Raises:
-        FileError: the parent folder does not exist or cannot be written, or ``path`` ends in no name ("." or "..").
+        FileError: the parent folder does not exist or cannot be written, or ``path`` does not end in a name ("." or "..").
     """
     final = Path(path)
     if final.name in ("", ".."):
-        raise FileError(f"cannot write {final}: it ends in no name; give the name of a file or folder in it")
+        raise FileError(f"Cannot write {final}: the path must end in a name. Give the name of a file or folder in it.")
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     except OSError as error:
-        raise FileError(f"cannot write {final}: {error.strerror}; give a path in a folder that exists and is writable") from error
-    aside = scratch / final.name
+        raise FileError(f"Cannot write {final}: {error.strerror}. Give a path in a folder that exists and is writable.") from error
+    temporary = scratch / final.name
     try:
-        yield aside
-        if aside.is_dir() and final.is_dir():
+        yield temporary
+        if temporary.is_dir() and final.is_dir():
             retired = scratch / "retired"
             final.rename(retired)
             try:
-                aside.rename(final)
+                temporary.rename(final)
             except OSError:
                 retired.rename(final)
                 raise
         else:
-            aside.replace(final)
+            temporary.replace(final)
     except OSError as error:
-        raise FileError(f"cannot write {final}: {error.strerror}") from error
+        raise FileError(f"Cannot write {final}: {error.strerror}.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_writable(*places: Path | None) -> None:
-    """Raise before the work, not after it, where a file could not be written in the end.
+def check_writable(*paths: Path | None) -> None:
+    """Check before the work that its results can be written afterwards.
+
+    Args:
+        paths: files to be written; None is skipped.
 
     Raises:
-        FileError: the folder that a place lies in does not exist or takes no files.
+        FileError: the folder of a path does not exist or is not writable.
     """
-    for place in places:
-        if place is not None and not (place.parent.is_dir() and os.access(place.parent, os.W_OK)):
-            raise FileError(f"cannot write {place}: {place.parent} is no folder that takes files; make it first")
+    for path in paths:
+        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise FileError(f"Cannot write {path}: {path.parent} is not a writable folder. Make it first.")
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], files: Sequence[str], keys: Sequence[str]) -> Iterator[Path]:
-    """Yield a new folder beside ``path`` to write ``files`` into; it takes the place of ``path`` as :func:`atomic_write` says.
+    """Yield a temporary folder beside ``path`` and rename it onto ``path`` on success, as :func:`atomic_write` does.
 
-    What stands at ``path`` may be an empty folder or an earlier one of the kind, and nothing else: other people's files are never lost.
+    Only an empty folder or an earlier folder of the same kind is replaced, so that no other files are lost.
 
     Args:
-        path: the folder.
-        files: every file that a folder of this kind may hold, relative to it. The first is a JSON object that each of them holds.
-        keys: keys of that object, by which it is told from a stranger of the same name.
+        path: the folder to write.
+        files: every file that a folder of this kind may hold, relative to it. The first one is a JSON object and always present.
+        keys: keys of that object. A file of the same name without these keys belongs to something else.
 
     Raises:
-        FileError: ``path`` is a file, the working folder, or holds anything else; nothing is written. And as :func:`atomic_write`.
+        FileError: ``path`` is a file, is or holds the working folder, holds other files, or cannot be written.
+            Nothing is written then.
     """
     check_replaceable(path, files, keys)
-    with atomic_write(path) as aside:
-        aside.mkdir()
-        yield aside
+    with atomic_write(path) as temporary:
+        temporary.mkdir()
+        yield temporary
 
 
 def check_replaceable(path: str | os.PathLike[str], files: Sequence[str], keys: Sequence[str]) -> None:
-    """Refuse a folder that :func:`atomic_folder` would refuse; arguments and errors as there."""
+    """Check that :func:`atomic_folder` may replace the folder at ``path``.
+
+    Args:
+        path: the folder to write.
+        files: every file that a folder of this kind may hold, relative to it. The first one is a JSON object and always present.
+        keys: keys of that object.
+
+    Raises:
+        FileError: ``path`` is a file, is or holds the working folder, holds other files, or cannot be read.
+    """
     final = Path(path)
     try:
         if Path.cwd().is_relative_to(final.resolve()):
-            raise FileError(f"cannot replace {final}: it is, or holds, the folder you work in; give a new folder in it, such as plan/")
+            raise FileError(f"Cannot replace {final}: it is or holds the working folder. Give a new folder in it, such as plan/.")
         if os.path.lexists(final) and not final.is_dir():
-            raise FileError(f"cannot replace {final}: it is a file; give a new or empty folder")
-        others = _others(final, files, keys) if final.is_dir() else []
+            raise FileError(f"Cannot replace {final}: it is a file. Give a new or empty folder.")
+        others = _list_other_files(final, files, keys) if final.is_dir() else []
     except OSError as error:
-        raise FileError(f"cannot read {final}: {error.strerror}; give a new folder") from error
+        raise FileError(f"Cannot read {final}: {error.strerror}. Give a new folder.") from error
     if others:
         shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-        raise FileError(f"cannot replace {final}: it holds other files ({shown}); give a new or empty folder")
+        raise FileError(f"Cannot replace {final}: it holds other files ({shown}). Give a new or empty folder.")
 
 
-def _others(folder: Path, files: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """What of ``folder`` does not belong to its kind: all of it where the file that tells the kind is missing or a stranger's."""
+def _list_other_files(folder: Path, files: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return the names of the entries that do not belong to a folder of this kind.
+
+    These are all entries if the first of ``files`` is missing or lacks ``keys``.
+    """
     if not _has_keys(folder / files[0], keys):
         return sorted(entry.name for entry in folder.iterdir())
     known = {folder / file for file in files}
@@ -115,6 +134,6 @@ def _has_keys(file: Path, keys: Sequence[str]) -> bool:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 with ``\\n`` line ends, whole or not at all."""
-    with atomic_write(path) as aside:
-        aside.write_bytes(text.encode("utf-8"))
+    """Write ``text`` atomically as UTF-8 with ``\\n`` line ends."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))

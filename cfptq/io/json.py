@@ -1,4 +1,4 @@
-"""Results as JSON whose bytes depend on the results alone."""
+"""JSON text whose bytes depend on the values alone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Significant digits and decimals kept of every float: far below sampling noise, above rounding noise between machines.
-DIGITS = 6
+#: Significant digits kept of every float. Sampling noise is much larger, rounding noise between machines smaller.
+SIGNIFICANT_DIGITS = 6
+#: Decimals kept of every float. Smaller numbers become 0.
 DECIMALS = 9
 
 
-def canonical(value: Any) -> Any:
-    """``value`` made of what JSON knows: floats rounded, NaN None, no negative zero.
+def canonicalize(value: Any) -> Any:
+    """Convert ``value`` to rounded values that JSON can hold.
 
-    An infinity, which only a setting can be, becomes the text "inf" or "-inf".
-
-    Mappings keep their order and get text keys; tuples, arrays and tensors become lists.
+    NaN becomes None, negative zero becomes zero, and an infinity becomes the text "inf" or "-inf". Mappings keep their order and
+    get text keys. Tuples, arrays and tensors become lists.
 
     Raises:
-        TypeError: something that has no JSON form.
+        TypeError: a value has no JSON form.
     """
     if value is None or isinstance(value, bool | np.bool_):
         return None if value is None else bool(value)
@@ -35,16 +35,19 @@ def canonical(value: Any) -> Any:
         number = float(value)
         if math.isinf(number):
             return str(number)
-        return None if math.isnan(number) else round(float(f"{number:.{DIGITS}g}"), DECIMALS) + 0.0
+        return None if math.isnan(number) else round(float(f"{number:.{SIGNIFICANT_DIGITS}g}"), DECIMALS) + 0.0
     if isinstance(value, Mapping):
-        return {str(key): canonical(entry) for key, entry in value.items()}
+        return {str(key): canonicalize(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray | torch.Tensor):
-        return canonical(value.tolist())
+        return canonicalize(value.tolist())
     if isinstance(value, list | tuple):
-        return [canonical(entry) for entry in value]
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+        return [canonicalize(entry) for entry in value]
+    raise TypeError(f"A value of type {type(value).__name__} cannot be written as JSON.")
 
 
-def canonical_json(value: Any) -> str:
-    """:func:`canonical` of ``value`` as text, indented, with a line end: the same value, the same bytes."""
-    return json.dumps(canonical(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def to_canonical_json(value: Any) -> str:
+    """Return ``value`` as indented JSON text with a final line end.
+
+    Equal values give equal bytes.
+    """
+    return json.dumps(canonicalize(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -6,12 +6,12 @@ from io import StringIO
 
 from rich.console import Console, RenderableType
 
-#: Characters of a line where tables are printed as text.
-TEXT_WIDTH = 120
+#: Width of a table that is printed as text. Longer cells are wrapped.
+TEXT_WIDTH_CHARACTERS = 120
 
 
-def as_text(what: RenderableType) -> str:
-    """What ``print`` shows of tables and sentences: plain lines of :data:`TEXT_WIDTH` characters."""
+def as_text(renderable: RenderableType) -> str:
+    """Render a Rich table, sentence or group as plain lines of at most :data:`TEXT_WIDTH_CHARACTERS`."""
     text = StringIO()
-    Console(file=text, width=TEXT_WIDTH, no_color=True, highlight=False).print(what)
+    Console(file=text, width=TEXT_WIDTH_CHARACTERS, no_color=True, highlight=False).print(renderable)
     return text.getvalue().rstrip("\n")

@@ -1,4 +1,4 @@
-"""YAML read with the safe loader, every key once."""
+"""A safe YAML loader that rejects repeated keys."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import yaml
 
 
 class RepeatedKeyError(yaml.YAMLError):
-    """A mapping has one key twice; the message says which and where."""
+    """A mapping that holds one key twice."""
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, but a key written twice in one mapping is an error: YAML would keep the last without a word."""
+    """The safe loader with an error for a key that stands twice in one mapping.
+
+    PyYAML itself keeps the last value without a warning.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here and not where the mapping is built: by then a merge (<<) has added keys that may well be written over.
+        # Keys are checked before a merge (<<) adds keys that may be overwritten.
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):

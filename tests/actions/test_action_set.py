@@ -55,7 +55,7 @@ def test_types_ranges_and_frequencies_are_inferred() -> None:
         "grade": "ordinal",
         "member": "categorical",
     }
-    assert action_set["hours-per-week"].reach == (20, 60)
+    assert action_set["hours-per-week"].reachable_bounds == (20, 60)
     income = action_set["income"].statistics
     assert (income.mean, income.minimum, income.maximum, income.missing) == (2075.375, 800.0, 4000.75, 0)
     assert (income.std, income.mad) == pytest.approx((np.std(people()["income"]), 750.125))
@@ -85,8 +85,8 @@ def test_what_is_declared_overrules_what_is_inferred() -> None:
     )
     assert action_set["age"] == Categorical("age", levels=(25, 33, 40, 61), frequencies=(0.25,) * 4, mutability=Mutability.IMMUTABLE)
     assert action_set["hours-per-week"].kind == "continuous"
-    assert action_set["hours-per-week"].reach == (1, 80)
-    assert action_set["income"].declared == pytest.approx((2400.375, 7201.5))
+    assert action_set["hours-per-week"].reachable_bounds == (1, 80)
+    assert action_set["income"].declared_bounds == pytest.approx((2400.375, 7201.5))
     assert action_set["income"].effort == 2.0
     assert action_set["grade"].destinations == (True, True, False)
     assert action_set["occupation"].destinations == (False, True, False)
@@ -95,9 +95,9 @@ def test_what_is_declared_overrules_what_is_inferred() -> None:
 
 def test_one_sided_and_open_bounds() -> None:
     reach = ActionSet.from_frame(people(), bounds={"age": (None, 90), "income": (0, math.inf)})
-    assert reach["age"].reach == (25, 90)
-    assert reach["age"].declared == (-math.inf, 90)
-    assert reach["income"].reach == (0, math.inf)
+    assert reach["age"].reachable_bounds == (25, 90)
+    assert reach["age"].declared_bounds == (-math.inf, 90)
+    assert reach["income"].reachable_bounds == (0, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_a_feature_that_contradicts_itself_cannot_be_built(build: Any, message: 
 def test_refining_gives_a_new_set_and_knows_every_name() -> None:
     action_set = ActionSet.from_frame(people())
     refined = action_set.refine("age", mutability="immutable").refine("hours-per-week", bounds=(1, 80))
-    assert refined["age"].immutable
-    assert not action_set["age"].immutable
-    assert refined["hours-per-week"].reach == (1, 80)
+    assert refined["age"].is_immutable
+    assert not action_set["age"].is_immutable
+    assert refined["hours-per-week"].reachable_bounds == (1, 80)
     with pytest.raises(ActionSetError, match=r"no feature 'aeg' \(did you mean 'age'\?\)"):
         action_set.refine("aeg", effort=2)
     with pytest.raises(ActionSetError, match=r"age: a feature of kind integer has no 'mutable' \(did you mean 'mutability'\?\)"):
@@ -264,7 +264,7 @@ def test_check_names_rows_and_rules() -> None:
         action_set.check(x)
     action_set.check(x[1:2])
     torn = x[1:2].clone()
-    torn[0, action_set["occupation"].placed[0]] = 1
+    torn[0, action_set["occupation"].model_columns[0]] = 1
     with pytest.raises(ActionSetError, match="occupation: exactly one of columns"):
         action_set.check(torn)
 
@@ -468,7 +468,7 @@ def test_missing_and_binary_files_are_file_errors(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(FileError, match="not a text file"):
         ActionSet.load(tmp_path / "binary.yaml")
-    with pytest.raises(FileError, match="cannot write"):
+    with pytest.raises(FileError, match="Cannot write"):
         ActionSet.from_frame(people()).save(tmp_path / "nowhere" / "a.yaml")
 
 
@@ -479,4 +479,4 @@ def test_a_saved_file_is_plain_yaml_that_people_can_edit(tmp_path: Path) -> None
     assert list(document)[:3] == ["format", "version", "width"]
     document["features"][1]["bounds"] = [10, 50]
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
-    assert ActionSet.load(path)["hours-per-week"].reach == (10, 50)
+    assert ActionSet.load(path)["hours-per-week"].reachable_bounds == (10, 50)

@@ -17,7 +17,7 @@ from halfline import QUICK, Cut, Plane, crowd, people
 from onnx import TensorProto, helper, numpy_helper
 from rich.table import Table
 
-from cfptq.auditing import AuditReport, canonical
+from cfptq.auditing import AuditReport, canonicalize
 from cfptq.auditing import run_audit as run_standard_audit
 from cfptq.errors import ActionSetError, ConfigurationError, DataError, FileError
 
@@ -222,7 +222,7 @@ def test_the_models_and_the_global_generators_are_left_as_they_were() -> None:
 
 def test_canonical_values() -> None:
     value = {1: (np.float32(0.1), math.nan, -0.0, np.int64(3), True), "t": torch.tensor([1, 2]), "none": None, "inf": math.inf}
-    assert canonical(value) == {"1": [0.1, None, 0.0, 3, True], "t": [1, 2], "none": None, "inf": "inf"}
-    assert math.copysign(1, canonical(-0.0000000001)) == 1
+    assert canonicalize(value) == {"1": [0.1, None, 0.0, 3, True], "t": [1, 2], "none": None, "inf": "inf"}
+    assert math.copysign(1, canonicalize(-0.0000000001)) == 1
     with pytest.raises(TypeError, match="object"):
-        canonical(object())
+        canonicalize(object())

@@ -12,7 +12,7 @@ import torch
 from halfline import QUICK, Cut, Plane, crowd, people
 
 from cfptq import metrics
-from cfptq.auditing import canonical_json, evaluate, reference_recourse
+from cfptq.auditing import to_canonical_json, evaluate, reference_recourse
 from cfptq.errors import DataError, ModelError
 from cfptq.network.predictor import as_predictor
 
@@ -174,8 +174,8 @@ def test_the_entry_has_the_names_of_results_json_and_the_same_bytes_each_time() 
         for _ in range(2)
     ]
     assert entries[0].keys() >= ENTRY
-    assert canonical_json(entries[0]) == canonical_json(entries[1])
-    assert json.loads(canonical_json(entries[0])) == entries[0]
+    assert to_canonical_json(entries[0]) == to_canonical_json(entries[1])
+    assert json.loads(to_canonical_json(entries[0])) == entries[0]
     assert entries[0].keys() - ENTRY == {"validity_mismatch", "counts", "notes"}
     assert all(len(ends) == 2 for ends in entries[0]["ci95"].values())
     single = {name for name, value in entries[0].items() if isinstance(value, float)} - {"average_bits"}

@@ -180,7 +180,7 @@ class TestCalibrate:
         [
             (("--groups", "sex"), "no feature of the action set"),
             (("--groups", "age"), "coarser groups"),
-            (("--save", "nowhere/plan"), "nowhere is no folder that takes files"),
+            (("--save", "nowhere/plan"), "nowhere is not a writable folder"),
             (("--save", str(Path(__file__).parent)), "it holds other files"),
             (("--pareto", "curve.doc"), "no .svg, .png or .pdf file"),
             (("--layer", "nolayer=8"), "no quantizable layer of that name"),

@@ -58,7 +58,7 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path, spoil: 
     write(tmp_path / "folder")
     spoil(tmp_path / "folder")
     before = contents(tmp_path)
-    with pytest.raises(FileError, match=f"it holds other files {named}; give a new or empty folder"):
+    with pytest.raises(FileError, match=f"it holds other files {named}. Give a new or empty folder"):
         write(tmp_path / "folder", "b")
     assert contents(tmp_path) == before
 
@@ -67,14 +67,14 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path, spoil: 
 def test_the_working_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    with pytest.raises(FileError, match="the folder you work in; give a new folder in it"):
+    with pytest.raises(FileError, match=r"the working folder\. Give a new folder in it"):
         write(tmp_path / "work" if place == "absolute" else place)
     assert contents(tmp_path) == {"work": None}
 
 
 def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(FileError, match=r"thesis.txt: it is a file; give a new or empty folder"):
+    with pytest.raises(FileError, match=r"thesis.txt: it is a file. Give a new or empty folder"):
         write(tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
@@ -83,6 +83,6 @@ def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
 def test_a_file_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileError, match="it ends in no name; give the name of a file"):
+    with pytest.raises(FileError, match=r"the path must end in a name\. Give the name of a file"):
         write_text(place, "text")
     assert contents(tmp_path) == {"folder": None}
