@@ -36,7 +36,7 @@ from cfptq.auditing import Protocol, ReferenceRecourse, reference_recourse
 from cfptq.calibration import counterfactual_points
 from cfptq.experiments.recipe import Recipe
 from cfptq.io.atomic import write_text
-from cfptq.metrics import RatioOfSums, bootstrap_intervals, validity_drop, value_of
+from cfptq.metrics import RatioOfSums, bootstrap_intervals, evaluate_statistic, validity_drop
 from cfptq.network import Predictor, decisions, target_margin
 from cfptq.network.predictor import decided_otherwise_by_default
 from cfptq.pipeline.method import METHODS, Method
@@ -289,7 +289,7 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             cells.append(f"{own.sum() / people.sum():.4f}")
             change = RatioOfSums(faithful - own, people)
             low, high = bootstrap_intervals({"change": change}, seed=0)["change"]
-            cells.append("–" if method == "faithful" else f"{value_of(change):+.4f} ({low:+.4f} to {high:+.4f})")
+            cells.append("–" if method == "faithful" else f"{evaluate_statistic(change):+.4f} ({low:+.4f} to {high:+.4f})")
         drifts = [run[method]["drift"] for run in runs]
         flips = statistics.mean(run[method]["flips"] for run in runs)
         yield f"| {method} | {' | '.join(cells)} | {flips:.4f} | {statistics.mean(drifts):+.4f} | {max(drifts, key=abs):+.4f} |"

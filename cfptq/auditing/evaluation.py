@@ -26,17 +26,17 @@ from cfptq.metrics import (
     Statistic,
     action_jaccards,
     bootstrap_intervals,
-    both_costs,
+    correct_decisions,
     direction_cosines,
     disparity,
+    evaluate_statistic,
     factual_flips,
     favourable_changes,
-    hits,
     label_mismatches,
     lost_recourse,
+    pair_costs,
     relative_gaps,
     target_failures,
-    value_of,
 )
 from cfptq.network.head import decisions
 from cfptq.network.onnx.session import describe_saturation
@@ -214,7 +214,7 @@ def evaluate(
     after = decisions(f_q.logits(rows))
     saturated = decided_otherwise_by_default(f_q, rows, after)
     row_statistics: dict[str, Statistic] = {
-        "accuracy": Proportion(hits(after, true)),
+        "accuracy": Proportion(correct_decisions(after, true)),
         "factual_flip_rate": Proportion(factual_flips(teacher.decisions, after)),
         "favourable_rate_drift": Mean(favourable_changes(teacher.decisions, after, teacher.target)),
     }
@@ -232,7 +232,7 @@ def evaluate(
     people_statistics |= _action_statistics(teacher.plain, own, protocol)
 
     statistics = {**row_statistics, **people_statistics}
-    values = {name: value_of(statistic) for name, statistic in statistics.items()}
+    values = {name: evaluate_statistic(statistic) for name, statistic in statistics.items()}
     intervals = {**_intervals(row_statistics, protocol, teacher.seed), **_intervals(people_statistics, protocol, teacher.seed)}
     cosines = _values_of(people_statistics["direction_similarity"])
     gaps = _values_of(people_statistics["recourse_gap"])
@@ -290,7 +290,7 @@ def _action_statistics(before: RecourseBatch, after: RecourseBatch | None, proto
         cost_f, cost_q, gaps, cosines, overlaps, lost = (undefined,) * 6
     else:
         kept = before.found & after.found
-        cost_f, cost_q = both_costs(before.cost, after.cost, kept)
+        cost_f, cost_q = pair_costs(before.cost, after.cost, kept)
         gaps = relative_gaps(before.cost, after.cost, kept, protocol.epsilon)
         cosines = direction_cosines(before.delta, after.delta, kept, protocol.epsilon)
         overlaps = action_jaccards(before.delta, after.delta, kept, protocol.support_tolerance, protocol.epsilon)
@@ -329,7 +329,7 @@ def _grouping(
             rows=len(members),
             people=len(people),
             with_recourse=int((~np.isnan(_values_of(of_people["validity_drop"]))).sum()),
-            values={metric: value_of(statistics[metric]) for metric in GROUP_METRICS},
+            values={metric: evaluate_statistic(statistics[metric]) for metric in GROUP_METRICS},
             ci95={metric: intervals[metric] for metric in GROUP_METRICS},
         )
     counted = {name: group for name, group in found.items() if group.with_recourse >= protocol.smallest_group}

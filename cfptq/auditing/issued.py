@@ -16,7 +16,7 @@ from cfptq.auditing.evaluation import decided
 from cfptq.auditing.protocol import Protocol
 from cfptq.errors import ActionSetError, DataError, name_rows
 from cfptq.io.json import canonicalize
-from cfptq.metrics import Interval, Proportion, bootstrap_intervals, target_failures, value_of
+from cfptq.metrics import Interval, Proportion, bootstrap_intervals, evaluate_statistic, target_failures
 from cfptq.network.predictor import Predictor
 
 
@@ -113,8 +113,8 @@ def check_issued(
         kept_before=int(before.sum()),
         refused=tuple(given[torch.from_numpy(~after)].tolist()),
         broken=tuple(given[torch.from_numpy(before & ~after)].tolist()),
-        validity_drop=value_of(broken),
-        kept_rate=value_of(kept),
+        validity_drop=evaluate_statistic(broken),
+        kept_rate=evaluate_statistic(kept),
         ci95=bootstrap_intervals(
             {"validity_drop": broken, "kept_rate": kept}, resamples=protocol.resamples, seed=seed, level=protocol.level
         ),

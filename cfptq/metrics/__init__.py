@@ -1,11 +1,11 @@
-"""Recourse metrics of Section 3.3 and Appendices D.6, H.3 and J: pure functions on arrays, groups and intervals.
+"""Recourse metrics of Section 3.3 and Appendices D.6, H.3 and J, with groups and confidence intervals.
 
-Arrays may be NumPy arrays, tensors or sequences. A number that is undefined (nobody has recourse) is NaN.
+All functions are pure. They take NumPy arrays, tensors or sequences. An undefined number is NaN.
 """
 
 from cfptq.metrics.cost_gap import (
     EPSILON,
-    both_costs,
+    pair_costs,
     recourse_gap,
     recourse_gap_abs_median,
     recourse_gap_median,
@@ -21,17 +21,17 @@ from cfptq.metrics.intervals import (
     RatioOfSums,
     Statistic,
     bootstrap_intervals,
-    value_of,
+    evaluate_statistic,
     wilson_interval,
 )
 from cfptq.metrics.population import (
     accuracy,
+    correct_decisions,
     factual_flip_rate,
     factual_flips,
     favourable_changes,
     favourable_rate,
     favourable_rate_drift,
-    hits,
 )
 from cfptq.metrics.similarity import (
     SUPPORT_TOLERANCE,
@@ -64,10 +64,11 @@ __all__ = [
     "action_jaccards",
     "action_overlap",
     "bootstrap_intervals",
-    "both_costs",
+    "correct_decisions",
     "direction_cosines",
     "direction_similarity",
     "disparity",
+    "evaluate_statistic",
     "factual_flip_rate",
     "factual_flips",
     "favourable_changes",
@@ -75,9 +76,9 @@ __all__ = [
     "favourable_rate_drift",
     "feasible_recourse_rate",
     "group_rows",
-    "hits",
     "label_mismatches",
     "lost_recourse",
+    "pair_costs",
     "recourse_gap",
     "recourse_gap_abs_median",
     "recourse_gap_median",
@@ -87,6 +88,5 @@ __all__ = [
     "target_failures",
     "validity_drop",
     "validity_mismatch",
-    "value_of",
     "wilson_interval",
 ]

@@ -1,4 +1,4 @@
-"""What the metrics accept: NumPy arrays, tensors and sequences of numbers, brought to float64 and checked for length."""
+"""Conversion of NumPy arrays, tensors and sequences to checked float64 arrays."""
 
 from __future__ import annotations
 
@@ -17,64 +17,70 @@ Floats: TypeAlias = NDArray[np.float64]
 Booleans: TypeAlias = NDArray[np.bool_]
 
 
-def vector(values: Values, name: str) -> Floats:
-    """``values`` as a float64 array (N,).
+def as_vector(values: Values, name: str) -> Floats:
+    """Convert ``values`` to a float64 array (N,).
 
     Raises:
-        DataError: not one number per row.
+        DataError: the values are not one number per row.
     """
-    array = _array(values, name)
+    array = _as_array(values, name)
     if array.ndim != 1:
-        raise DataError(f"{name} must hold one number per row, shape (N,), but its shape is {array.shape}")
+        raise DataError(f"{name} must hold one number per row, shape (N,), got shape {array.shape}.")
     return array
 
 
-def matrix(values: Values, name: str) -> Floats:
-    """``values`` as a float64 array (N, k); whatever follows the first dimension is flattened.
+def as_matrix(values: Values, name: str) -> Floats:
+    """Convert ``values`` to a float64 array (N, k), with all dimensions after the first flattened.
 
     Raises:
-        DataError: fewer than two dimensions.
+        DataError: the values have fewer than two dimensions.
     """
-    array = _array(values, name)
+    array = _as_array(values, name)
     if array.ndim < 2:
-        raise DataError(f"{name} must hold one row of numbers per person, shape (N, k), but its shape is {array.shape}")
+        raise DataError(f"{name} must hold one row of numbers per person, shape (N, k), got shape {array.shape}.")
     return array.reshape(len(array), int(np.prod(array.shape[1:])))
 
 
-def mask(values: Values, name: str) -> Booleans:
-    """``values`` as a boolean array (N,).
+def as_mask(values: Values, name: str) -> Booleans:
+    """Convert ``values`` to a boolean array (N,).
 
     Raises:
-        DataError: not one truth value per row.
+        DataError: the values are not one truth value per row.
     """
-    array = vector(values, name)
+    array = as_vector(values, name)
     if not np.isin(array, (0.0, 1.0)).all():
-        raise DataError(f"{name} must hold True or False for each row")
+        raise DataError(f"{name} must hold True or False for each row.")
     return array.astype(np.bool_)
 
 
 def check_lengths(**arrays: NDArray[Any]) -> None:
-    """Refuse arrays that do not speak of the same people.
+    """Check that all arrays have one entry per person.
 
     Raises:
-        DataError: lengths differ.
+        DataError: the lengths differ.
     """
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise DataError(f"the arrays must have one entry per person, but {listed}")
+        raise DataError(f"The arrays must have one entry per person, but {listed}.")
 
 
-def defined_mean(values: Floats) -> float:
-    """Mean of the entries that are not NaN; NaN where there are none."""
+def nan_mean(values: Floats) -> float:
+    """Return the mean of the entries that are not NaN, or NaN if there are none."""
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if len(kept) else float("nan")
 
 
-def _array(values: Values, name: str) -> Floats:
+def nan_median(values: Floats) -> float:
+    """Return the median of the entries that are not NaN, or NaN if there are none."""
+    kept = values[~np.isnan(values)]
+    return float(np.median(kept)) if len(kept) else float("nan")
+
+
+def _as_array(values: Values, name: str) -> Floats:
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name} must hold numbers: {error}") from error
+        raise DataError(f"{name} must hold numbers: {error}.") from error

@@ -1,4 +1,4 @@
-"""Who bears it? People by group, the worst group and the gap between groups (Appendix D.6, Table 9; Appendix J)."""
+"""Rows by group, the worst group and the gap between groups (Appendix D.6, Table 9, and Appendix J)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from cfptq.errors import DataError
 
 #: Name of the group of people whose label is missing.
 MISSING = "(missing)"
-#: More distinct labels than this are a measurement, not groups.
+#: More distinct labels than this are an error, since they are most likely measurements.
 MAX_GROUPS = 100
 
 
 @dataclass(frozen=True)
 class Disparity:
-    """Worst value over the groups and max - min between them; the name is None and the numbers NaN where no group has a value."""
+    """Worst value over the groups and the gap between them.
+
+    Attributes:
+        worst_group: name of the group with the largest value; None if no group has a value.
+        worst: the largest value; NaN if no group has a value.
+        gap: largest minus smallest value; NaN if no group has a value.
+    """
 
     worst_group: str | None
     worst: float
@@ -30,31 +36,34 @@ class Disparity:
 
 
 def group_rows(labels: Sequence[Any] | NDArray[Any] | torch.Tensor, name: str = "groups") -> dict[str, NDArray[np.int64]]:
-    """Row numbers of each group, groups in the order of their names; missing labels form a group :data:`MISSING`.
+    """Return the row numbers of each group, sorted by the group's name.
 
     Args:
-        labels: (N,) one label per person: text, number, truth value, pandas categorical, None or NaN.
-        name: what the labels are, for messages.
+        labels: (N,) one label per person, of any type. None and NaN form the group :data:`MISSING`.
+        name: name of the labels, for error messages.
 
     Raises:
-        DataError: not one-dimensional, or more than :data:`MAX_GROUPS` groups.
+        DataError: the labels are not one-dimensional, or there are more than :data:`MAX_GROUPS` groups.
     """
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
     if np.ndim(labels) != 1:
-        raise DataError(f"group labels {name!r} must be one-dimensional, but have {np.ndim(labels)} dimensions")
+        raise DataError(f"Group labels {name!r} must be one-dimensional, got {np.ndim(labels)} dimensions.")
     series = pd.Series(list(labels), dtype=object)
-    texts = np.where(series.isna(), MISSING, [_text(label) for label in series])
+    texts = np.where(series.isna(), MISSING, [_format_label(label) for label in series])
     names, codes = np.unique(texts.astype(str), return_inverse=True)
     if len(names) > MAX_GROUPS:
-        raise DataError(f"{name!r} has {len(names)} distinct values, more than {MAX_GROUPS} groups; put them into ranges first")
+        raise DataError(f"{name!r} must have at most {MAX_GROUPS} distinct values, got {len(names)}. Put them into ranges first.")
     return {str(label): np.flatnonzero(codes == code) for code, label in enumerate(names)}
 
 
 def disparity(values: Mapping[str, float]) -> Disparity:
-    """Worst (largest) value over the groups and the gap max - min (Table 9); groups whose value is NaN do not count.
+    """Compute the worst (largest) value over the groups and the gap max - min (Table 9).
 
     Of equally bad groups the first is named.
+
+    Args:
+        values: one value per group. Groups with NaN are left out.
     """
     known = {name: value for name, value in values.items() if not math.isnan(value)}
     if not known:
@@ -63,8 +72,8 @@ def disparity(values: Mapping[str, float]) -> Disparity:
     return Disparity(worst, known[worst], known[worst] - min(known.values()))
 
 
-def _text(label: Any) -> str:
-    # A column of whole numbers that went through floats reads "1", as it did before.
+def _format_label(label: Any) -> str:
+    # Whole numbers stored as floats have the same labels as integers.
     if isinstance(label, float | np.floating) and float(label).is_integer():
         return str(int(label))
     return str(label)

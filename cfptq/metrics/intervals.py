@@ -1,7 +1,7 @@
-"""Confidence intervals: seeded percentile bootstrap over people, and Wilson's interval for proportions.
+"""Confidence intervals by a seeded percentile bootstrap over people, and Wilson's interval for proportions.
 
-A statistic is written once, as a function of how often each person was drawn; drawing everyone once gives its value. All
-statistics of one call share the same draws.
+A statistic is a function of the number of times that each person was drawn. Drawing everyone once gives its value. All statistics
+of one call share the same draws.
 """
 
 from __future__ import annotations
@@ -10,53 +10,56 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from cfptq.errors import DataError
 from cfptq.metrics.arrays import Floats, check_lengths
 
 Interval: TypeAlias = tuple[float, float]
-#: How often each of N people was drawn, in each of B draws: whole numbers (B, N), as float64 for the matrix products.
+#: Number of times that each of N people was drawn in each of B resamples, (B, N). They are float64 for the matrix products.
 Draws: TypeAlias = Floats
 
-#: Draw counts held in memory at a time.
+#: Draw counts held in memory at a time. More resamples are drawn in chunks.
 CHUNK_ENTRIES = 2_000_000
-#: With no more distinct kinds of people than this, kinds are drawn instead of people: the same distribution, in no time.
-MAX_KINDS = 64
+#: Distinct rows up to which a multinomial draw replaces the draw of single people. Its distribution is the same and it is faster.
+MAX_DISTINCT_ROWS = 64
 
 
 class Statistic(Protocol):
-    """A number about N people that can be recomputed for any multiset of them."""
+    """A number about N people that can be computed for any multiset of them."""
 
     @property
     def columns(self) -> tuple[Floats, ...]:
-        """The arrays (N,) that the statistic is made of."""
+        """Arrays (N,) that the statistic is computed from."""
 
     def take(self, rows: NDArray[np.int64]) -> Statistic:
-        """The same statistic of some of the people."""
+        """Return the same statistic of the people in ``rows``."""
 
     def __call__(self, draws: Draws) -> Floats:
-        """Values (B,) for draw counts (B, N); NaN where undefined."""
+        """Compute values (B,) for draw counts (B, N), NaN where undefined."""
 
 
 class Ratio(ABC):
-    """A statistic that is a ratio of two sums over people; many of them are resampled in one matrix product."""
+    """A ratio of two sums over people.
+
+    Many such statistics are resampled in one matrix product.
+    """
 
     @property
     @abstractmethod
     def sums(self) -> Floats:
-        """What is summed above and below the bar, (N, 2)."""
+        """Summands (N, 2) of the numerator and of the denominator."""
 
-    def of_sums(self, sums: Floats) -> Floats:
-        """Values (B,) for sums (B, 2)."""
+    def divide_sums(self, sums: Floats) -> Floats:
+        """Compute values (B,) from the sums (B, 2)."""
         return _divide(sums[:, 0], sums[:, 1])
 
     def __call__(self, draws: Draws) -> Floats:
-        return self.of_sums(draws @ self.sums)
+        return self.divide_sums(draws @ self.sums)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,10 @@ class Mean(Ratio):
 
 
 class Proportion(Mean):
-    """Mean of values that are 0, 1 or NaN. Where all are equal, a bootstrap has no width and Wilson's interval is given."""
+    """Mean of values that are 0, 1 or NaN.
+
+    If all values are equal, its bootstrap interval has no width, and Wilson's interval is returned instead.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +119,15 @@ class Median:
 
 @dataclass(frozen=True, eq=False)
 class RatioOfSums(Ratio):
-    """Σ numerator / (Σ denominator + ε) over the people for whom neither is NaN; both (N,). NaN where both sums are 0."""
+    """Σ numerator / (Σ denominator + ε) over the people for whom neither is NaN.
+
+    It is NaN where both sums are 0.
+
+    Attributes:
+        numerator: (N,).
+        denominator: (N,).
+        epsilon: ε ≥ 0.
+    """
 
     numerator: Floats
     denominator: Floats
@@ -131,7 +145,7 @@ class RatioOfSums(Ratio):
         known = ~(np.isnan(self.numerator) | np.isnan(self.denominator))
         return np.column_stack((np.where(known, self.numerator, 0.0), np.where(known, self.denominator, 0.0)))
 
-    def of_sums(self, sums: Floats) -> Floats:
+    def divide_sums(self, sums: Floats) -> Floats:
         above, below = sums[:, 0], sums[:, 1]
         return np.where((above == 0) & (below == 0), np.nan, _divide(above, below + self.epsilon))
 
@@ -139,8 +153,8 @@ class RatioOfSums(Ratio):
         return RatioOfSums(self.numerator[rows], self.denominator[rows], self.epsilon)
 
 
-def value_of(statistic: Statistic) -> float:
-    """The statistic with everyone drawn once."""
+def evaluate_statistic(statistic: Statistic) -> float:
+    """Compute the statistic with everyone drawn once."""
     everyone = np.ones((1, len(statistic.columns[0])))
     return float(statistic(everyone)[0])
 
@@ -148,78 +162,91 @@ def value_of(statistic: Statistic) -> float:
 def bootstrap_intervals(
     statistics: Mapping[str, Statistic], *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Percentile intervals of statistics about the same N people, each of whom is drawn with replacement.
+    """Compute percentile intervals of statistics about the same N people, drawn with replacement.
 
-    Draws for which a statistic is undefined are left out of its percentiles; a statistic that is undefined for everyone has the
-    interval (NaN, NaN). The same arguments give the same intervals; no global random state is read or changed.
+    Resamples for which a statistic is undefined are left out of its percentiles. Equal arguments give equal intervals with the
+    same version of NumPy. The global random state is neither read nor changed.
+
+    Args:
+        statistics: by name.
+        resamples: number of resamples B.
+        seed: seed of the draws.
+        level: confidence level in (0, 1).
+
+    Returns:
+        (low, high) by name, (NaN, NaN) for a statistic that is undefined in all resamples.
 
     Raises:
-        DataError: the statistics speak of different numbers of people; ``resamples`` below 1; ``level`` not within (0, 1).
+        DataError: the statistics are about different numbers of people, ``resamples`` is below 1, or ``level`` is not in (0, 1).
     """
     if resamples < 1:
-        raise DataError(f"resamples must be at least 1, but is {resamples}")
+        raise DataError(f"resamples must be at least 1, got {resamples}.")
     check_level(level)
     if not statistics:
         return {}
     columns = [column for statistic in statistics.values() for column in statistic.columns]
     if len({len(column) for column in columns}) > 1:
-        raise DataError("statistics that share a bootstrap must speak of the same people")
+        raise DataError("Statistics that share a bootstrap must be about the same people.")
     values: dict[str, list[Floats]] = {name: [] for name in statistics}
     people = len(columns[0])
     generator = np.random.default_rng(seed)
-    kinds = _kinds(columns)
-    drawn = statistics if kinds is None else {name: statistic.take(kinds[0]) for name, statistic in statistics.items()}
+    distinct = _find_distinct_rows(columns)
+    drawn = statistics if distinct is None else {name: statistic.take(distinct[0]) for name, statistic in statistics.items()}
     ratios = {name: statistic for name, statistic in drawn.items() if isinstance(statistic, Ratio)}
     others = {name: statistic for name, statistic in drawn.items() if name not in ratios}
-    width = people if kinds is None else len(kinds[0])
+    width = people if distinct is None else len(distinct[0])
     stacked = np.column_stack([np.empty((width, 0)), *(ratio.sums for ratio in ratios.values())])
     chunk = max(1, CHUNK_ENTRIES // max(width, 1))
     for start in range(0, resamples, chunk):
         count = min(chunk, resamples - start)
-        if kinds is None:
+        if distinct is None:
             draws = _draw_people(generator, count, people)
         else:
-            draws = generator.multinomial(people, kinds[1], size=count).astype(np.float64)
+            draws = generator.multinomial(people, distinct[1], size=count).astype(np.float64)
         totals = draws @ stacked
-        for place, (name, ratio) in enumerate(ratios.items()):
-            values[name].append(ratio.of_sums(totals[:, 2 * place : 2 * place + 2]))
+        for position, (name, ratio) in enumerate(ratios.items()):
+            values[name].append(ratio.divide_sums(totals[:, 2 * position : 2 * position + 2]))
         for name, statistic in others.items():
             values[name].append(statistic(draws))
-    return {name: _interval(statistic, np.concatenate(values[name]), level) for name, statistic in statistics.items()}
+    return {name: _compute_interval(statistic, np.concatenate(values[name]), level) for name, statistic in statistics.items()}
 
 
 def wilson_interval(successes: int, total: int, level: float = 0.95) -> Interval:
-    """Wilson's score interval for a proportion; sensible at 0 and 1 and for few people. (NaN, NaN) for no trials.
+    """Compute Wilson's score interval for a proportion.
+
+    It has a width also at 0 and 1, and is accurate for few people.
+
+    Args:
+        successes: number of successes.
+        total: number of trials.
+        level: confidence level in (0, 1).
+
+    Returns:
+        (low, high), or (NaN, NaN) for no trials.
 
     Raises:
-        DataError: more successes than trials, negative counts, or ``level`` not within (0, 1).
+        DataError: there are more successes than trials, a count is negative, or ``level`` is not in (0, 1).
     """
     if not 0 <= successes <= total:
-        raise DataError(f"successes must lie within 0 and the number of trials, but are {successes} of {total}")
+        raise DataError(f"successes must lie between 0 and the number of trials, got {successes} of {total}.")
     check_level(level)
     if total == 0:
         return (math.nan, math.nan)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == total else (centre + spread) / scale
-    return (low, high)
+    interval = binomtest(successes, total).proportion_ci(level, method="wilson")
+    return (float(interval.low), float(interval.high))
 
 
 def check_level(level: float) -> None:
-    """Refuse a confidence level that is not within (0, 1).
+    """Check that a confidence level lies in (0, 1).
 
     Raises:
-        DataError: so.
+        DataError: it does not.
     """
     if not 0 < level < 1:
-        raise DataError(f"the confidence level of an interval must lie between 0 and 1, but is {level}")
+        raise DataError(f"The confidence level must lie between 0 and 1, got {level}.")
 
 
-def _interval(statistic: Statistic, values: Floats, level: float) -> Interval:
+def _compute_interval(statistic: Statistic, values: Floats, level: float) -> Interval:
     if isinstance(statistic, Proportion):
         known = statistic.values[~np.isnan(statistic.values)]
         if len(known) and known.sum() in (0, len(known)):
@@ -237,17 +264,17 @@ def _draw_people(generator: np.random.Generator, count: int, people: int) -> Dra
     return np.bincount(cells.ravel(), minlength=count * people).reshape(count, people).astype(np.float64)
 
 
-def _kinds(columns: list[Floats]) -> tuple[NDArray[np.int64], Floats] | None:
-    """One person of each distinct kind and the kind's share, or None where there are more than :data:`MAX_KINDS`."""
+def _find_distinct_rows(columns: list[Floats]) -> tuple[NDArray[np.int64], Floats] | None:
+    """Return the first of each set of equal rows and the sets' shares, or None for more than :data:`MAX_DISTINCT_ROWS` sets."""
     codes = np.zeros(len(columns[0]), dtype=np.int64)
     if not len(codes):
         return None
     for column in columns:
         distinct, code = np.unique(column, return_inverse=True)
-        if len(distinct) > MAX_KINDS:
+        if len(distinct) > MAX_DISTINCT_ROWS:
             return None
         distinct, codes = np.unique(codes * len(distinct) + code.reshape(-1), return_inverse=True)
-        if len(distinct) > MAX_KINDS:
+        if len(distinct) > MAX_DISTINCT_ROWS:
             return None
     _, first, counts = np.unique(codes, return_index=True, return_counts=True)
     return first, counts / len(codes)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cfptq.errors import DataError
-from cfptq.metrics import Mean, Median, Proportion, RatioOfSums, bootstrap_intervals, value_of, wilson_interval
+from cfptq.metrics import Mean, Median, Proportion, RatioOfSums, bootstrap_intervals, evaluate_statistic, wilson_interval
 from cfptq.metrics import intervals as module
 
 SOME = arrays.arrays(np.float64, 9, elements=st.one_of(st.floats(-5, 5), st.just(float("nan"))))
@@ -41,9 +41,9 @@ def test_statistics_of_draw_counts_equal_statistics_of_the_drawn_people(first: n
 
 def test_value_is_the_statistic_of_everyone() -> None:
     values = np.array([3.0, np.nan, 1.0, 2.0, 10.0])
-    assert value_of(Mean(values)) == 4.0
-    assert value_of(Median(values)) == 2.5
-    assert value_of(RatioOfSums(values, np.full(5, 2.0))) == 2.0
+    assert evaluate_statistic(Mean(values)) == 4.0
+    assert evaluate_statistic(Median(values)) == 2.5
+    assert evaluate_statistic(RatioOfSums(values, np.full(5, 2.0))) == 2.0
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
@@ -57,7 +57,7 @@ def test_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
 def test_drawing_kinds_gives_the_interval_that_drawing_people_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     statistic = {"share": Proportion(np.repeat([0.0, 1.0, np.nan], [150, 50, 20]))}
     kinds = bootstrap_intervals(statistic, resamples=4000)["share"]
-    monkeypatch.setattr(module, "MAX_KINDS", 1)
+    monkeypatch.setattr(module, "MAX_DISTINCT_ROWS", 1)
     people = bootstrap_intervals(statistic, resamples=4000)["share"]
     assert kinds == pytest.approx(people, abs=0.008)
     assert kinds == pytest.approx((0.25 - 0.06, 0.25 + 0.06), abs=0.012)
