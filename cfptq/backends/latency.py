@@ -1,6 +1,7 @@
-"""How long deployed models take on this machine, side by side: they take turns, so that whatever else runs here slows all of them alike.
+"""Latency of deployed models on this machine.
 
-The order of a round is drawn anew each time: the file before leaves its mark on the caches.
+Models are called in turn, so that other work on the machine slows all of them alike. Their order is drawn anew in each round, because
+each call leaves the caches in another state.
 """
 
 from __future__ import annotations
@@ -21,47 +22,68 @@ from cfptq.network.onnx.session import open_session
 #: What can be timed: an ONNX file, its content, or a function of rows.
 Runnable = Path | bytes | Callable[[npt.NDArray[Any]], object]
 
-#: Rows a call: one request, a page of them, a nightly run.
+#: Rows a call: one request, a page of requests, a nightly run.
 BATCHES = (1, 256, 4096)
 
-#: Calls of each model at each batch size, after the first, which is not counted.
+#: Calls of each model at each batch size, after one that is not counted.
 ROUNDS = 20
 
+#: A model counts as slower above this multiple of the reference's median. Smaller differences are noise.
+NOISE_FACTOR = 1.05
 
-def latencies(
+
+def measure_latency(
     models: Mapping[str, Runnable], rows: torch.Tensor, batches: Sequence[int] = BATCHES, rounds: int = ROUNDS
 ) -> dict[str, dict[int, float]]:
-    """Median microseconds of a call by name and batch size, on one thread.
+    """Measure the median latency of each model at each batch size, on one thread.
 
     Args:
         models: by name; an ONNX file has one input.
         rows: (N, ...) float32, repeated to fill a batch.
+        batches: batch sizes in rows.
+        rounds: counted calls of each model at each batch size.
+
+    Returns:
+        Microseconds a call, by name and batch size.
     """
-    runs = {name: model if callable(model) else _session(model) for name, model in models.items()}
-    found: dict[str, dict[int, float]] = {name: {} for name in models}
+    runs = {name: model if callable(model) else _open_default_session(model) for name, model in models.items()}
+    medians: dict[str, dict[int, float]] = {name: {} for name in models}
     for batch in batches:
         fed = np.resize(rows.numpy(), (batch, *rows.shape[1:]))
         times: dict[str, list[int]] = {name: [] for name in models}
-        order, draw = list(runs), random.Random(0)
+        order, generator = list(runs), random.Random(0)
         for _ in range(rounds + 1):
-            draw.shuffle(order)
+            generator.shuffle(order)
             for name in order:
                 started = time.perf_counter_ns()
                 runs[name](fed)
                 times[name].append(time.perf_counter_ns() - started)
-        for name, taken in times.items():
-            found[name][batch] = statistics.median(taken[1:]) / 1000
-    return found
+        for name, nanoseconds in times.items():
+            medians[name][batch] = statistics.median(nanoseconds[1:]) / 1000
+    return medians
 
 
-def _session(model: Path | bytes) -> Callable[[npt.NDArray[Any]], object]:
-    session = open_session(model, precise=False)  # as deployments open it
+def _open_default_session(model: Path | bytes) -> Callable[[npt.NDArray[Any]], object]:
+    """Open ``model`` as deployments do, and return a function of rows."""
+    session = open_session(model, precise=False)
     name = session.get_inputs()[0].name
     return lambda rows: session.run(None, {name: rows})
 
 
-def slower_than(reference: str, found: Mapping[str, Mapping[int, float]], margin: float = 1.05) -> dict[str, list[int]]:
-    """Batch sizes at which each other model takes longer than ``reference``, by more than the margin that noise explains."""
-    other = {name: times for name, times in found.items() if name != reference}
-    slower = {name: [batch for batch, taken in times.items() if taken > margin * found[reference][batch]] for name, times in other.items()}
-    return {name: sizes for name, sizes in slower.items() if sizes}
+def find_slower(reference: str, latency: Mapping[str, Mapping[int, float]], noise_factor: float = NOISE_FACTOR) -> dict[str, list[int]]:
+    """Return the batch sizes at which each other model takes longer than the reference.
+
+    Args:
+        reference: name of the model to compare with.
+        latency: microseconds by name and batch size, as :func:`measure_latency` returns them.
+        noise_factor: a model is slower above this multiple of the reference's latency.
+
+    Returns:
+        Batch sizes by name, for the models that have any.
+    """
+    slower = {
+        name: [batch for batch, microseconds in times.items() if microseconds > noise_factor * latency[reference][batch]]
+        for name, times in latency.items()
+        if name != reference
+    }
+    return {name: batches for name, batches in slower.items() if batches}

@@ -1,8 +1,8 @@
-"""ONNX Runtime's weight-only form: MatMulNBits, float activations, for large models that answer one request at a time.
+"""Export of a plan to ONNX Runtime's weight-only operator MatMulNBits, for large models that answer one request at a time.
 
-The operator reads the narrow integers as they are stored, block by block, so that little memory is moved: at batch 1 that is what a
-large layer costs. Small models, and large batches, are faster as the int8 graph of :mod:`cfptq.backends.onnxruntime`. Activations are
-float whatever the plan says, so that the file computes what :func:`in_float`'s twin does.
+The operator reads the packed integers block by block and so moves little memory, which dominates the cost of a large layer at batch 1.
+Small models and large batches are faster as the int8 graph of :mod:`cfptq.backends.onnxruntime`. Activations are float whatever the
+plan says. The file computes the same as the twin of :func:`with_float_activations`.
 """
 
 from __future__ import annotations
@@ -20,31 +20,36 @@ from cfptq.backends.onnxruntime import to_onnx_model
 from cfptq.network import Network
 from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, container_bits
 
-#: Where the operator lives.
+#: Operator domain of MatMulNBits.
 DOMAIN = "com.microsoft"
 
-#: Inputs that share a scale lie in blocks of a power of two, within what its fast kernels take.
+#: Block sizes that the fast kernels accept, in inputs that share a scale.
 BLOCKS = (16, 32, 64, 128, 256)
 
 
-def in_float(plan: QuantizationPlan) -> QuantizationPlan:
-    """The same weights with all activations in float."""
+def with_float_activations(plan: QuantizationPlan) -> QuantizationPlan:
+    """Return the plan with all activations in float and the same weights."""
     return replace(plan, activations=tuple(ActivationFormat(form.tensor, 32) for form in plan.activations))
 
 
-def weight_only_model(
+def build_weight_only_model(
     network: Network, plan: QuantizationPlan, metadata: Mapping[str, str] | None = None, *, accuracy_level: int = 0
 ) -> onnx.ModelProto:
-    """``plan``'s weights as ONNX: each linear layer a MatMulNBits, 3-bit integers in 4; convolutions as float weights on the grid.
+    """Build an ONNX model in which each linear layer is a MatMulNBits node.
+
+    3-bit integers are stored in 4 bits. Convolutions have float weights on the plan's grid.
 
     Args:
-        accuracy_level: 0 computes in float32; 4 rounds activations to int8 on the way, which is faster and flips decisions.
+        network: the captured full-precision network that the plan is for.
+        plan: the plan.
+        metadata: further entries for the file's metadata.
+        accuracy_level: MatMulNBits' attribute. 0 computes in float32. 4 rounds activations to int8, which is faster and changes decisions.
 
     Raises:
         ModelError: the plan was made for another network.
     """
     check_matches(network, plan)
-    model = to_onnx_model(network, in_float(plan), {"cfptq.plan": plan.digest, **(metadata or {})})
+    model = to_onnx_model(network, with_float_activations(plan), {"cfptq.plan": plan.digest, **(metadata or {})})
     made = {f"{layer.name}.weight_grid": layer for layer in plan.layers if layer.kind == "linear"}
     replaced = {*made, *(f"{layer.name}.weight_float" for layer in made.values())}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -52,8 +57,8 @@ def weight_only_model(
     for node in model.graph.node:
         if node.op_type == "Gemm" and node.input[1] in made:
             layer = made[node.input[1]]
-            nodes += _nodes(node, layer, accuracy_level)
-            for tensor in _tensors(layer):
+            nodes += _build_nodes(node, layer, accuracy_level)
+            for tensor in _build_tensors(layer):
                 stored[tensor.name] = tensor
         elif replaced.isdisjoint(node.output):
             nodes.append(node)
@@ -65,26 +70,29 @@ def weight_only_model(
     return model
 
 
-def _block(layer: LayerPlan) -> int:
-    """The widest block that a row fills, so that few scales are stored; a row is padded to whole blocks."""
+def _choose_block(layer: LayerPlan) -> int:
+    """Return the smallest block that holds a whole row, or the largest block, so that few scales are stored."""
     return next((block for block in BLOCKS if layer.integers.shape[1] <= block), BLOCKS[-1])
 
 
-def _nodes(gemm: onnx.NodeProto, layer: LayerPlan, accuracy_level: int) -> list[onnx.NodeProto]:
+def _build_nodes(gemm: onnx.NodeProto, layer: LayerPlan, accuracy_level: int) -> list[onnx.NodeProto]:
     outputs, inputs = layer.integers.shape
-    with_bias = len(gemm.input) > 2
-    product = f"{gemm.output[0]}_product" if with_bias else gemm.output[0]
-    settings: dict[str, Any] = {"K": inputs, "N": outputs, "bits": container_bits(layer.bits), "block_size": _block(layer)}
+    has_bias = len(gemm.input) > 2
+    product = f"{gemm.output[0]}_product" if has_bias else gemm.output[0]
+    settings: dict[str, Any] = {"K": inputs, "N": outputs, "bits": container_bits(layer.bits), "block_size": _choose_block(layer)}
     names = [gemm.input[0], f"{layer.name}.weight_packed", f"{layer.name}.weight_scales"]
     nodes = [helper.make_node("MatMulNBits", names, [product], gemm.name, domain=DOMAIN, accuracy_level=accuracy_level, **settings)]
-    if with_bias:
+    if has_bias:
         nodes.append(helper.make_node("Add", [product, gemm.input[2]], [gemm.output[0]], f"{gemm.name}_bias"))
     return nodes
 
 
-def _tensors(layer: LayerPlan) -> list[onnx.TensorProto]:
-    """The weight as the operator reads it: unsigned (0 is stored as half the range), low bits first, and a scale a block."""
-    bits, block = container_bits(layer.bits), _block(layer)
+def _build_tensors(layer: LayerPlan) -> list[onnx.TensorProto]:
+    """Return the packed weight and its scales in the operator's format.
+
+    Integers are unsigned, with 0 stored as half the range, and packed lowest bits first. There is one scale a block.
+    """
+    bits, block = container_bits(layer.bits), _choose_block(layer)
     integers = layer.integers.numpy().astype(np.int16)
     outputs, inputs = integers.shape
     blocks = -(-inputs // block)

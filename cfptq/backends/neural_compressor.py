@@ -1,8 +1,8 @@
-"""Intel Neural Compressor 3.x: a plan as a config of its own for ``prepare``, ``convert`` and ``autotune``.
+"""Hand-over of a plan to Intel Neural Compressor 3.x as a config for ``prepare``, ``convert`` and ``autotune``.
 
-``convert(prepare(result.prepared_model(), result.neural_compressor_config()))`` gives the PT2E form of the plan (Neural Compressor's
-own static quantization is PT2E too), to be compiled like any of its; a two-step input stays in float. ``autotune`` on the user's own
-model tries the configs of several results in turn; ``cfptq.tuning_score`` is the evaluation function that knows about recourse.
+``convert(prepare(result.prepared_model(), result.neural_compressor_config()))`` returns the plan's PT2E form, because Neural Compressor's
+static quantization is PT2E too. Compile it like any other PT2E model. A two-step input stays in float. ``autotune`` on the user's own
+model tries the configs of several results in turn. ``cfptq.tuning_score`` is the evaluation function that measures recourse.
 
 Checked with neural-compressor 3.9 and 3.10.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from cfptq.backends.prepared_model import build_float_module, build_prepared_module, check_prepared, show
+from cfptq.backends.prepared_model import build_float_module, build_prepared_module, calibrate_observers, check_prepared
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network, capture
 from cfptq.network.serialize import digest
@@ -31,25 +31,34 @@ try:
     from neural_compressor.torch.quantization.config import TorchBaseConfig
     from neural_compressor.torch.utils import register_algo
 
-    # Behind Neural Compressor, so that where both are missing the extra that is named brings both.
+    # Imported after Neural Compressor, so that where both are missing the error names the extra that installs both.
     from cfptq.backends.pt2e import PlanQuantizer, check_coverage, convert_pt2e, export_with_dynamic_batch, prepare_pt2e
 except MissingDependencyError:
     raise
 except ImportError as error:
-    raise MissingDependencyError(f"this needs Intel Neural Compressor 3.9 or later ({error}): pip install 'cfptq[inc]'") from error
+    raise MissingDependencyError(f"Intel Neural Compressor 3.9 or later is missing ({error}). Run pip install 'cfptq[inc]'.") from error
 
 __all__ = ["NAME", "PlanConfig", "build_static_config", "quantize_by_default"]
 
 #: The algorithm's name in Neural Compressor's registries.
 NAME = "cfptq"
 
-#: Neural Compressor tries algorithms of a higher priority first; its own lie between 50 and 100.
+#: Neural Compressor tries algorithms of higher priority first. The priorities of its own lie between 50 and 100.
 PRIORITY = 110
 
 
 @register_config(framework_name="torch", algo_name=NAME, priority=PRIORITY)
 class PlanConfig(TorchBaseConfig):  # type: ignore[misc]
-    """One plan. Without a plan it stands for none: ``get_all_config_set`` builds one such of every registered config."""
+    """Config that holds one plan.
+
+    Neural Compressor's ``get_all_config_set`` builds every registered config without arguments. Such a config holds no plan.
+
+    Args:
+        network: the captured full-precision network that the plan is for.
+        plan: the plan, or None.
+        white_list: Neural Compressor's own filter of operators.
+        kwargs: ignored; Neural Compressor passes them.
+    """
 
     name = NAME
 
@@ -59,11 +68,11 @@ class PlanConfig(TorchBaseConfig):  # type: ignore[misc]
         self.plan = plan
 
     def to_dict(self) -> dict[str, Any]:
-        """What Neural Compressor logs about the config: which plan, not its tensors."""
+        """Return the plan's method, bits and digest, which Neural Compressor logs."""
         return {} if self.plan is None else {"method": self.plan.method, "bits": self.plan.bits, "plan": self.plan.digest}
 
     def expand(self) -> list[PlanConfig]:
-        """The configs that ``autotune`` tries: this one, or none without a plan."""
+        """Return the configs that ``autotune`` tries, which is this one if it holds a plan."""
         return [] if self.plan is None else [self]
 
     def __eq__(self, other: object) -> bool:
@@ -73,81 +82,96 @@ class PlanConfig(TorchBaseConfig):  # type: ignore[misc]
 
     @classmethod
     def register_supported_configs(cls) -> None:
-        """Nothing to register: a plan names its own layers."""
+        """Register nothing, because a plan names its own layers."""
 
     @classmethod
     def get_config_set_for_tuning(cls) -> PlanConfig:
-        """No plan comes without calibration."""
+        """Return a config without a plan, because a plan needs calibration."""
         return cls()
 
     @staticmethod
     def get_model_info(model: nn.Module) -> list[tuple[str, str]]:
-        """The whole model is one entry."""
+        """Return one entry for the whole model."""
         return [("", type(model).__name__)]
 
     def to_config_mapping(self, config_list: Any = None, model_info: Any = None) -> OrderedDict[tuple[str, str], PlanConfig]:
-        """The whole model has this config."""
+        """Return this config for the whole model."""
         return OrderedDict((entry, self) for entry in model_info)
 
     def check(self, model: nn.Module) -> None:
-        """Raise ModelError unless ``model`` is the plan's prepared model, or the model that the plan was made for."""
-        network, plan = self._made()
+        """Raise ModelError unless ``model`` is the plan's prepared model or the model that the plan was made for."""
+        network, plan = self._require_plan()
         try:
             check_prepared(model.state_dict(), network, plan)
         except ModelError as error:
             if digest(capture(model, torch.zeros(2, *network.input_shape))) != plan.network:
-                raise ModelError(f"{error} (nor is it the model that was calibrated)") from None
+                raise ModelError(f"{error} It is not the calibrated model either.") from None
 
-    def quantized(self) -> fx.GraphModule:
-        """The plan's PT2E form."""
-        network, plan = self._made()
+    def quantize(self) -> fx.GraphModule:
+        """Return the plan's PT2E form."""
+        network, plan = self._require_plan()
         module = export_with_dynamic_batch(build_prepared_module(network, plan), torch.zeros(2, *network.input_shape))
         converted: fx.GraphModule = convert_pt2e(prepare_pt2e(module, PlanQuantizer(network, plan)))
         check_coverage(converted, plan)
         return converted
 
-    def _made(self) -> tuple[Network, QuantizationPlan]:
+    def _require_plan(self) -> tuple[Network, QuantizationPlan]:
         if self.network is None or self.plan is None:
-            raise ModelError("this config holds no plan; take the one that result.neural_compressor_config() gives")
+            raise ModelError("This config holds no plan. Use the config that result.neural_compressor_config() returns.")
         return self.network, self.plan
 
 
 @register_algo(NAME)  # type: ignore[untyped-decorator]
 def apply_plan(model: nn.Module, configs_mapping: Mapping[tuple[str, str], Any], mode: Any = Mode.QUANTIZE, **_: Any) -> nn.Module:
-    """What Neural Compressor calls: refuse another model when it prepares, give the quantized one when it converts."""
+    """Check the model in Neural Compressor's preparation, and return the quantized model in its conversion.
+
+    Args:
+        model: the model to prepare or convert.
+        configs_mapping: configs by module and type; one of them is a :class:`PlanConfig`.
+        mode: Neural Compressor's mode.
+        _: further keywords, which are ignored.
+    """
     config = next(config for config in configs_mapping.values() if config.name == NAME)
     config.check(model)
     if mode == Mode.PREPARE:
         return model
     logger.info("cfptq: %s", config.to_dict())
-    quantized: nn.Module = config.quantized()
+    quantized: nn.Module = config.quantize()
     return quantized
 
 
 def build_static_config(plan: QuantizationPlan) -> Any:
-    """Overrides for Neural Compressor's *own* static quantization of the prepared model, where it can express the plan.
+    """Build a config for Neural Compressor's *own* static quantization of the prepared model.
 
-    It has 8-bit weights and activations, with ranges of its own finding. Layers of fewer bits, and layers whose input is not 8 bits,
-    stay in float32: their weights are on the plan's grid already, so that only their size is lost.
+    Neural Compressor has 8-bit weights and activations and finds ranges itself. Layers of fewer bits, and layers whose input is not
+    8 bits, stay in float32. Their weights are already on the plan's grid, so that only their size is lost.
+
+    Args:
+        plan: the plan.
     """
     config = StaticQuantConfig()
     for layer in plan.layers:
         if container_bits(layer.bits) != 8 or plan.input_format(layer).bits != 8:
-            config.set_local([layer.name, _in_code(layer.name)], StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
+            config.set_local([layer.name, _format_exported_name(layer.name)], StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
     return config
 
 
 def quantize_by_default(network: Network, rows: torch.Tensor) -> fx.GraphModule:
-    """What Neural Compressor's static quantization makes of ``network`` with its default settings, calibrated on ``rows``."""
+    """Quantize ``network`` by Neural Compressor's static quantization with its default settings.
+
+    Args:
+        network: the full-precision network.
+        rows: calibration rows, ``(N, ...)`` float32.
+    """
     program = export(build_float_module(network), (rows[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     observed = prepare(program, StaticQuantConfig())
-    show(observed, rows)
+    calibrate_observers(observed, rows)
     converted: fx.GraphModule = convert(observed)
     return converted
 
 
-def _in_code(name: str) -> str:
-    """How Neural Compressor's ``export`` calls a submodule of a graph module whose name has a number in it."""
+def _format_exported_name(name: str) -> str:
+    """Return the name that Neural Compressor's ``export`` gives to a submodule whose path holds a number."""
     place = "L['self']"
     for part in name.split("."):
         place = f"{place}.{part}" if part.isidentifier() else f"getattr({place}, {part!r})"

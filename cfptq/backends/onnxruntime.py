@@ -1,8 +1,8 @@
-"""ONNX Runtime: a plan as a QDQ model whose weights are stored small and run as int8.
+"""Export of a plan to ONNX Runtime as a QDQ model with packed weights.
 
-A weight of 2, 3 or 4 bits is an INT2 or INT4 initializer followed by ``Cast(to=INT8)`` and DequantizeLinear. ONNX Runtime
-folds the Cast when it loads the file and runs its int8 kernel: the file is small, the speed is int8's, and the output is
-bit for bit that of the same integers stored as INT8.
+A weight of 2, 3 or 4 bits is an INT2 or INT4 initializer followed by ``Cast(to=INT8)`` and DequantizeLinear. ONNX Runtime folds the Cast
+when it loads the file and runs its int8 kernel. The file is small and as fast as int8. With the same ONNX Runtime on the same machine, the
+output equals bit for bit that of the same integers stored as INT8.
 """
 
 from __future__ import annotations
@@ -23,40 +23,41 @@ from cfptq.network import Network, OnnxLayer, find_layer_nodes
 from cfptq.network import to_onnx_model as network_to_onnx
 from cfptq.quantize import FINE_ZERO_POINT, ActivationFormat, LayerPlan, QuantizationPlan, check_matches, quantize_weights
 
-#: Opset of the file: 21 brought INT4 and 16-bit activations, 25 INT2. Files for older runtimes go down to 18.
+#: Opset 21 introduced INT4 and 16-bit activations, and opset 25 INT2. Files for older runtimes go down to opset 18.
 OPSET = 21
 OPSET_INT2 = 25
 OLDEST_OPSET = 18
 
-#: Where a prepared model's file says which plan it was prepared for.
+#: Metadata key of the digest of the plan that a file was prepared for.
 PREPARED_FOR = "cfptq.prepared_for"
 
-#: The types that integers are stored in, narrowest first: bits, opset that brought it, numpy type of the initializer.
+#: Storage types of integers, narrowest first, as (bits, opset that introduced the type, numpy type of the initializer).
 CONTAINERS: tuple[tuple[int, int, npt.DTypeLike], ...] = ((2, OPSET_INT2, ml_dtypes.int2), (4, OPSET, ml_dtypes.int4), (8, 0, np.int8))
 
 
 def to_onnx_model(
     network: Network, plan: QuantizationPlan, metadata: Mapping[str, str] | None = None, *, packed: bool = True, opset: int = OPSET_INT2
 ) -> onnx.ModelProto:
-    """``plan`` as an ONNX model: QDQ around every planned layer, the plan's integers inside, dynamic batch.
+    """Build the QDQ model that holds the plan's integers and has a dynamic batch.
 
     Args:
         network: the captured full-precision network that the plan is for.
+        plan: the plan.
         metadata: further entries for the file's metadata.
-        packed: store 2-, 3- and 4-bit weights in INT2 and INT4; False stores every weight as INT8, for runtimes that
-            cannot read those types. The outputs are the same bit for bit.
-        opset: the newest that the runtime reads. The file asks for no newer one than its integers need; integers that are too
-            narrow for it are stored in the next wider type.
+        packed: store 2-, 3- and 4-bit weights in INT2 and INT4. False stores every weight as INT8, for runtimes that cannot read
+            those types. On the same machine and runtime, both give the same output bit for bit.
+        opset: the newest opset that the runtime reads. The file needs no newer opset than its integers do. Integers too narrow for
+            ``opset`` are stored in the next wider type.
 
     Raises:
-        ModelError: the plan was made for another network; an opset that is no whole number, or without what the plan needs.
+        ModelError: the plan was made for another network, or ``opset`` is not a whole number or lacks a type that the plan needs.
     """
     check_matches(network, plan)
-    model = network_to_onnx(network, opset=_opset(plan, packed, opset))
-    editor = _Editor(model, plan, packed)
+    model = network_to_onnx(network, opset=_choose_opset(plan, packed, opset))
+    editor = _QdqEditor(model, plan, packed)
     for name, found in find_layer_nodes(model, network).items():
         if name in plan.bits:
-            editor.plan_layer(found, next(layer for layer in plan.layers if layer.name == name))
+            editor.quantize_layer(found, next(layer for layer in plan.layers if layer.name == name))
     editor.finish()
     entries = {
         "cfptq.method": plan.method,
@@ -74,9 +75,13 @@ def to_onnx_model(
 
 
 def build_prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelProto:
-    """The prepared network (float32 weights on the plan's grid) as ONNX, for ONNX Runtime's own quantizer.
+    """Build the prepared model as ONNX, with float32 weights on the plan's grid, for ONNX Runtime's own quantizer.
 
-    That quantizer rounds a tensor for all who take it: one that others than planned layers take goes to these through an Identity.
+    That quantizer rounds a tensor for all nodes that take it. Where other nodes take it too, planned layers take it through an Identity.
+
+    Args:
+        network: the captured full-precision network that the plan is for.
+        plan: the plan.
     """
     model = network_to_onnx(quantize_weights(network, plan), opset=OPSET)
     layers = {found.node_name for name, found in find_layer_nodes(model, network).items() if name in plan.bits}
@@ -97,58 +102,68 @@ def build_prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.
 
 
 def read_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
-    """The integers that a file written by :func:`to_onnx_model` holds for layer ``name``."""
+    """Return the integers that a file written by :func:`to_onnx_model` holds for one layer.
+
+    Args:
+        model: the file's content.
+        name: the layer's name.
+
+    Raises:
+        ModelError: the file holds no integers for the layer.
+    """
     for tensor in model.graph.initializer:
         if tensor.name == f"{name}.weight_integers":
             return numpy_helper.to_array(tensor).astype(np.int8)
-    raise ModelError(f"this ONNX model holds no integers for a layer {name!r}; was it written by cfptq?")
+    raise ModelError(f"The ONNX model holds no integers for layer {name!r}. Pass a model that result.to_onnx() wrote.")
 
 
-def _opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
-    """The oldest opset with all that the plan needs, at most ``newest``."""
+def _choose_opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
+    """Return the oldest opset, at most ``newest``, that has every type the plan needs."""
     if not isinstance(newest, Integral):
-        raise ModelError(f"opset is {newest!r}; give the newest that the runtime reads, a whole number from {OLDEST_OPSET}")
+        raise ModelError(f"opset must be a whole number from {OLDEST_OPSET}, got {newest!r}. Give the newest opset that the runtime reads.")
     if newest < OLDEST_OPSET:
-        raise ModelError(f"opset {newest} is too old: files go down to opset {OLDEST_OPSET} (ONNX Runtime 1.14); upgrade the runtime")
+        raise ModelError(f"opset must be at least {OLDEST_OPSET} (ONNX Runtime 1.14), got {newest}. Upgrade the runtime.")
     wide = [form.tensor for form in plan.activations if form.bits == 16 and form.is_affine]
     if wide and newest < OPSET:
         raise ModelError(
-            f"opset {newest} has no 16-bit activations, and the plan has them for {', '.join(wide)}; calibrate with activation_bits=8 and "
-            f"input_bits=8 or 32, or upgrade the runtime to opset {OPSET}"
+            f"opset {newest} has no 16-bit activations, and the plan has them for {', '.join(wide)}. Calibrate with activation_bits=8 and "
+            f"input_bits=8 or 32, or upgrade the runtime to opset {OPSET}."
         )
     return min(newest, OPSET_INT2 if packed and 2 in plan.bits.values() else OPSET)
 
 
-def _container(bits: int, opset: int) -> npt.DTypeLike:
-    """The narrowest type of ``opset`` that holds integers of ``bits``."""
+def _choose_container(bits: int, opset: int) -> npt.DTypeLike:
+    """Return the narrowest type of ``opset`` that holds integers of ``bits``."""
     return next(kind for wide, since, kind in CONTAINERS if bits <= wide and since <= opset)
 
 
-class _Editor:
-    """Builds the quantized graph beside the float one: nodes in order, each layer's inputs replaced by dequantized ones."""
+class _QdqEditor:
+    """Editor that replaces the inputs of planned layers in a float graph by dequantized tensors."""
 
     def __init__(self, model: onnx.ModelProto, plan: QuantizationPlan, packed: bool) -> None:
         self.model = model
         self.plan = plan
         self.packed = packed
-        self.added: dict[str, list[onnx.NodeProto]] = {}  # name of a float node -> nodes that must stand before it
-        self.dequantized: dict[tuple[str, str], tuple[str, ...]] = {}  # (tensor, format) -> its dequantized names
+        self.added: dict[str, list[onnx.NodeProto]] = {}  # name of a float node -> nodes to insert before it
+        self.dequantized: dict[tuple[str, str], tuple[str, ...]] = {}  # (tensor, format) -> names of the dequantized tensors
         self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
 
-    def plan_layer(self, found: OnnxLayer, layer: LayerPlan) -> None:
+    def quantize_layer(self, found: OnnxLayer, layer: LayerPlan) -> None:
+        """Quantize the weight, bias and input of one layer."""
         node = next(node for node in self.model.graph.node if node.name == found.node_name)
         before = self.added.setdefault(node.name, [])
         form = self.plan.input_format(layer)
-        weight = self._weight(layer, form, before)
-        biases = self._biases(layer, form, before)
-        steps = self._activation(found.input_tensor, form, before)
+        weight = self._add_weight(layer, form, before)
+        biases = self._add_biases(layer, form, before)
+        steps = self._add_activation(found.input_tensor, form, before)
         operands = [[step, weight, *biases[place : place + 1]] for place, step in enumerate(steps)]
         if len(steps) == 1:
             node.input[:] = operands[0]
         else:
-            self._run_on_each(node, operands, before)
+            self._sum_over_steps(node, operands, before)
 
     def finish(self) -> None:
+        """Write the new nodes and the initializers in use into the model, and check it."""
         graph = self.model.graph
         nodes = [node for own in graph.node for node in (*self.added.get(own.name, ()), own)]
         used = {name for node in nodes for name in node.input}
@@ -159,8 +174,8 @@ class _Editor:
         graph.initializer.extend(kept)
         onnx.checker.check_model(self.model)
 
-    def _run_on_each(self, node: onnx.NodeProto, operands: Sequence[Sequence[str]], before: list[onnx.NodeProto]) -> None:
-        """Make ``node`` the sum of what it gives for the coarse step of its input and for the fine one, with the same weights."""
+    def _sum_over_steps(self, node: onnx.NodeProto, operands: Sequence[Sequence[str]], before: list[onnx.NodeProto]) -> None:
+        """Replace ``node`` by the sum of its outputs for the coarse and the fine step of its input, with the same weights."""
         (output,) = node.output
         parts = [f"{output}_coarse", f"{output}_fine"]
         for part, inputs in zip(parts, operands, strict=True):
@@ -174,22 +189,22 @@ class _Editor:
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
-    def _activation(self, tensor: str, form: ActivationFormat, before: list[onnx.NodeProto]) -> tuple[str, ...]:
-        """Names of what stands for ``tensor``: one, or the coarse and the fine step of two."""
+    def _add_activation(self, tensor: str, form: ActivationFormat, before: list[onnx.NodeProto]) -> tuple[str, ...]:
+        """Quantize and dequantize an input, and return the names of its steps (the tensor itself where it stays in float)."""
         if form.is_float:
             return (tensor,)
         key = (tensor, form.tensor)
         if key not in self.dequantized:
             kind = np.uint8 if form.feeds_integers else np.uint16
-            steps = [self._rounded(tensor, form.scale, form.zero_point, kind, before)]
+            steps = [self._round(tensor, form.scale, form.zero_point, kind, before)]
             if form.fine_scale is not None:
-                left = f"{tensor}_left"
-                before.append(helper.make_node("Sub", [tensor, steps[0]], [left], left))
-                steps.append(self._rounded(left, form.fine_scale, FINE_ZERO_POINT, kind, before))
+                remainder = f"{tensor}_left"
+                before.append(helper.make_node("Sub", [tensor, steps[0]], [remainder], remainder))
+                steps.append(self._round(remainder, form.fine_scale, FINE_ZERO_POINT, kind, before))
             self.dequantized[key] = tuple(steps)
         return self.dequantized[key]
 
-    def _rounded(self, tensor: str, scale: float, zero_point: int, kind: npt.DTypeLike, before: list[onnx.NodeProto]) -> str:
+    def _round(self, tensor: str, scale: float, zero_point: int, kind: npt.DTypeLike, before: list[onnx.NodeProto]) -> str:
         form = [
             self._store(f"{tensor}_scale", np.asarray(scale, np.float32)),
             self._store(f"{tensor}_zero_point", np.asarray(zero_point, kind)),
@@ -199,13 +214,13 @@ class _Editor:
         before.append(helper.make_node("DequantizeLinear", [names[0], *form], [names[1]], f"{tensor}_dequantize"))
         return names[1]
 
-    def _weight(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
-        kind = _container(layer.bits if self.packed else 8, self.model.opset_import[0].version)
-        name = self._store(f"{layer.name}.weight_integers", _array(layer.integers).astype(kind))
+    def _add_weight(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
+        kind = _choose_container(layer.bits if self.packed else 8, self.model.opset_import[0].version)
+        name = self._store(f"{layer.name}.weight_integers", _to_array(layer.integers).astype(kind))
         if form.is_float:
-            # Cast and Mul of constants are folded when the file is loaded, and the layer runs on float32 weights; a
-            # DequantizeLinear would be kept and run at every call.
-            scale = _array(layer.scale).reshape(-1, *[1] * (layer.integers.dim() - 1))
+            # ONNX Runtime folds Cast and Mul of constants when it loads the file, so that the layer runs on float32 weights. It would
+            # keep a DequantizeLinear and run it at every call.
+            scale = _to_array(layer.scale).reshape(-1, *[1] * (layer.integers.dim() - 1))
             before.append(helper.make_node("Cast", [name], [f"{layer.name}.weight_float"], f"{layer.name}_cast", to=TensorProto.FLOAT))
             self._store(f"{layer.name}.weight_scale", scale)
             before.append(
@@ -220,30 +235,30 @@ class _Editor:
         if kind is not np.int8:
             before.append(helper.make_node("Cast", [name], [f"{layer.name}.weight_int8"], f"{layer.name}_cast", to=TensorProto.INT8))
             name = f"{layer.name}.weight_int8"
-        scale_name = self._store(f"{layer.name}.weight_scale", _array(layer.scale))
-        # Integer kernels want the zero points spelled out, though they are all 0.
+        scale_name = self._store(f"{layer.name}.weight_scale", _to_array(layer.scale))
+        # Integer kernels require explicit zero points, although all are 0.
         zero_name = self._store(f"{layer.name}.weight_zero_point", np.zeros(layer.scale.numel(), np.int8))
         return self._dequantize([name, scale_name, zero_name], f"{layer.name}.weight_grid", before)
 
-    def _biases(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> list[str]:
-        """Names of the layer's bias: none, one, or one for each step of its input."""
+    def _add_biases(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> list[str]:
+        """Store the layer's bias, and return one name for each step of its input (none where it has no bias)."""
         if layer.bias is None:
             return []
         names = []
         for place, (integers, step) in enumerate(layer.bias_integers(form)):
             ending = "_fine" if place else ""
             stored = [
-                self._store(f"{layer.name}.bias_integers{ending}", _array(integers)),
-                self._store(f"{layer.name}.bias_scale{ending}", _array(step)),
+                self._store(f"{layer.name}.bias_integers{ending}", _to_array(integers)),
+                self._store(f"{layer.name}.bias_scale{ending}", _to_array(step)),
             ]
             names.append(self._dequantize(stored, f"{layer.name}.bias_grid{ending}", before))
-        return names or [self._store(f"{layer.name}.bias_grid", _array(layer.bias))]
+        return names or [self._store(f"{layer.name}.bias_grid", _to_array(layer.bias))]
 
     def _dequantize(self, inputs: Sequence[str], output: str, before: list[onnx.NodeProto]) -> str:
         before.append(helper.make_node("DequantizeLinear", inputs, [output], f"{output}_dequantize", axis=0))
         return output
 
 
-def _array(tensor: Any) -> npt.NDArray[Any]:
+def _to_array(tensor: Any) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = tensor.detach().cpu().numpy()
     return values

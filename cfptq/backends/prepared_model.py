@@ -1,4 +1,4 @@
-"""The prepared model: float32, every planned weight on its grid. What other quantizers are handed, and nothing else."""
+"""The prepared model, a float32 module with every planned weight on its grid, which other quantizers start from."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Edge:
-    """A tensor on its way to the planned layers that round it.
+    """A tensor and the planned layers that take it rounded.
 
     Attributes:
-        form: its format.
-        layers: names of the planned layers that take it.
-        producer: the planned layer that an integer kernel lets put it out rounded, with or without a ReLU in between; None where
-            the format is not 8 bits, or anything else takes the tensor too and must see it unrounded.
-        name: of the submodule that passes the tensor on where there is no such producer.
+        form: the tensor's activation format.
+        layers: names of the planned layers that take the tensor.
+        producer: the planned layer whose integer kernel can write the tensor rounded, with or without a ReLU in between. None where
+            the format is not 8 bits, or where another operation takes the tensor unrounded.
+        name: name of the ``nn.Identity`` that the tensor goes through where ``producer`` is None.
     """
 
     form: ActivationFormat
@@ -37,20 +37,22 @@ class Edge:
 
     @property
     def name(self) -> str:
+        """Return the name of the edge's ``nn.Identity``."""
         return f"input_of_{self.layers[0].replace('.', '_')}"
 
 
-def edges(network: Network, plan: QuantizationPlan) -> tuple[Edge, ...]:
-    """Every tensor that ``plan`` has a format for, in execution order."""
+def find_edges(network: Network, plan: QuantizationPlan) -> tuple[Edge, ...]:
+    """Return an edge for every tensor that ``plan`` has a format for, in execution order."""
     nodes = {node.name: node for node in network.graph.graph.nodes}
-    found = []
+    edges = []
     for form in plan.activations:
-        fed = tuple(layer.name for layer in plan.layers if layer.input == form.tensor)
-        found.append(Edge(form, fed, _producer(network, nodes[form.tensor]) if form.bits == 8 else None))
-    return tuple(found)
+        takers = tuple(layer.name for layer in plan.layers if layer.input == form.tensor)
+        edges.append(Edge(form, takers, _find_producer(network, nodes[form.tensor]) if form.bits == 8 else None))
+    return tuple(edges)
 
 
-def _producer(network: Network, node: fx.Node) -> str | None:
+def _find_producer(network: Network, node: fx.Node) -> str | None:
+    """Return the layer that can write ``node``'s tensor rounded; see :class:`Edge`."""
     layers = {layer.node: layer for layer in network.layers}
     if any(user.name not in layers or layers[user.name].input != node.name for user in node.users):
         return None
@@ -60,12 +62,16 @@ def _producer(network: Network, node: fx.Node) -> str | None:
 
 
 def build_prepared_module(network: Network, plan: QuantizationPlan) -> fx.GraphModule:
-    """``network`` under ``plan`` as a module that any PyTorch quantizer reads: layers are ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``
-    under the names that they have in the user's model, everything else ATen operations.
+    """Build the prepared model as a module that any PyTorch quantizer reads.
 
-    BatchNorm is folded, channels are equalized, weights are integers times scales, and biases lie on the grid that integer kernels
-    add: a toolchain that rounds them again changes nothing. A tensor that several operations take goes to the layers that round it
-    through an ``nn.Identity``, so that it can be rounded for them alone.
+    Layers are ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d`` under the names that they have in the user's model. All other operations
+    are ATen operations. BatchNorm is folded and channels are equalized. Weights are integers times scales, and biases lie on the grid
+    of the integer kernels' accumulators. A toolchain that rounds them again therefore changes nothing. A tensor that several
+    operations take goes through an ``nn.Identity`` to the layers that round it, so that it is rounded for these layers alone.
+
+    Args:
+        network: the captured full-precision network that the plan is for.
+        plan: the plan.
 
     Raises:
         ModelError: the plan was made for another network.
@@ -75,90 +81,105 @@ def build_prepared_module(network: Network, plan: QuantizationPlan) -> fx.GraphM
 
     def edit(graph: fx.GraphModule) -> None:
         nodes = {node.name: node for node in graph.graph.nodes}
-        for edge in edges(network, plan):
+        for edge in find_edges(network, plan):
             node = nodes[edge.form.tensor]
             if edge.producer is None:
-                direct = node.name in {layer.node for layer in network.layers}
-                _pass_on(graph, node, edge.name, [nodes[network.layer(name).node] for name in edge.layers], direct)
+                is_layer_output = node.name in {layer.node for layer in network.layers}
+                takers = [nodes[network.layer(name).node] for name in edge.layers]
+                _insert_identity(graph, node, edge.name, takers, is_layer_output)
             elif node.target == aten.relu.default:
-                node.target = functional.relu  # the form that is fused with the layer before it
+                node.target = functional.relu  # FX fuses this form with the layer before it
         for layer in network.layers:
-            _place_layer(graph, nodes[layer.node], layer, ready)
+            _replace_by_module(graph, nodes[layer.node], layer, ready)
 
-    return ready.transformed(edit)
+    return ready.edit_copy(edit)
 
 
 def build_float_module(network: Network) -> fx.GraphModule:
-    """``network`` as it is, unquantized, with its layers as ``nn`` modules and its ReLUs as ``functional.relu``: what FX reads."""
+    """Build the unquantized network with layers as ``nn`` modules and ReLUs as ``functional.relu``, the forms that FX reads."""
 
     def edit(graph: fx.GraphModule) -> None:
         nodes = {node.name: node for node in graph.graph.nodes}
         for layer in network.layers:
-            _place_layer(graph, nodes[layer.node], layer, network)
+            _replace_by_module(graph, nodes[layer.node], layer, network)
         for node in graph.graph.nodes:
             if node.target == aten.relu.default:
                 node.target = functional.relu
 
-    return network.transformed(edit)
+    return network.edit_copy(edit)
 
 
-def show(observed: nn.Module, rows: torch.Tensor, batch: int = 256) -> None:
-    """Let a toolchain's observers see ``rows``, a batch at a time."""
+def calibrate_observers(observed: nn.Module, rows: torch.Tensor, batch: int = 256) -> None:
+    """Run a toolchain's observers on calibration rows, batch by batch.
+
+    Args:
+        observed: the module with observers.
+        rows: (N, ...) float32.
+        batch: rows a batch.
+    """
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             observed(rows[start : start + batch])
 
 
 def warn_about_two_step_input(plan: QuantizationPlan) -> None:
-    """Say, to the caller's caller, where a plan has a two-step input: no PyTorch toolchain has that format."""
+    """Warn the caller's caller where a plan has a two-step input, which no PyTorch toolchain can express."""
     if any(form.fine_scale is not None for form in plan.activations):
         warnings.warn(
-            "PyTorch's toolchains have no two-step input: the layers that take it hold the plan's integers and compute in float; "
-            "result.to_onnx() runs them in int8, and so does every toolchain after calibrating with input_bits=8",
+            "PyTorch's toolchains have no two-step input. Layers with such an input hold the plan's integers and compute in float. "
+            "Use result.to_onnx() to run them in int8, or calibrate with input_bits=8.",
             stacklevel=3,
         )
 
 
 def check_prepared(state: Mapping[str, torch.Tensor], network: Network, plan: QuantizationPlan) -> None:
-    """Raise ModelError unless ``state``, a model's parameters by name, is bit for bit the prepared model's."""
-    mend = "apply the toolchain to result.prepared_model(), whose weights lie on the plan's grid"
+    """Raise ModelError unless a model's parameters equal the prepared model's bit for bit.
+
+    Args:
+        state: the model's tensors by name.
+        network: the captured full-precision network that the plan is for.
+        plan: the plan.
+    """
+    advice = "Apply the toolchain to result.prepared_model(), whose weights lie on the plan's grid."
     expected = build_prepared_module(network, plan).state_dict()
     for name, value in expected.items():
         if name not in state or state[name].shape != value.shape or not torch.equal(state[name].detach().cpu(), value):
-            kind = "has other values" if name in state else "is missing"
-            raise ModelError(f"this is not the plan's prepared model: {name!r} {kind}; {mend}")
-    strange = [name for name in state if name not in expected]
-    if strange:
-        raise ModelError(f"this is not the plan's prepared model: it has a {strange[0]!r} besides; {mend}")
+            problem = "has other values" if name in state else "is missing"
+            raise ModelError(f"This is not the plan's prepared model: {name!r} {problem}. {advice}")
+    unknown = [name for name in state if name not in expected]
+    if unknown:
+        raise ModelError(f"This is not the plan's prepared model: it also has {unknown[0]!r}. {advice}")
 
 
 def check_weight(layer: LayerPlan, weight: torch.Tensor) -> None:
     """Raise ModelError unless ``weight`` is the plan's for ``layer``."""
     if weight.shape != layer.integers.shape or not torch.equal(weight.detach().cpu(), layer.weight()):
         raise ModelError(
-            f"the weight of {layer.name!r} is not the plan's; apply the toolchain to result.prepared_model(), not to another model"
+            f"The weight of layer {layer.name!r} is not the plan's. Apply the toolchain to result.prepared_model(), not to another model."
         )
 
 
-def _pass_on(graph: fx.GraphModule, node: fx.Node, name: str, layers: list[fx.Node], direct: bool) -> None:
+def _insert_identity(graph: fx.GraphModule, node: fx.Node, name: str, layers: list[fx.Node], is_layer_output: bool) -> None:
+    """Let ``layers`` take the tensor of ``node`` through an ``nn.Identity``."""
     graph.add_module(name, nn.Identity())
     source = node
-    if direct:
-        # An operation that no quantizer knows keeps the rounding of these inputs apart from the output of the layer before.
+    if is_layer_output:
+        # Quantizers do not know alias, so that they cannot move the rounding of these inputs to the output of the layer before.
         with graph.graph.inserting_after(node):
             source = graph.graph.call_function(aten.alias.default, (node,))
     with graph.graph.inserting_after(source):
-        passed = graph.graph.call_module(name, (source,))
+        identity = graph.graph.call_module(name, (source,))
     for layer in layers:
-        layer.update_arg(0, passed)
+        layer.update_arg(0, identity)
 
 
-def _place_layer(graph: fx.GraphModule, node: fx.Node, layer: Layer, ready: Network) -> None:
-    module = _layer_module(node, layer, ready)
+def _replace_by_module(graph: fx.GraphModule, node: fx.Node, layer: Layer, ready: Network) -> None:
+    """Replace the operation of ``layer`` by a call of its ``nn`` module."""
+    module = _build_layer_module(node, layer, ready)
     parent, _, last = layer.name.rpartition(".")
     owner = graph.get_submodule(parent)
     for name, child in cast(nn.Module, owner._modules[last]).named_children():
-        module.add_module(name, child)  # a layer's name may also be the beginning of another's
+        module.add_module(name, child)  # a layer's name may be the prefix of another's
     owner._modules[last] = module
     with graph.graph.inserting_before(node):
         call = graph.graph.call_module(layer.name, (node.args[0],))
@@ -166,7 +187,7 @@ def _place_layer(graph: fx.GraphModule, node: fx.Node, layer: Layer, ready: Netw
     graph.graph.erase_node(node)
 
 
-def _layer_module(node: fx.Node, layer: Layer, ready: Network) -> nn.Module:
+def _build_layer_module(node: fx.Node, layer: Layer, ready: Network) -> nn.Module:
     weight, bias = ready.weight(layer.name), ready.bias(layer.name)
     module: nn.Linear | nn.Conv1d | nn.Conv2d
     if layer.kind == "linear":

@@ -1,9 +1,9 @@
-"""torchao PT2E: a plan as a quantizer for ``prepare_pt2e`` and ``convert_pt2e``.
+"""Hand-over of a plan to torchao PT2E as a quantizer for ``prepare_pt2e`` and ``convert_pt2e``.
 
-``program = torch.export.export(result.prepared_model(), (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},))``, then
-``convert_pt2e(prepare_pt2e(program.module(), result.pt2e_quantizer()))``. No calibration: all scales are the plan's. Every format of a
-plan but the two-step input has a form here; a layer whose input is that, or float, is quantized in its weight alone. The converted
-graph is slow as it is; ``torch.compile`` with ``torch._inductor.config.freezing = True`` gives it integer kernels.
+Call ``program = torch.export.export(result.prepared_model(), (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},))``, then
+``convert_pt2e(prepare_pt2e(program.module(), result.pt2e_quantizer()))``. No calibration is needed, because all scales are the plan's.
+Every format of a plan except the two-step input has a form here. A layer with a float or two-step input has its weight quantized only.
+The converted graph is slow by itself. ``torch.compile`` with ``torch._inductor.config.freezing = True`` gives it integer kernels.
 
 Checked with torchao 0.18, the first that fits torch 2.13.
 """
@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from cfptq.backends.prepared_model import check_prepared, check_weight, module_form, show
+from cfptq.backends.prepared_model import build_float_module, calibrate_observers, check_prepared, check_weight
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network
 from cfptq.network.layers import kind_of
@@ -27,18 +27,29 @@ try:
     from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec, QuantizationAnnotation, QuantizationSpec, Quantizer
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 except ImportError as error:
-    raise MissingDependencyError(f"PT2E needs torchao 0.18 or later ({error}): pip install 'cfptq[pt2e]'") from error
+    raise MissingDependencyError(f"PT2E needs torchao 0.18 or later ({error}). Run pip install 'cfptq[pt2e]'.") from error
 
-__all__ = ["PlanQuantizer", "check_coverage", "convert_pt2e", "exported", "prepare_pt2e", "stored_integers", "vanilla"]
+__all__ = [
+    "PlanQuantizer",
+    "check_coverage",
+    "convert_pt2e",
+    "export_with_dynamic_batch",
+    "prepare_pt2e",
+    "quantize_by_default",
+    "read_integers",
+]
 
-#: Where a node's annotation stands in its metadata.
+#: Metadata key of a node's annotation.
 ANNOTATION = "quantization_annotation"
 #: The integer type of each activation width.
 TYPES = {8: torch.uint8, 16: torch.uint16}
 
 
 class PlannedPerChannelWeight(ObserverBase):  # type: ignore[misc]
-    """Gives the plan's scales for one layer's weight; torchao knows by the class's name that there is one a channel."""
+    """Observer of one layer's weight that returns the plan's scales and refuses any other weight.
+
+    torchao tells from "PerChannel" in the class's name that there is one scale a channel.
+    """
 
     def __init__(self, layer: LayerPlan, dtype: torch.dtype, **given: Any) -> None:
         super().__init__(dtype)
@@ -52,12 +63,17 @@ class PlannedPerChannelWeight(ObserverBase):  # type: ignore[misc]
         return x
 
     def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The plan's scales; zero points are 0."""
+        """Return the plan's scales, and zero points of 0."""
         return self.layer.scale, torch.zeros(len(self.layer.scale), dtype=torch.int64)
 
 
 class PlanQuantizer(Quantizer):  # type: ignore[misc]
-    """Annotates the exported prepared model with a plan's scales and zero points, edge by edge."""
+    """Quantizer that annotates the exported prepared model with a plan's scales and zero points.
+
+    Args:
+        network: the captured full-precision network that the plan is for.
+        plan: the plan.
+    """
 
     def __init__(self, network: Network, plan: QuantizationPlan) -> None:
         super().__init__()
@@ -65,33 +81,36 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         self.plan = plan
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Mark the weight and the input of every planned layer.
+        """Annotate the weight and the input of every planned layer.
+
+        Args:
+            model: the exported prepared model, annotated in place.
 
         Raises:
             ModelError: ``model`` is not the exported prepared model.
         """
         check_prepared(model.state_dict(), self.network, self.plan)
-        found = {str(node.args[1].target): node for node in model.graph.nodes if _takes_a_parameter(node)}
+        found = {str(node.args[1].target): node for node in model.graph.nodes if _takes_parameter(node)}
         for layer in self.plan.layers:
             node = found.get(f"{layer.name}.weight")
             if node is None:
-                raise ModelError(f"the exported model has no operation of its own for layer {layer.name!r}; export result.prepared_model()")
-            specs: dict[fx.Node, Any] = {node.args[1]: _weight(layer)}
+                raise ModelError(f"The exported model has no separate operation for layer {layer.name!r}. Export result.prepared_model().")
+            specs: dict[fx.Node, Any] = {node.args[1]: _build_weight_spec(layer)}
             form = self.plan.input_format(layer)
             if form.is_affine:
-                specs[node.args[0]] = _activation(form)
+                specs[node.args[0]] = _build_activation_spec(form)
             node.meta[ANNOTATION] = QuantizationAnnotation(input_qspec_map=specs, output_qspec=None, _annotated=True)
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
-        """Nothing is left to check: :meth:`annotate` refuses what it does not find."""
+        """Accept ``model``, because :meth:`annotate` raises for every layer that it does not find."""
 
 
-def _takes_a_parameter(node: fx.Node) -> bool:
+def _takes_parameter(node: fx.Node) -> bool:
     return kind_of(node) is not None and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
 
 
-def _weight(layer: LayerPlan) -> Any:
+def _build_weight_spec(layer: LayerPlan) -> Any:
     limit = 2 ** (layer.bits - 1) - 1
     return QuantizationSpec(
         dtype=torch.int8,
@@ -103,7 +122,7 @@ def _weight(layer: LayerPlan) -> Any:
     )
 
 
-def _activation(form: ActivationFormat) -> Any:
+def _build_activation_spec(form: ActivationFormat) -> Any:
     return FixedQParamsQuantizationSpec(
         dtype=TYPES[form.bits],
         scale=form.scale,
@@ -114,11 +133,12 @@ def _activation(form: ActivationFormat) -> Any:
     )
 
 
-def exported(model: torch.nn.Module, rows: torch.Tensor) -> fx.GraphModule:
-    """``model`` as ``prepare_pt2e`` takes it: exported with a dynamic batch.
+def export_with_dynamic_batch(model: torch.nn.Module, rows: torch.Tensor) -> fx.GraphModule:
+    """Export ``model`` with a dynamic batch, the form that ``prepare_pt2e`` takes.
 
     Args:
-        rows: (N, ...) float32, N >= 2; only the shape matters.
+        model: the module to export.
+        rows: (N, ...) float32 with N >= 2; only the shape matters.
     """
     program = torch.export.export(model, (rows,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False)
     module = program.module()
@@ -126,32 +146,47 @@ def exported(model: torch.nn.Module, rows: torch.Tensor) -> fx.GraphModule:
     return module
 
 
-def vanilla(network: Network, rows: torch.Tensor) -> fx.GraphModule:
-    """What PT2E makes of ``network`` with torchao's quantizer for x86 and its default settings, calibrated on ``rows``."""
+def quantize_by_default(network: Network, rows: torch.Tensor) -> fx.GraphModule:
+    """Quantize ``network`` by PT2E with torchao's quantizer for x86 and its default settings.
+
+    Args:
+        network: the full-precision network.
+        rows: calibration rows, ``(N, ...)`` float32.
+    """
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    observed = prepare_pt2e(exported(module_form(network), rows[:2]), quantizer)
-    show(observed, rows)
+    observed = prepare_pt2e(export_with_dynamic_batch(build_float_module(network), rows[:2]), quantizer)
+    calibrate_observers(observed, rows)
     converted: fx.GraphModule = convert_pt2e(observed)
     return converted
 
 
-def stored_integers(converted: fx.GraphModule) -> list[torch.Tensor]:
-    """The integers of every layer that ``convert_pt2e`` quantized, int8, in execution order: the graph keeps no names."""
-    found = []
+def read_integers(converted: fx.GraphModule) -> list[torch.Tensor]:
+    """Return the int8 integers of every layer that ``convert_pt2e`` quantized, in execution order.
+
+    The converted graph does not keep the layers' names.
+    """
+    integers = []
     for node in converted.graph.nodes:
         source = node.args[1] if kind_of(node) is not None else None
         if isinstance(source, fx.Node) and source.target == torch.ops.quantized_decomposed.dequantize_per_channel.default:
-            found.append(getattr(converted, str(cast(fx.Node, source.args[0]).target)))
-    return found
+            integers.append(getattr(converted, str(cast(fx.Node, source.args[0]).target)))
+    return integers
 
 
 def check_coverage(converted: fx.GraphModule, plan: QuantizationPlan) -> None:
-    """Raise ModelError unless ``converted`` holds the plan's integers, all of them."""
-    stored = stored_integers(converted)
+    """Raise ModelError unless ``converted`` holds the plan's integers in every planned layer.
+
+    Args:
+        converted: the model that ``convert_pt2e`` returned.
+        plan: the plan.
+    """
+    stored = read_integers(converted)
     if len(stored) != len(plan.layers):
-        raise ModelError(f"the converted model has {len(stored)} quantized layers, the plan {len(plan.layers)}; convert the prepared model")
+        raise ModelError(
+            f"The converted model has {len(stored)} quantized layers, and the plan has {len(plan.layers)}. Convert result.prepared_model()."
+        )
     for layer, integers in zip(plan.layers, stored, strict=True):
         if not torch.equal(integers, layer.integers):
             raise ModelError(
-                f"layer {layer.name!r} of the converted model holds other integers than the plan's; convert the prepared model"
+                f"Layer {layer.name!r} of the converted model holds other integers than the plan's. Convert result.prepared_model()."
             )

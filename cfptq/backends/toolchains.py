@@ -96,12 +96,12 @@ def deploy_toolchain(
         with _silence_logs_and_warnings():
             quantized = TOOLCHAINS[name].load()(network, rows)
         path, run = _store(quantized, folder / name)
+        model, twin = (run, network.graph) if callable(run) else (path, None)
+        predictor = as_predictor(model, example=rows[:EXAMPLE_ROWS], head=head, threshold=threshold, name=name, twin=twin)
     except CfptqError:
         raise
     except Exception as error:
         raise ModelError(f"{name} cannot quantize this model ({type(error).__name__}: {summarize_error(error)}).") from error
-    model, twin = (run, network.graph) if callable(run) else (path, None)
-    predictor = as_predictor(model, example=rows[:EXAMPLE_ROWS], head=head, threshold=threshold, name=name, twin=twin)
     return predictor, path, run
 
 

@@ -186,8 +186,8 @@ def test_a_two_step_input_runs_in_onnx_runtime_and_stays_in_float_elsewhere(back
     formats = (
         replace(form, bits=32, scale=1.0, zero_point=0, fine_scale=None) if form.fine_scale else form for form in result.plan.activations
     )
-    with_float_activations = replace(result, plan=replace(result.plan, activations=tuple(formats)))
-    assert_agrees(with_float_activations, deployed, people)
+    in_float = replace(result, plan=replace(result.plan, activations=tuple(formats)))
+    assert_agrees(in_float, deployed, people)
     said_logits, expected = (logits(run, result, people) for run in (deployed[0], result.module()))
     assert_holds_the_plan_and_decides(result, deployed, said_logits, expected)
 
@@ -230,10 +230,10 @@ def test_the_prepared_model_has_the_users_layers_and_is_on_the_plans_grid() -> N
         assert type(module) is nn.Linear
         assert torch.equal(module.weight, layer.weight())
     rows = torch.randn(50, 12)
-    twin_with_float_activations = result.network.with_parameters(
+    twin_in_float = result.network.with_parameters(
         {layer.name: (layer.weight(), layer.deployed_bias(result.plan.input_format(layer))) for layer in result.plan.layers}
     )
-    assert torch.equal(prepared(rows), twin_with_float_activations(rows))
+    assert torch.equal(prepared(rows), twin_in_float(rows))
 
 
 def test_chains_of_layers_run_in_fx_integer_kernels() -> None:
@@ -256,7 +256,7 @@ def test_compiled_with_freezing_pt2e_runs_integer_kernels() -> None:
     with torch.no_grad(), inductor.patch(freezing=True):
         output, code = run_and_get_code(torch.compile(converted), rows)
     assert "onednn.qlinear_pointwise" in "".join(code)
-    # A sum in another order rounds single activations to the next step: where 0.3 % of rows do so on one processor, a wrong kernel shows in all.
+    # Sums in another order round single activations to the next step, in 0.3 % of rows on one processor. A wrong kernel shows in all rows.
     apart = (output - result.module()(rows)).abs().amax(dim=1)
     assert float((apart < 1e-3).float().mean()) >= 0.99
 

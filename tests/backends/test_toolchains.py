@@ -15,8 +15,8 @@ from torch import nn
 import cfptq
 from cfptq.actions import ActionSet, Continuous
 from cfptq.backends.latency import find_slower, measure_latency
-from cfptq.backends.toolchains import TOOLCHAINS, deploy_toolchain
-from cfptq.errors import DataError
+from cfptq.backends.toolchains import TOOLCHAINS, Toolchain, deploy_toolchain
+from cfptq.errors import DataError, MissingDependencyError
 from cfptq.network import Predictor, to_onnx_model
 from cfptq.pipeline.deploy import deploy_all
 from cfptq.pipeline.task import Teacher, prepare
@@ -53,9 +53,12 @@ def teacher(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> Teac
 
 @pytest.mark.parametrize("name", TOOLCHAINS)
 def test_every_toolchain_quantizes_by_itself(name: str, teacher: Teacher, tmp_path: Path) -> None:
-    toolchain = {"pt2e-int8": "torchao", "inc-int8": "neural_compressor"}.get(name)
-    if toolchain:
-        pytest.importorskip(toolchain)
+    try:
+        TOOLCHAINS[name].load()
+    except MissingDependencyError as error:
+        if TOOLCHAINS[name].extra is None:
+            raise
+        pytest.skip(str(error))
     student, path, run = deploy_toolchain(name, teacher.network, teacher.rows, tmp_path, teacher.head, None)
     said, expected = student.logits(teacher.rows), teacher.predictor.logits(teacher.rows)
     assert path.stat().st_size > 0
@@ -82,6 +85,11 @@ def test_a_missing_toolchain_is_a_row_that_names_its_extra(teacher: Teacher, tmp
     assert set(done.runs) == {"ort-int8", "mixed-ptq"}
     comparison = cfptq.Comparison("data", 0, {}, done.budgets, "4.0", done.unavailable)
     assert comparison.to_dict()["unavailable"] == done.unavailable
+
+
+def test_a_toolchain_file_needs_no_import_check_of_its_own() -> None:
+    with pytest.raises(MissingDependencyError, match=r"pip install 'cfptq\[new\]'"):
+        Toolchain(8, "no_such_toolchain:quantize_by_default", extra="new").load()
 
 
 def test_latencies_are_measured_for_each_file_and_batch(teacher: Teacher) -> None:

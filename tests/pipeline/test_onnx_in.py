@@ -142,5 +142,5 @@ def test_operators_without_a_form_here_are_named(rows: torch.Tensor, action_set:
 
 
 def test_a_file_that_is_not_there_is_one_clear_error(rows: torch.Tensor, action_set: ActionSet, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="is not there"):
+    with pytest.raises(FileError, match="does not exist"):
         cfptq.calibrate(tmp_path / "nowhere.onnx", [rows], action_set, progress=False)

@@ -1,4 +1,4 @@
-"""A network as an ONNX model whose layers and parameters keep their names."""
+"""Export of a network to an ONNX model whose layers and parameters keep their names."""
 
 from __future__ import annotations
 
@@ -15,42 +15,48 @@ from cfptq.errors import ModelError
 from cfptq.network.graph import Network
 from cfptq.network.normalize import aten
 from cfptq.network.onnx.direct_export import export_directly
+from cfptq.network.onnx.file import summarize_error
 from cfptq.network.quiet import quiet_exporters
 
+#: Names of the exported model's input, output and batch dimension.
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
-#: The oldest opset with 4-bit integers in QuantizeLinear and DequantizeLinear.
+#: Oldest opset with 4-bit integers in QuantizeLinear and DequantizeLinear.
 OPSET = 21
 
 
 @dataclass(frozen=True)
 class OnnxLayer:
-    """Where a layer stands in an ONNX model.
+    """Names of one layer's node and tensors in an ONNX model.
 
     Attributes:
         node_name: name of the Gemm or Conv node.
-        weight_name: initializer with the weight; no other node takes it.
+        weight_name: initializer with the weight, which no other node takes.
         bias_name: initializer with the bias, or None.
-        transposed: whether the initializer is stored (in, out) instead of torch's (out, in); never so in what
-            :func:`to_onnx_model` writes.
-        input_tensor: name of the tensor that the node takes; layers with the same ``Layer.input`` share it.
-        output_tensor: name of the tensor that the node gives.
+        is_transposed: the initializer is stored (in, out) instead of torch's (out, in). :func:`to_onnx_model` never does so.
+        input_tensor: name of the tensor that the node takes. Layers with the same ``Layer.input`` share it.
+        output_tensor: name of the node's output.
     """
 
     node_name: str
     weight_name: str
     bias_name: str | None
-    transposed: bool
+    is_transposed: bool
     input_tensor: str
     output_tensor: str
 
 
 def to_onnx_model(network: Network, *, opset: int = OPSET) -> onnx.ModelProto:
-    """``network`` (float) as ONNX: written directly where it is plain, by ``torch.onnx.export`` otherwise. The same network gives the
-    same bytes.
+    """Export a float network to ONNX, node by node where it is plain, and by ``torch.onnx.export`` otherwise.
+
+    The same network gives the same bytes with the same versions of torch and ONNX.
 
     Input ``"input"`` and output ``"output"`` have a dynamic first dimension ``"batch"``. Each layer is one Gemm (``transB=1``) or
     Conv node that takes the initializers ``"<layer>.weight"`` and, if it adds a bias, ``"<layer>.bias"``, which nothing else takes.
     A linear layer on more than two dimensions becomes Reshape → Gemm → Reshape.
+
+    Args:
+        network: the network.
+        opset: opset of the model.
 
     Raises:
         ModelError: an operation of the network has no ONNX form.
@@ -59,7 +65,7 @@ def to_onnx_model(network: Network, *, opset: int = OPSET) -> onnx.ModelProto:
     if direct is not None:
         find_layer_nodes(direct, network)
         return direct
-    graph = _with_flat_linears(_marked(network))
+    graph = _flatten_linear_inputs(_mark_parameters(network))
     rows = torch.zeros(2, *network.input_shape)
     try:
         with quiet_exporters():
@@ -68,22 +74,31 @@ def to_onnx_model(network: Network, *, opset: int = OPSET) -> onnx.ModelProto:
                 program, (), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT], opset_version=opset
             )
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-        raise ModelError(f"the model has no ONNX form: {type(error).__name__}: {lines[0]}") from error
+        raise ModelError(
+            f"The model has no ONNX form ({type(error).__name__}: {summarize_error(error)}). "
+            "Rewrite the operation, or hand the model over with result.prepared_model()."
+        ) from error
     assert exported is not None
     model = exported.model_proto
     _strip_metadata(model)
     _rename_batch(model.graph)
-    _fill(model, network)
+    _fill_parameters(model, network)
     find_layer_nodes(model, network)
     return model
 
 
 def find_layer_nodes(model: onnx.ModelProto, network: Network) -> dict[str, OnnxLayer]:
-    """Where each layer of ``network`` stands in its exported model, in execution order.
+    """Find each layer of ``network`` in its exported model.
+
+    Args:
+        model: a model that :func:`to_onnx_model` returned.
+        network: the exported network.
+
+    Returns:
+        By the layer's name, in execution order.
 
     Raises:
-        ModelError: a layer's weight is missing, or is not taken by exactly one Gemm or Conv node.
+        ModelError: a layer's weight is missing, or other than exactly one Gemm or Conv node takes it.
     """
     initializers = {tensor.name for tensor in model.graph.initializer}
     consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -95,33 +110,43 @@ def find_layer_nodes(model: onnx.ModelProto, network: Network) -> dict[str, Onnx
         nodes = consumers.get(layer.weight, [])
         operation = "Gemm" if layer.kind == "linear" else "Conv"
         if layer.weight not in initializers or [node.op_type for node in nodes] != [operation]:
-            there = ", ".join(f"{node.op_type} {node.name!r}" for node in nodes) or "no node"
-            raise ModelError(f"the ONNX model has no {operation} of its own for layer {layer.name!r}: {there} takes {layer.weight!r}")
+            takers = ", ".join(f"{node.op_type} {node.name!r}" for node in nodes) or "no node"
+            raise ModelError(
+                f"The ONNX model must have exactly one {operation} that takes {layer.weight!r}, the weight of layer {layer.name!r}. "
+                f"It has {takers}."
+            )
         node = nodes[0]
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-        by_row = operation == "Conv" or any(attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute)
-        found[layer.name] = OnnxLayer(node.name, layer.weight, bias, not by_row, node.input[0], node.output[0])
+        is_by_row = operation == "Conv" or any(attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute)
+        found[layer.name] = OnnxLayer(node.name, layer.weight, bias, not is_by_row, node.input[0], node.output[0])
     return found
 
 
 def rename_tensors(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    """Rename tensors of ``model``'s graph in place, old name -> new name; a tensor that already has a new name gives way."""
+    """Rename tensors of a model's graph in place.
+
+    Another tensor that already has a new name gets the ending ``_inner``.
+
+    Args:
+        model: the model, changed in place.
+        names: new names by old names.
+    """
     graph = model.graph
     taken = {name for node in graph.node for name in (*node.input, *node.output)}
-    moved = {old: new for old, new in names.items() if old != new}
-    away = {new: f"{new}_inner" for new in moved.values() if new in taken and new not in moved}
-    while taken & set(away.values()):
-        away = {new: f"{other}_" for new, other in away.items()}
-    moved |= away
+    renamed = {old: new for old, new in names.items() if old != new}
+    displaced = {new: f"{new}_inner" for new in renamed.values() if new in taken and new not in renamed}
+    while taken & set(displaced.values()):
+        displaced = {new: f"{other}_" for new, other in displaced.items()}
+    renamed |= displaced
     for node in graph.node:
-        node.input[:] = [moved.get(name, name) for name in node.input]
-        node.output[:] = [moved.get(name, name) for name in node.output]
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.name = moved.get(value.name, value.name)
+        value.name = renamed.get(value.name, value.name)
 
 
-def _with_flat_linears(network: Network) -> fx.GraphModule:
-    """The graph with each linear layer on (N, ..., F) written as one on (rows, F): ONNX's Gemm takes matrices only."""
+def _flatten_linear_inputs(network: Network) -> fx.GraphModule:
+    """Return the graph with each linear layer on (N, ..., F) as one on (rows, F), because ONNX's Gemm takes matrices only."""
     linears = [layer for layer in network.layers if layer.kind == "linear"]
     names = [name for layer in linears for name in (layer.input, layer.node)]
     shapes = [{name: tuple(value.shape) for name, value in network.observe(_zeros(network, n), names).items()} for n in (2, 3)]
@@ -140,19 +165,24 @@ def _with_flat_linears(network: Network) -> fx.GraphModule:
             with graph.graph.inserting_after(node):
                 shaped = graph.graph.call_function(aten.reshape.default, (node, []))
             node.replace_all_uses_with(shaped, delete_user_cb=shaped.__ne__)
-            shaped.update_arg(1, _shape(graph, shaped, source, node, [s[node.name] for s in shapes]))
+            shaped.update_arg(1, _build_shape(graph, shaped, source, node, [s[node.name] for s in shapes]))
 
-    return network.transformed(flatten)
+    return network.edit_copy(flatten)
 
 
-def _shape(graph: fx.GraphModule, before: fx.Node, source: fx.Node, node: fx.Node, shapes: list[tuple[int, ...]]) -> list[int | fx.Node]:
-    """Target of the reshape that undoes the flattening; extents that follow the batch are read from ``source`` unless there is one."""
+def _build_shape(
+    graph: fx.GraphModule, before: fx.Node, source: fx.Node, node: fx.Node, shapes: list[tuple[int, ...]]
+) -> list[int | fx.Node]:
+    """Build the target shape of the reshape that undoes the flattening.
+
+    One dimension that depends on the batch is -1. Where there are several, they are read from ``source``.
+    """
     two, three = shapes
-    moving = [axis for axis, extent in enumerate(two) if extent != three[axis]]
+    dynamic = [axis for axis, extent in enumerate(two) if extent != three[axis]]
     shape: list[int | fx.Node] = list(two)
-    for axis in moving:
+    for axis in dynamic:
         shape[axis] = -1
-        if len(moving) > 1:
+        if len(dynamic) > 1:
             with graph.graph.inserting_before(before):
                 shape[axis] = graph.graph.call_function(aten.sym_size.int, (source, axis))
     return shape
@@ -162,23 +192,23 @@ def _zeros(network: Network, rows: int) -> Tensor:
     return torch.zeros(rows, *network.input_shape)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """``graph`` and the bodies of its If nodes, at any depth."""
+def _iterate_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield ``graph`` and the bodies of its If nodes at any depth."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
+                yield from _iterate_graphs(attribute.g)
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes about the source code: it holds paths of this machine."""
+    """Remove the exporter's notes about the source code, which hold paths of this machine."""
     del model.metadata_props[:]
     for function in model.functions:
         del function.metadata_props[:]
         function.doc_string = ""
         _clear(function.node)
-    for graph in _graphs(model.graph):
+    for graph in _iterate_graphs(model.graph):
         graph.doc_string = ""
         del graph.metadata_props[:]
         _clear(graph.node)
@@ -187,16 +217,17 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def _clear(entries: Iterable[onnx.NodeProto | onnx.ValueInfoProto | onnx.TensorProto]) -> None:
+    """Remove docstrings and metadata."""
     for entry in entries:
         entry.doc_string = ""
         del entry.metadata_props[:]
 
 
 def _rename_batch(top: onnx.GraphProto) -> None:
-    """Call the symbol of the first input's first dimension ``batch`` wherever it stands, also inside expressions."""
+    """Rename the symbol of the first input's first dimension to ``batch``, also inside expressions."""
     symbol = top.input[0].type.tensor_type.shape.dim[0].dim_param
     pattern = re.compile(rf"\b{re.escape(symbol)}\b")
-    for graph in _graphs(top):
+    for graph in _iterate_graphs(top):
         for value in (*graph.input, *graph.output, *graph.value_info):
             for dimension in value.type.tensor_type.shape.dim:
                 if dimension.HasField("dim_param"):
@@ -204,15 +235,15 @@ def _rename_batch(top: onnx.GraphProto) -> None:
 
 
 def _mark(number: int, bias: bool) -> float:
-    """A constant that no other parameter has, and that the exporter does not treat specially (as it does zero and one)."""
+    """Return a constant that no other parameter has and that the exporter does not treat specially, unlike zero and one."""
     return 2.25 + 2 * number + bias
 
 
-def _marked(network: Network) -> Network:
-    """The network with distinct constants for its layers' parameters.
+def _mark_parameters(network: Network) -> Network:
+    """Return the network with a distinct constant for each parameter of its layers.
 
-    The exporter merges initializers that hold the same values (two biases of zeros) and drops or folds special ones; it can do
-    neither to these. The real values go in by name afterwards.
+    The exporter merges initializers that hold the same values, such as two biases of zeros, and drops or folds special ones. It
+    cannot do so with these constants. :func:`_fill_parameters` writes the real values by name afterwards.
     """
     marks = {}
     for number, layer in enumerate(network.layers):
@@ -221,8 +252,8 @@ def _marked(network: Network) -> Network:
     return network.with_parameters(marks)
 
 
-def _fill(model: onnx.ModelProto, network: Network) -> None:
-    """Give the layers' initializers their values.
+def _fill_parameters(model: onnx.ModelProto, network: Network) -> None:
+    """Write the layers' values into their initializers.
 
     Raises:
         ModelError: an initializer is missing, or the exporter has folded something into it.
@@ -234,7 +265,7 @@ def _fill(model: onnx.ModelProto, network: Network) -> None:
                 continue
             tensor = initializers.get(name)
             if tensor is None or tuple(tensor.dims) != tuple(value.shape):
-                raise ModelError(f"torch.onnx.export wrote no initializer {name!r} of shape {tuple(value.shape)}")
+                raise ModelError(f"torch.onnx.export wrote no initializer {name!r} of shape {tuple(value.shape)}. Try another torch.")
             if not (onnx.numpy_helper.to_array(tensor) == _mark(number, name == layer.bias)).all():
-                raise ModelError(f"torch.onnx.export folded something else into {name!r}")
+                raise ModelError(f"torch.onnx.export folded another constant into initializer {name!r}. Try another torch.")
             tensor.CopyFrom(onnx.numpy_helper.from_array(value.detach().numpy(), name))

@@ -1,4 +1,4 @@
-"""ONNX files: read with plain words for what is wrong, run by ONNX Runtime as they are deployed."""
+"""Reading ONNX files, and running them in ONNX Runtime as they are deployed."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ from torch import Tensor
 from cfptq.errors import FileError, ModelError
 from cfptq.network.onnx.session import duplicate_shared_weights, int8_saturates, open_session
 
-#: Endings of formats that unpickle, and so could run anything.
+#: Endings of formats that unpickle. Reading them could run any code, and they are refused.
 PICKLED = frozenset({".pt", ".pt2", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"})
 #: NumPy dtypes of the inputs that rows of columns can be cast to.
 INPUT_TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
-#: Words in the name of an output that mark the class scores among several outputs, best first.
+#: Words in an output's name that mark the class scores among several outputs, best first.
 SCORE_WORDS = ("logit", "probabilit", "score", "prob")
 
-#: Words in the names of operators that compute with integers.
+#: Words in the types of operators that compute with integers.
 INTEGER_WORDS = ("Quantize", "QLinear", "Integer", "QGemm")
 
+#: Float types of outputs that may hold class scores.
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
 def read_onnx(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
-    """The model in a file, external data and all; a ``ModelProto`` is returned as it is.
+    """Read an ONNX model and its external data.
+
+    Args:
+        source: path of a file, or a model in memory, which is returned as it is.
 
     Raises:
-        FileError: no such file, a pickled format, cut off or corrupt, external data missing, no ONNX graph in it.
+        FileError: the file is missing, pickled, cut off or corrupt, lacks its external data, or holds no ONNX graph.
     """
     if isinstance(source, onnx.ModelProto):
         model, where = source, "the ONNX model"
@@ -41,53 +45,59 @@ def read_onnx(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
         path = Path(source)
         where = str(path)
         if path.suffix.lower() in PICKLED:
-            raise FileError(f"{path} is in a format that unpickles: not accepted; export the model to ONNX, or pass the nn.Module")
+            raise FileError(f"{path} is in a format that unpickles, which is refused. Export the model to ONNX, or pass the nn.Module.")
         if not path.is_file():
-            raise FileError(f"{path} is not there; give the path of an ONNX file")
+            raise FileError(f"{path} does not exist. Give the path of an ONNX file.")
         try:
             model = onnx.load(path, load_external_data=False)
         except Exception as error:
-            raise FileError(f"{path} is no ONNX file, or it is cut off; export it again") from error
+            raise FileError(f"{path} is not an ONNX file, or it is cut off. Export it again.") from error
         try:
             onnx.load_external_data_for_model(model, str(path.parent))
         except Exception as error:
-            raise FileError(f"{path} keeps weights in a file beside it that cannot be read ({error}); copy both files together") from error
+            raise FileError(f"{path} keeps weights in a file beside it that cannot be read ({error}). Copy both files together.") from error
     if not model.graph.node or not model.graph.output or not model.opset_import:
-        raise FileError(f"{where} holds no ONNX graph, or it is cut off; export it again")
+        raise FileError(f"There is no ONNX graph in {where}, or it is cut off. Export it again.")
     return model
 
 
 def find_rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """The one graph input that is no initializer.
+    """Return the only graph input that is not an initializer.
 
     Raises:
-        ModelError: none, or several.
+        ModelError: the graph has no such input, or several.
     """
     initialized = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialized]
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
-        raise ModelError(f"the ONNX model has {len(inputs)} inputs ({names}); export it with one float input that holds all columns")
+        raise ModelError(f"The ONNX model must have one input, got {len(inputs)} ({names}). Export it with one float input.")
     rows: onnx.ValueInfoProto = inputs[0]
     return rows
 
 
 def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
-    """Name of the output with the class scores: the one asked for, the only float tensor, or the one named like scores.
+    """Return the name of the output that holds the class scores.
 
-    A scikit-learn classifier's (label, probabilities) gives the probabilities; its ZipMap, which turns them into a list of
-    dictionaries, is looked through.
+    It is the output asked for, or else the only float tensor, or else the only one whose name contains one of
+    :data:`SCORE_WORDS`. A scikit-learn classifier's (label, probabilities) gives the probabilities. A ZipMap, which turns them into a
+    list of dictionaries, is skipped.
+
+    Args:
+        model: the model.
+        output: the output to read, or None.
 
     Raises:
-        ModelError: no such output, no float output, or several that could be meant.
+        ModelError: there is no such output, no float output, or several that may hold class scores.
     """
-    renamed: dict[str, str] = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "ZipMap"}
+    zipped: dict[str, str] = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "ZipMap"}
     names: list[str] = [value.name for value in model.graph.output]
+    listed = ", ".join(names)
     if output is not None:
         if output not in names:
-            raise ModelError(f"the ONNX model has no output {output!r}; its outputs are {', '.join(names)}")
-        return renamed.get(output, output)
-    scores: list[str] = [v.name for v in model.graph.output if v.name in renamed or v.type.tensor_type.elem_type in FLOATS]
+            raise ModelError(f"output must be one of the ONNX model's outputs ({listed}), got {output!r}.")
+        return zipped.get(output, output)
+    scores: list[str] = [v.name for v in model.graph.output if v.name in zipped or v.type.tensor_type.elem_type in FLOATS]
     if len(scores) > 1:
         for word in SCORE_WORDS:
             likely = [name for name in scores if word in name.lower()]
@@ -95,13 +105,15 @@ def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
                 scores = likely
                 break
     if len(scores) != 1:
-        listed = ", ".join(names)
-        raise ModelError(f"the ONNX model has outputs {listed}, {len(scores)} of them could be class scores; name one with output=")
-    return renamed.get(scores[0], scores[0])
+        raise ModelError(
+            f"The ONNX model must have one output that may hold class scores, got {len(scores)} among its outputs {listed}. "
+            "Name the right one with output=."
+        )
+    return zipped.get(scores[0], scores[0])
 
 
 class OnnxFile:
-    """An ONNX model in ONNX Runtime's CPU provider, its int8 products without saturation, graph optimizations as by default.
+    """An ONNX model in ONNX Runtime's CPU provider, with int8 products that do not saturate and default graph optimizations.
 
     Args:
         source: path of a file, or a model in memory.
@@ -109,13 +121,15 @@ class OnnxFile:
         output: the output to read, where the model has several (see :func:`find_score_output`).
 
     Attributes:
-        model: the model read.
-        fixed_rows: the batch size the file was exported with, where it accepts no other; rows are then padded to it.
+        model: the model that was read.
+        where: the file's path, or a phrase for a model in memory.
+        output: name of the output that is read.
+        fixed_rows: the only batch size that the file accepts, or None. Rows are padded to it.
 
     Raises:
-        FileError: see :func:`read_onnx`; also where ONNX Runtime finds the graph invalid.
-        ModelError: several inputs, an input that is not float, outputs that hold no scores, operators that this ONNX
-            Runtime does not have.
+        FileError: the file cannot be read (see :func:`read_onnx`), or ONNX Runtime finds the graph invalid.
+        ModelError: the model has several inputs, an input that is not float, or no output of scores, or this ONNX Runtime lacks
+            an operator.
     """
 
     def __init__(self, source: str | os.PathLike[str] | onnx.ModelProto, *, threads: int = 1, output: str | None = None) -> None:
@@ -123,21 +137,22 @@ class OnnxFile:
         self.where = "the ONNX model" if isinstance(source, onnx.ModelProto) else os.fspath(source)
         find_rows_input(self.model)
         self.output = find_score_output(self.model, output)
-        self._artefact = self._openable(source)
+        self._artefact = self._prepare_artefact(source)
         self._threads = threads
         self._session = self._open(precise=True)
         self._input = self._session.get_inputs()[0]
         if self._input.type not in INPUT_TYPES:
-            raise ModelError(f"{self.where} takes {self._input.type} rows; export it with a float32 input")
+            raise ModelError(f"The input of {self.where} must be float, got {self._input.type}. Export it with a float32 input.")
         self._dtype = INPUT_TYPES[self._input.type]
         rows = self._input.shape[0] if self._input.shape else None
         self.fixed_rows: int | None = rows if isinstance(rows, int) and rows > 0 else None
 
-    def _openable(self, source: str | os.PathLike[str] | onnx.ModelProto) -> str | bytes:
+    def _prepare_artefact(self, source: str | os.PathLike[str] | onnx.ModelProto) -> str | bytes:
+        """Return the path or the content that sessions open, without a ZipMap behind the scores."""
         outputs = {value.name for value in self.model.graph.output}
         content: bytes
         if self.output not in outputs:
-            content = _without_zipmap(self.model, self.output).SerializeToString()
+            content = _remove_zipmap(self.model, self.output).SerializeToString()
         elif isinstance(source, onnx.ModelProto):
             content = source.SerializeToString()
         else:
@@ -145,16 +160,23 @@ class OnnxFile:
         return content
 
     def _open(self, *, precise: bool) -> onnxruntime.InferenceSession:
+        """Open a session, and explain why where ONNX Runtime cannot."""
         try:
-            return self._opened(precise)
+            return self._open_unshared(precise)
         except Exception as error:
-            said = summarize_error(error)
-            if "NOT_IMPLEMENTED" in said or "is not a registered function/op" in said or "unsupported model IR version" in said.lower():
+            message = summarize_error(error)
+            is_unsupported = (
+                "NOT_IMPLEMENTED" in message
+                or "is not a registered function/op" in message
+                or "unsupported model IR version" in message.lower()
+            )
+            if is_unsupported:
                 version = onnxruntime.__version__
-                raise ModelError(f"ONNX Runtime {version} cannot run {self.where}: {said}; upgrade it or lower the opset") from error
-            raise FileError(f"{self.where} is no valid ONNX model: {said}; export it again") from error
+                raise ModelError(f"ONNX Runtime {version} cannot run {self.where} ({message}). Upgrade it, or lower the opset.") from error
+            raise FileError(f"ONNX Runtime finds {self.where} invalid ({message}). Export it again.") from error
 
-    def _opened(self, precise: bool) -> onnxruntime.InferenceSession:
+    def _open_unshared(self, precise: bool) -> onnxruntime.InferenceSession:
+        """Open a session, with duplicated weights where ONNX Runtime requires them (see :func:`duplicate_shared_weights`)."""
         try:
             return open_session(self._artefact, threads=self._threads, precise=precise)
         except Exception as error:
@@ -165,17 +187,27 @@ class OnnxFile:
 
     @property
     def has_saturation_risk(self) -> bool:
-        """Whether a default session may compute other sums than this one on this processor."""
+        """Return whether a default session may compute other sums than this one on this processor."""
         return int8_saturates() and any(word in node.op_type for node in self.model.graph.node for word in INTEGER_WORDS)
 
     def with_default_session(self) -> OnnxFile:
-        """Return the same file in the session that a deployment opens unless told otherwise."""
+        """Return the same file in the session that a deployment opens by default."""
         other = copy(self)
         other._session = self._open(precise=False)
         return other
 
     def run(self, x: Tensor) -> Tensor:
-        """Raw float32 output for rows ``x``, computed by ONNX Runtime."""
+        """Run the file in ONNX Runtime.
+
+        Args:
+            x: rows of the shape that the graph takes.
+
+        Returns:
+            The raw output as float32.
+
+        Raises:
+            ModelError: the session fails, for instance on rows of another shape.
+        """
         rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=self._dtype)
         fixed = self.fixed_rows
         if fixed is None or fixed == len(rows):
@@ -190,12 +222,14 @@ class OnnxFile:
             answer = self._session.run([self.output], {self._input.name: rows})[0]
         except Exception as error:
             raise ModelError(
-                f"{self.where} takes rows of shape {self._input.shape} and fails on {list(rows.shape)}: {summarize_error(error)}"
+                f"Rows for {self.where} must have the shape {self._input.shape}, got {list(rows.shape)}. "
+                f"ONNX Runtime fails on them ({summarize_error(error)})."
             ) from error
         return torch.from_numpy(np.ascontiguousarray(answer, dtype=np.float32))
 
 
-def _without_zipmap(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
+def _remove_zipmap(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """Return a copy of ``model`` without ZipMap nodes, whose only output is the tensor ``output``."""
     stripped = onnx.ModelProto()
     stripped.CopyFrom(model)
     kept = [node for node in stripped.graph.node if node.op_type != "ZipMap"]
@@ -207,6 +241,6 @@ def _without_zipmap(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
 
 
 def summarize_error(error: Exception) -> str:
-    """What an error says, without its stack of native frames."""
+    """Return the first line of an error's message, without native stack frames, or the error's type where it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

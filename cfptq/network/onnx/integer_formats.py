@@ -1,4 +1,4 @@
-"""Integer formats of ONNX: QuantizeLinear with a straight-through gradient, and weights brought back to floats."""
+"""Integer formats of ONNX, with a straight-through gradient for QuantizeLinear, and dequantization of weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from cfptq.errors import ModelError
-from cfptq.network.onnx.values import Node, along
+from cfptq.network.onnx.values import Node, broadcast_along, conversion_error
 
 #: Lowest and highest integer of each type that QuantizeLinear may write.
 RANGES: dict[int, tuple[int, int]] = {
@@ -25,8 +24,8 @@ for _name, _range in (("UINT2", (0, 3)), ("INT2", (-2, 1))):
     if hasattr(TensorProto, _name):  # since ONNX 1.20
         RANGES[getattr(TensorProto, _name)] = _range
 
-#: Integer types of initializers, and the torch type that holds them.
-HOLDERS = {
+#: Integer and half-precision types of initializers, and the numpy type that holds their values for torch.
+HOLDING_TYPES = {
     "uint16": np.int32,
     "uint32": np.int64,
     "uint64": np.int64,
@@ -40,12 +39,12 @@ HOLDERS = {
 
 
 class Quantize(torch.autograd.Function):
-    """``clamp(round(x / s), low, high)`` with the gradient of ``clamp(x / s)``: straight through, zero where clamped.
+    """``clamp(round(x / s), low, high)`` with the straight-through gradient of ``clamp(x / s)``, which is zero where clamped.
 
-    Rounds halves to even after a true division, as ONNX Runtime does. ``multiply`` takes ``x * s`` instead.
+    It rounds halves to even after a true division, as ONNX Runtime does. ``multiply`` computes ``x * s`` instead.
     """
 
-    # One method, not forward and setup_context: that form inspects its own signature at every call, which costs more than the rounding.
+    # Without setup_context, because autograd then inspects the signature at every call, which costs more than the rounding.
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float | Tensor, low: float, high: float, multiply: bool) -> Tensor:
         rounded = (x * scale if multiply else x / scale).round_()
@@ -57,33 +56,33 @@ class Quantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (rounded,) = ctx.saved_tensors
         scale, low, high, multiply = ctx.settings
-        # hardtanh's backward is the mask and the product in one pass.
+        # hardtanh_backward computes the mask and the product in one pass.
         passed = torch.ops.aten.hardtanh_backward(grads[0], rounded, low - 0.5, high + 0.5)
         return passed.mul_(scale) if multiply else passed.div_(scale), None, None, None, None
 
 
 def quantize(x: Tensor, scale: float | Tensor, low: float, high: float, multiply: bool) -> Tensor:
-    """Integers minus the zero point, as floats; see :class:`Quantize`."""
+    """Quantize to integers minus the zero point, held as floats; see :class:`Quantize`."""
     return cast(Tensor, Quantize.apply(x, scale, low, high, multiply))  # type: ignore[no-untyped-call]
 
 
 def quantize_along(x: Tensor, scale: Tensor, low: Any, high: Any, axis: int, multiply: bool) -> Tensor:
-    """:func:`quantize` with one scale, and where zero points differ one range, for each index along ``axis``."""
-    scale = along(scale, axis, x.dim())
+    """Quantize as :func:`quantize` does, with one scale for each index along ``axis``, and one range where zero points differ."""
+    scale = broadcast_along(scale, axis, x.dim())
     if not isinstance(low, Tensor):
         return quantize(x, scale, low, high, multiply)
     scaled = x * scale if multiply else x / scale
-    clamped = torch.minimum(torch.maximum(scaled, along(low, axis, x.dim())), along(high, axis, x.dim()))
+    clamped = torch.minimum(torch.maximum(scaled, broadcast_along(low, axis, x.dim())), broadcast_along(high, axis, x.dim()))
     return clamped + (clamped.round() - clamped).detach()
 
 
-def number(value: Tensor) -> float | Tensor:
-    """One number where a scale or zero point is for the whole tensor, a float32 vector where it is per axis."""
+def to_number_or_vector(value: Tensor) -> float | Tensor:
+    """Convert a scale or zero point to one number, or to a float32 vector where it is per axis."""
     return float(value) if value.numel() == 1 else value.to(torch.float32)
 
 
-def blockwise(stored: Tensor, scale: Tensor, zero: Tensor | None, axis: int, block: int) -> Tensor:
-    """Floats of integers that have a scale for each block of ``block`` along ``axis``."""
+def dequantize_blocks(stored: Tensor, scale: Tensor, zero: Tensor | None, axis: int, block: int) -> Tensor:
+    """Dequantize integers that have one scale for each block of ``block`` elements along ``axis``."""
     size = stored.shape[axis]
     spread = scale.to(torch.float32).repeat_interleave(block, axis).narrow(axis, 0, size)
     centred = stored.to(torch.float32)
@@ -92,15 +91,24 @@ def blockwise(stored: Tensor, scale: Tensor, zero: Tensor | None, axis: int, blo
     return centred * spread
 
 
-def matmul_n_bits(node: Node, packed: Tensor, scales: Tensor, zero: Tensor | None) -> Tensor:
-    """The ``(N, K)`` float weight of ONNX Runtime's ``MatMulNBits`` (2, 4 or 8 bits, lowest bits first).
+def unpack_matmul_n_bits(node: Node, packed: Tensor, scales: Tensor, zero: Tensor | None) -> Tensor:
+    """Unpack the weight of ONNX Runtime's ``MatMulNBits``, which stores the lowest bits first.
+
+    Args:
+        node: the MatMulNBits node.
+        packed: its packed integers, uint8.
+        scales: one scale a block.
+        zero: packed or float zero points, one a block; None is half the range.
+
+    Returns:
+        The float32 weight, ``(N, K)``.
 
     Raises:
-        ModelError: another number of bits.
+        ModelError: the node's integers have other than 2, 4 or 8 bits.
     """
     bits, columns, rows, block = (int(node.get(key)) for key in ("bits", "K", "N", "block_size"))
     if bits not in (2, 4, 8):
-        raise ModelError(f"MatMulNBits with {bits} bits has no torch twin; 2, 4 and 8 have")
+        raise conversion_error(node, f"bits must be 2, 4 or 8, got {bits}")
     blocks = -(-columns // block)
 
     def unpack(data: Tensor, count: int) -> Tensor:
@@ -120,6 +128,6 @@ def matmul_n_bits(node: Node, packed: Tensor, scales: Tensor, zero: Tensor | Non
     return dense
 
 
-def centred(stored: Tensor, zero: float | Tensor, axis: int) -> Tensor:
-    """Stored integers minus their zero point, float32."""
-    return stored.to(torch.float32) - (along(zero, axis, stored.dim()) if isinstance(zero, Tensor) else zero)
+def subtract_zero_point(stored: Tensor, zero: float | Tensor, axis: int) -> Tensor:
+    """Return stored integers minus their zero point as float32."""
+    return stored.to(torch.float32) - (broadcast_along(zero, axis, stored.dim()) if isinstance(zero, Tensor) else zero)

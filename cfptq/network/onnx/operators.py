@@ -1,9 +1,10 @@
-"""ONNX operators in torch, one function each, following the ONNX specification. Each takes ``(node, *inputs)``."""
+"""ONNX operators in torch, one function each, which follow the ONNX specification and take ``(node, *inputs)``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,17 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfptq.network.onnx.shape_operators import SHAPE_OPERATORS, feature_extractor
-from cfptq.network.onnx.values import Node, Operator, axes_of, tensor
+from cfptq.network.onnx.shape_operators import SHAPE_OPERATORS, extract_features
+from cfptq.network.onnx.values import Node, Operator, as_tensor, resolve_axes
 
+#: Domains of scikit-learn's operators and of ONNX Runtime's own.
 ML = "ai.onnx.ml"
 MICROSOFT = "com.microsoft"
 
-#: Half precision is computed in float32, of which it is a part.
+#: Half precision is computed in float32, which holds all its values.
 FLOATING = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float32, TensorProto.BFLOAT16: torch.float32}
 CASTS = FLOATING | {TensorProto.DOUBLE: torch.float64, TensorProto.BOOL: torch.bool}
-#: Automatic padding: the side that gets the odd element, 0 after, 1 before.
+#: Side that gets the odd element of automatic padding (0 is after, 1 is before).
 AUTO_PAD = {"SAME_UPPER": 0, "SAME_LOWER": 1}
 
 
@@ -30,14 +32,14 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Operator:
-    """Python's operators work on tensors, on shapes and on numbers alike."""
+    """Return the ONNX operator of a Python operator, which works on tensors, shapes and numbers."""
 
     def operator(node: Node, a: Any, b: Any) -> Any:
         if isinstance(b, float):
-            return function(tensor(a), b)
+            return function(as_tensor(a), b)
         if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
             return np.asarray(function(a, b))
-        return function(tensor(a, b if isinstance(b, Tensor) else None), tensor(b, a if isinstance(a, Tensor) else None))
+        return function(as_tensor(a, b if isinstance(b, Tensor) else None), as_tensor(b, a if isinstance(a, Tensor) else None))
 
     return operator
 
@@ -97,15 +99,15 @@ def _thresholded_relu(node: Node, x: Tensor) -> Tensor:
 def _cast(node: Node, x: Any) -> Any:
     to = node.get("to")
     if isinstance(x, np.ndarray):
-        return tensor(x).to(CASTS[to]) if to in CASTS else x
+        return as_tensor(x).to(CASTS[to]) if to in CASTS else x
     if to in CASTS:
         return x.to(CASTS[to])
-    # Every integer type is held as int64 at most; the types that quantization uses are told apart by the graph.
+    # Integers are held as int64 at most. The graph tells the types that quantization uses apart.
     return x.to(torch.int64) if x.is_floating_point() or x.dtype == torch.bool else x
 
 
 def _where(node: Node, condition: Any, a: Any, b: Any) -> Tensor:
-    return torch.where(tensor(condition).bool(), tensor(a), tensor(b))
+    return torch.where(as_tensor(condition).bool(), as_tensor(a), as_tensor(b))
 
 
 # Normalization and softmax -------------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ def _layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None
 
 def _reduce(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Operator:
     def operator(node: Node, x: Any, axes: Any = None) -> Any:
-        chosen = axes_of(node, axes)
+        chosen = resolve_axes(node, axes)
         if not chosen and node.get("noop_with_empty_axes", 0):
             return x
         if isinstance(x, np.ndarray):
@@ -162,13 +164,13 @@ def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 
 def _window(node: Node, x: Tensor, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Stride, dilation, padding before and padding after, for each spatial axis."""
+    """Return stride, dilation, padding before and padding after, for each spatial axis."""
     n = len(kernel)
     stride, dilation = tuple(node.get("strides") or [1] * n), tuple(node.get("dilations") or [1] * n)
     automatic = node.get("auto_pad", "NOTSET")
     if automatic in AUTO_PAD:
-        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-        spatial = zip(x.shape[2:], stride, reach, strict=True)
+        extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        spatial = zip(x.shape[2:], stride, extent, strict=True)
         total = [max((math.ceil(size / s) - 1) * s + r - size, 0) for size, s, r in spatial]
         before = tuple((t + AUTO_PAD[automatic]) // 2 for t in total)
         return stride, dilation, before, tuple(t - b for t, b in zip(total, before, strict=True))
@@ -176,16 +178,24 @@ def _window(node: Node, x: Tensor, kernel: tuple[int, ...]) -> tuple[tuple[int, 
     return stride, dilation, tuple(pads[:n]), tuple(pads[n:])
 
 
-def _padded(x: Tensor, before: tuple[int, ...], after: tuple[int, ...], value: float) -> Tensor:
+def _pad(x: Tensor, before: tuple[int, ...], after: tuple[int, ...], value: float) -> Tensor:
+    """Pad the last axes of ``x`` with ``value``."""
     flat = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
     return F.pad(x, flat, value=value)
 
 
 def convolve(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """ONNX ``Conv`` in one to three spatial dimensions; ``weight`` is ``(out, in / group, *kernel)``."""
+    """Compute ONNX ``Conv`` in one to three spatial dimensions.
+
+    Args:
+        node: the node, whose attributes hold strides, padding, dilations and groups.
+        x: ``(N, in, *spatial)``.
+        weight: ``(out, in / group, *kernel)``.
+        bias: ``(out,)``, or None.
+    """
     stride, dilation, before, after = _window(node, x, tuple(weight.shape[2:]))
     if before != after:
-        x, before = _padded(x, before, after, 0.0), (0,) * len(before)
+        x, before = _pad(x, before, after, 0.0), (0,) * len(before)
     function = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
     return function(x, weight, bias, stride, before, dilation, node.get("group", 1))
 
@@ -194,7 +204,7 @@ def _max_pool(node: Node, x: Tensor) -> Tensor:
     kernel = tuple(node.get("kernel_shape"))
     stride, dilation, before, after = _window(node, x, kernel)
     if before != after or any(2 * pad > k for pad, k in zip(before, kernel, strict=True)):
-        x, before = _padded(x, before, after, -math.inf), (0,) * len(kernel)
+        x, before = _pad(x, before, after, -math.inf), (0,) * len(kernel)
     function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
     return function(x, kernel, stride, before, dilation, bool(node.get("ceil_mode", 0)))
 
@@ -206,10 +216,10 @@ def _average_pool(node: Node, x: Tensor) -> Tensor:
     ceil = bool(node.get("ceil_mode", 0))
     if before == after:
         return function(x, kernel, stride, before, ceil, bool(node.get("count_include_pad", 0)))  # type: ignore[no-any-return]
-    total = function(_padded(x, before, after, 0.0), kernel, stride, 0, ceil)
+    total = function(_pad(x, before, after, 0.0), kernel, stride, 0, ceil)
     if node.get("count_include_pad", 0):
         return total  # type: ignore[no-any-return]
-    return total / function(_padded(torch.ones_like(x[:1, :1]), before, after, 0.0), kernel, stride, 0, ceil)  # type: ignore[no-any-return]
+    return total / function(_pad(torch.ones_like(x[:1, :1]), before, after, 0.0), kernel, stride, 0, ceil)  # type: ignore[no-any-return]
 
 
 def _global_pool(function: Callable[..., Tensor]) -> Operator:
@@ -298,7 +308,12 @@ _PLAIN: dict[str, Operator] = {
 
 #: Operators by (domain, type).
 OPERATORS: dict[tuple[str, str], Operator] = {("", op): function for op, function in (_PLAIN | SHAPE_OPERATORS).items()} | {
-    (ML, "ArrayFeatureExtractor"): feature_extractor,
+    (ML, "ArrayFeatureExtractor"): extract_features,
     (ML, "Normalizer"): _normalizer,
     (MICROSOFT, "Gelu"): _gelu,
 }
+
+
+def bind_operator(node: Node) -> Callable[..., Any]:
+    """Return the torch function of a node, which takes the node's inputs."""
+    return partial(OPERATORS[node.domain, node.op], node)

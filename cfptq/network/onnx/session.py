@@ -17,20 +17,20 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-#: Session option of ONNX Runtime that avoids saturation on x86, and the value that asks for it.
+#: Session option of ONNX Runtime that avoids saturation on x86, and the value that turns it on.
 PRECISION_OPTION, PRECISE = "session.x64quantprecision", "1"
 
-#: A product that saturates: a sum of so many products of the largest activation and the largest weight.
+#: Number of products of the largest activation and the largest weight whose sum saturates.
 PROBE_INPUTS, LARGEST_ACTIVATION, LARGEST_WEIGHT = 64, 255, 127
 
 
 def open_session(artefact: str | Path | bytes, *, threads: int = 1, precise: bool = True) -> onnxruntime.InferenceSession:
-    """Open a session in ONNX Runtime's CPU provider, graph optimizations as by default.
+    """Open a session in ONNX Runtime's CPU provider with its default graph optimizations.
 
     Args:
         artefact: path or content of an ONNX file.
         threads: intra-op threads.
-        precise: keep int8 kernels from saturating; False is the session that a deployment opens unless told otherwise.
+        precise: keep int8 kernels from saturating. False opens the session that a deployment opens by default.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -46,9 +46,9 @@ def duplicate_shared_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime 1.32 and earlier cannot open a precise session of a file where two products share a weight beyond ±63.
     """
-    apart = onnx.ModelProto()
-    apart.CopyFrom(model)
-    graph = apart.graph
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    graph = copied.graph
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
     dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights}
     seen: set[str] = set()
@@ -73,7 +73,7 @@ def duplicate_shared_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
-    return apart
+    return copied
 
 
 @cache
@@ -95,9 +95,9 @@ def int8_saturates() -> bool:
 
 
 def describe_runtime() -> dict[str, Any]:
-    """Return what a figure about an ONNX file depends on besides the file: the processor, ONNX Runtime's version and session option."""
+    """Return the processor, ONNX Runtime's version and the session option, which figures about an ONNX file depend on."""
     return {
-        "processor": _processor(),
+        "processor": _read_processor_name(),
         "int8_saturates": int8_saturates(),
         "onnxruntime": onnxruntime.__version__,
         PRECISION_OPTION: PRECISE,
@@ -105,7 +105,13 @@ def describe_runtime() -> dict[str, Any]:
 
 
 def describe_saturation(name: str, rows: int, among: int) -> str:
-    """Return the warning that a default session decides ``rows`` of ``among`` rows otherwise on this processor."""
+    """Return the warning that a default session decides some rows otherwise on this processor.
+
+    Args:
+        name: the model's name.
+        rows: rows with another decision.
+        among: all rows.
+    """
     return (
         f"{name}: ONNX Runtime's default session decides {rows} of {among} rows otherwise on this processor, because int8 products "
         "saturate without VNNI. All figures were computed without saturation. Keep weights within ±63 (portable=True), or deploy with the "
@@ -114,8 +120,8 @@ def describe_saturation(name: str, rows: int, among: int) -> str:
 
 
 @cache
-def _processor() -> str:
-    """The processor's model name; its architecture where the system does not say."""
+def _read_processor_name() -> str:
+    """Return the processor's model name and architecture, as far as the system tells them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

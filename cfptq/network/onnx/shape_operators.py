@@ -1,4 +1,4 @@
-"""ONNX operators that move values about: shapes, slices, joins, padding. Each takes ``(node, *inputs)``."""
+"""ONNX operators that rearrange values, such as reshaping, slicing, joining and padding, and take ``(node, *inputs)``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfptq.network.onnx.values import Host, Node, Operator, axes_of, ints, tensor
+from cfptq.network.onnx.values import Host, Node, Operator, as_ints, as_tensor, resolve_axes
 
 
 def _shape(node: Node, x: Tensor) -> Host:
@@ -18,7 +18,7 @@ def _shape(node: Node, x: Tensor) -> Host:
 
 
 def _reshape(node: Node, x: Any, shape: Any = None) -> Any:
-    sizes = ints(shape if shape is not None else node.get("shape"))
+    sizes = as_ints(shape if shape is not None else node.get("shape"))
     if not node.get("allowzero", 0):
         sizes = [x.shape[i] if isinstance(size, int) and size == 0 else size for i, size in enumerate(sizes)]
     return x.reshape(tuple(sizes))
@@ -31,14 +31,14 @@ def _flatten(node: Node, x: Tensor) -> Tensor:
 
 
 def _squeeze(node: Node, x: Any, axes: Any = None) -> Any:
-    chosen = axes_of(node, axes)
+    chosen = resolve_axes(node, axes)
     if isinstance(x, np.ndarray):
         return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
     return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
 
 
 def _unsqueeze(node: Node, x: Any, axes: Any = None) -> Any:
-    chosen = axes_of(node, axes) or []
+    chosen = resolve_axes(node, axes) or []
     rank = x.ndim + len(chosen)
     for axis in sorted(axis % rank for axis in chosen):
         x = np.expand_dims(x, axis) if isinstance(x, np.ndarray) else x.unsqueeze(axis)
@@ -52,23 +52,23 @@ def _transpose(node: Node, x: Tensor) -> Tensor:
 def _concat(node: Node, *parts: Any) -> Any:
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate(parts, axis=node.get("axis"))
-    return torch.cat([tensor(part) for part in parts], dim=node.get("axis"))
+    return torch.cat([as_tensor(part) for part in parts], dim=node.get("axis"))
 
 
 def _split(node: Node, x: Tensor, sizes: Any = None) -> tuple[Tensor, ...]:
     axis = node.get("axis", 0)
     given = sizes if sizes is not None else node.get("split")
     if given is not None:
-        return tuple(torch.split(x, ints(given), dim=axis))
+        return tuple(torch.split(x, as_ints(given), dim=axis))
     count = node.get("num_outputs") or len(node.outputs)
     return tuple(torch.split(x, math.ceil(x.shape[axis] / count), dim=axis))
 
 
 def _slice(node: Node, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Any:
-    first = ints(starts if starts is not None else node.get("starts"))
-    last = ints(ends if ends is not None else node.get("ends"))
-    where = axes_of(node, axes) or list(range(len(first)))
-    strides = ints(steps) if steps is not None else [1] * len(first)
+    first = as_ints(starts if starts is not None else node.get("starts"))
+    last = as_ints(ends if ends is not None else node.get("ends"))
+    where = resolve_axes(node, axes) or list(range(len(first)))
+    strides = as_ints(steps) if steps is not None else [1] * len(first)
     for start, end, axis, step in zip(first, last, where, strides, strict=True):
         axis = axis % x.ndim
         if step > 0:
@@ -82,9 +82,9 @@ def _slice(node: Node, x: Any, starts: Any = None, ends: Any = None, axes: Any =
 def _gather(node: Node, x: Any, indices: Any) -> Any:
     axis = node.get("axis", 0)
     if isinstance(x, np.ndarray):
-        chosen = np.array(ints(indices)).reshape(indices.shape)
+        chosen = np.array(as_ints(indices)).reshape(indices.shape)
         return np.asarray(np.take(x, chosen, axis=axis), dtype=object)
-    index = tensor(indices, x).long()
+    index = as_tensor(indices, x).long()
     index = torch.where(index < 0, index + x.shape[axis], index)
     if index.dim() == 1:
         return x.index_select(axis, index)
@@ -93,26 +93,26 @@ def _gather(node: Node, x: Any, indices: Any) -> Any:
     return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
-def feature_extractor(node: Node, x: Tensor, indices: Any) -> Tensor:
-    """``ArrayFeatureExtractor``: columns of the last axis."""
-    return x.index_select(x.dim() - 1, tensor(indices, x).long().flatten())
+def extract_features(node: Node, x: Tensor, indices: Any) -> Tensor:
+    """Select columns of the last axis, as ``ArrayFeatureExtractor`` does."""
+    return x.index_select(x.dim() - 1, as_tensor(indices, x).long().flatten())
 
 
 def _expand(node: Node, x: Any, shape: Any) -> Tensor:
-    sizes = ints(shape)
+    sizes = as_ints(shape)
     own = [1] * (len(sizes) - x.ndim) + list(x.shape)
-    return tensor(x).expand(*(mine if size == 1 else size for mine, size in zip(own[-len(sizes) :], sizes, strict=True)))
+    return as_tensor(x).expand(*(mine if size == 1 else size for mine, size in zip(own[-len(sizes) :], sizes, strict=True)))
 
 
 def _constant_of_shape(node: Node, shape: Any) -> Any:
     value = node.get("value")
     filling = torch.zeros(1) if value is None else value.flatten()
-    return filling.expand(tuple(ints(shape))).clone()
+    return filling.expand(tuple(as_ints(shape))).clone()
 
 
 def _pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Tensor:
-    sizes = ints(pads if pads is not None else node.get("pads", node.get("paddings")))
-    where = [axis % x.dim() for axis in ints(axes)] if axes is not None else list(range(x.dim()))
+    sizes = as_ints(pads if pads is not None else node.get("pads", node.get("paddings")))
+    where = [axis % x.dim() for axis in as_ints(axes)] if axes is not None else list(range(x.dim()))
     flat = [0] * (2 * x.dim())
     for i, axis in enumerate(where):
         flat[2 * (x.dim() - 1 - axis)], flat[2 * (x.dim() - 1 - axis) + 1] = sizes[i], sizes[i + len(where)]
@@ -124,7 +124,7 @@ def _pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any =
     return F.pad(x, flat, mode=mode)
 
 
-#: Operators by type; all are of ONNX's own domain.
+#: Operators of ONNX's own domain, by type.
 SHAPE_OPERATORS: dict[str, Operator] = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,

@@ -1,4 +1,4 @@
-"""One ONNX node, and the two kinds of value that flow between nodes."""
+"""ONNX nodes, and the values that flow between them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Integers that describe a shape; they hold ``SymInt`` while torch.export traces, so that a dynamic batch stays dynamic.
+from cfptq.errors import ModelError
+
+#: Integers that describe a shape. They hold ``SymInt`` while torch.export traces, so that a dynamic batch stays dynamic.
 Host = np.ndarray[Any, Any]
-#: ``operator(node, *inputs)``: inputs are tensors or shapes, ``None`` where an optional one is left out.
+#: ``operator(node, *inputs)``, where inputs are tensors or shapes, and ``None`` where an optional one is left out.
 Operator = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Node:
-    """One ONNX node: operator type, domain ("" is ONNX's own), opset of that domain, names and attributes."""
+    """One ONNX node.
+
+    Attributes:
+        op: operator type.
+        domain: the operator's domain; "" is ONNX's own.
+        opset: opset version of that domain.
+        name: the node's name, which may be empty.
+        inputs: names of the inputs; "" where an optional one is left out.
+        outputs: names of the outputs.
+        attributes: attributes by name.
+    """
 
     op: str
     domain: str
@@ -29,32 +41,49 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, attribute: str, default: Any = None) -> Any:
-        """An attribute, or ``default`` where the node has none of that name."""
+        """Return an attribute, or ``default`` where the node has none of that name."""
         return self.attributes.get(attribute, default)
 
 
-def tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """``value`` as a tensor, on the device of ``like``."""
+def conversion_error(node: Node, reason: str) -> ModelError:
+    """Return the error for a node that has no equivalent in torch.
+
+    Args:
+        node: the node that cannot be converted.
+        reason: a clause about the node, without a full stop.
+    """
+    name = node.name or next(filter(None, node.outputs), "")
+    return ModelError(f"Cannot convert node {name!r} ({node.op}) to PyTorch: {reason}.")
+
+
+def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
+    """Return ``value`` as a tensor, on the device of ``like``."""
     if isinstance(value, Tensor):
         return value
     return torch.as_tensor(value.tolist(), device=None if like is None else like.device)
 
 
-def ints(value: Any) -> list[Any]:
-    """A shape, axes or indices as a list of integers."""
+def as_ints(value: Any) -> list[Any]:
+    """Return a shape, axes or indices as a list of integers."""
     listed = value if isinstance(value, list | tuple) else value.tolist()
     return list(listed) if isinstance(listed, list | tuple) else [listed]
 
 
-def axes_of(node: Node, given: Any) -> list[int] | None:
-    """The axes a node works on: an input in newer opsets, an attribute in older ones, ``None`` for all."""
+def resolve_axes(node: Node, given: Any) -> list[int] | None:
+    """Return the axes that a node works on, from its input (newer opsets) or its attribute (older ones); ``None`` is all."""
     axes = given if given is not None else node.get("axes")
-    return None if axes is None else [int(axis) for axis in ints(axes)]
+    return None if axes is None else [int(axis) for axis in as_ints(axes)]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers of a quantized tensor, held minus their zero point."""
+    """The integer range of a quantized tensor, whose integers are stored minus their zero point.
+
+    Attributes:
+        zero: the zero point.
+        low: lowest integer of the type.
+        high: highest integer of the type.
+    """
 
     zero: float | Tensor
     low: float
@@ -63,21 +92,22 @@ class Grid:
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a tensor of the graph before it runs.
+    """Facts about a tensor of the graph that are known before it runs.
 
-    Quantized tensors are carried as integers times a scale for as long as that is exact: products of integers have no
-    rounding in float32 below 2^24, so the next rounding falls as it does in ONNX Runtime's integer kernels.
+    A quantized tensor is carried as integers and a scale for as long as that is exact. Products of integers below 2^24 are exact in
+    float32, so that the next rounding equals that of ONNX Runtime's integer kernels.
 
     Attributes:
-        slot: where it lies while the graph runs; -1 for a constant that no step has needed yet.
-        constant: its stored value where it depends on initializers only.
-        origin: the initializer that a constant came from; names layers.
-        element: ONNX element type of stored integers (INT4 lies in int8).
-        scale: real value = stored value x scale; one number, or a 1-D tensor along ``axis``. ``None``: stored is real.
+        slot: the tensor's slot while the graph runs; -1 for a constant that no step has needed yet.
+        constant: the stored value where it depends on initializers only.
+        origin: the initializer that a constant came from, which names layers.
+        element: ONNX element type of stored integers (INT4 is held in int8).
+        scale: real value = stored value x scale, as one number or a 1-D tensor along ``axis``. ``None`` means the stored value is real.
+        axis: the axis of a 1-D ``scale``.
         grid: set between QuantizeLinear and DequantizeLinear.
-        accumulated: it is the integer accumulator of a product.
-        bounds: the range that its integers were clamped to, and all that follows leaves them in.
-        rectified: a Relu came after that product.
+        accumulated: the tensor is the integer accumulator of a product.
+        rectified: a Relu followed that product.
+        bounds: the range that the integers were clamped to and still lie in.
     """
 
     slot: int = -1
@@ -92,12 +122,12 @@ class Value:
     bounds: tuple[float, float] | None = None
 
 
-def along(vector: Tensor, axis: int, rank: int) -> Tensor:
-    """A 1-D ``vector`` shaped to broadcast along ``axis`` of a tensor of ``rank`` dimensions."""
+def broadcast_along(vector: Tensor, axis: int, rank: int) -> Tensor:
+    """Reshape a 1-D ``vector`` to broadcast along ``axis`` of a tensor of ``rank`` dimensions."""
     after = rank - 1 - axis % rank
     return vector.reshape(-1, *[1] * after) if after else vector
 
 
-def real(stored: Tensor, scale: float | Tensor, axis: int = 0) -> Tensor:
-    """``stored`` integers times their scale."""
-    return stored * (along(scale, axis, stored.dim()) if isinstance(scale, Tensor) else scale)
+def dequantize(stored: Tensor, scale: float | Tensor, axis: int = 0) -> Tensor:
+    """Return ``stored`` integers times their scale."""
+    return stored * (broadcast_along(scale, axis, stored.dim()) if isinstance(scale, Tensor) else scale)

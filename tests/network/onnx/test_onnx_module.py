@@ -617,7 +617,7 @@ def test_flipped_bytes_never_raise_anything_but_our_errors(perceptron: tuple[nn.
 
 
 def test_missing_files_pickles_and_lost_external_data_are_file_errors(perceptron: tuple[nn.Module, Path], tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="not there"):
+    with pytest.raises(FileError, match="does not exist"):
         OnnxModule(tmp_path / "absent.onnx")
     with pytest.raises(FileError, match="unpickles"):
         OnnxModule(tmp_path / "model.pt2")
