@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cfptq.actions import ActionSet
 from cfptq.experiments.recipe import Recipe
 from cfptq.io.atomic import write_text
-from cfptq.network import as_predictor, decisions
+from cfptq.network import as_predictor, decide
 from cfptq.recourse import Exact, MinimalCost, RecourseBatch, Status, solve
 
 #: Data set -> seeds pooled.
@@ -40,7 +40,7 @@ def problems(name: str, people: int) -> list[Problem]:
         experiment = Recipe.load(Path(__file__).parents[1] / "recipes" / f"{name}.yaml").prepare(seed, progress=False)
         rows, action_set = experiment.columns.test, experiment.action_set
         logits = as_predictor(experiment.model, example=rows[:256]).logits(rows)
-        rejected = (decisions(logits) != action_set.favourable).nonzero()[:, 0]
+        rejected = (decide(logits) != action_set.favourable).nonzero()[:, 0]
         order = torch.randperm(len(rejected), generator=torch.Generator().manual_seed(seed))
         chosen = rejected[order][:left]
         left -= len(chosen)
@@ -61,7 +61,7 @@ def optima(parts: list[Problem], time_limit: float) -> dict[str, Any]:
     return {
         "cost": [round(value, 6) for batch, _ in batches for value in batch.cost.tolist()],
         "bound": [None if value == float("inf") else round(value, 6) for batch, _ in batches for value in batch.bound.tolist()],
-        "status": [status.name.lower() for batch, _ in batches for status in batch.statuses()],
+        "status": [status.name.lower() for batch, _ in batches for status in batch.statuses],
         "seconds_each": sum(seconds for _, seconds in batches) / sum(len(batch) for batch, _ in batches),
     }
 

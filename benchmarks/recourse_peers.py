@@ -104,7 +104,7 @@ def judged(case: Problem, factual: Tensor, points: Tensor, answered: Tensor) -> 
         valid = answered & (case.network(points).argmax(1) == 1)
     tidy = torch.where(delta.abs() > 1e-6, delta, 0.0)
     changed = torch.stack([(tidy[:, list(own)] != 0).any(1) for own in case.action_set.feature_columns], 1)
-    mutable = torch.tensor([not feature.immutable for feature in case.action_set.features])
+    mutable = torch.tensor([not feature.is_immutable for feature in case.action_set.features])
     touched = changed[:, ~mutable].any(1)
     crowded = changed.sum(1) > MOST_CHANGES
     low, high = case.action_set.column_bounds(factual)
@@ -152,7 +152,7 @@ def proven_hopeless(case: Problem, x: Tensor) -> int:
     if len(x) == 0:
         return 0
     proof = solve(case.network, x, case.action_set, target=1, method=Exact(time_limit=PROOF_SECONDS), progress=False)
-    return sum(status in (Status.INFEASIBLE, Status.IMMUTABLE) for status in proof.statuses())
+    return sum(status in (Status.INFEASIBLE, Status.IMMUTABLE) for status in proof.statuses)
 
 
 class _Probability(nn.Module):

@@ -27,7 +27,7 @@ from cfptq.experiments.recipe import Experiment, Recipe
 from cfptq.io.atomic import write_text
 from cfptq.network import Predictor, as_predictor
 from cfptq.quantize import fake_quantize_network, sample_variants
-from cfptq.recourse import RecourseBatch, holds, robust, solve
+from cfptq.recourse import RecourseBatch, check_validity, robust, solve
 from cfptq.training import QAT_METHODS
 
 MEMBERS = 8
@@ -106,10 +106,10 @@ def measure(name: str, seed: int, people: int) -> Table:
         table[solver] |= {
             "rows": len(rows),
             "found": round(float(batch.found.float().mean()), 4),
-            "nominal success": round(float(holds([model.nominal], batch).float().mean()), 4),
-            "robust success": round(float(holds(model.seen, batch).float().mean()), 4),
-            "robust success, fresh variants": round(float(holds(model.fresh, batch).float().mean()), 4),
-            "held by every fresh variant": round(float(holds(model.fresh, batch).all(0).float().mean()), 4),
+            "nominal success": round(float(check_validity([model.nominal], batch).float().mean()), 4),
+            "robust success": round(float(check_validity(model.seen, batch).float().mean()), 4),
+            "robust success, fresh variants": round(float(check_validity(model.fresh, batch).float().mean()), 4),
+            "held by every fresh variant": round(float(check_validity(model.fresh, batch).all(0).float().mean()), 4),
             "relative cost": round(float(batch.cost[everyone].mean() / batches["standard"].cost[everyone].mean()), 4),
             "relative time": round(table[solver]["processor seconds"] / table["standard"]["processor seconds"], 2),
         }

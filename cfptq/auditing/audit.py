@@ -20,10 +20,10 @@ from cfptq.auditing.issued import check_issued
 from cfptq.auditing.protocol import Protocol, reference_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.errors import ActionSetError, DataError, FileError
-from cfptq.network.head import Head, decisions
+from cfptq.network.head import Head, decide
 from cfptq.network.onnx.session import describe_runtime
 from cfptq.network.predictor import Model, as_predictor
-from cfptq.recourse import Target, target_of_rows
+from cfptq.recourse import Target, resolve_target
 
 
 def run_audit(
@@ -73,8 +73,8 @@ def run_audit(
     advice = None
     if issued is not None:
         logits = before.logits(columns)
-        classes = target_of_rows(wanted, columns, logits)
-        accepted = decisions(logits) == classes
+        classes = resolve_target(wanted, columns, logits)
+        accepted = decide(logits) == classes
         advice = check_issued(before, after, issued, columns, classes, accepted, space, protocol, seed)
         if not before.differentiable:
             protocol = replace(protocol, max_people=0)

@@ -21,9 +21,9 @@ from cfptq.errors import DataError
 from cfptq.io.json import canonicalize
 from cfptq.metrics import EPSILON, SUPPORT_TOLERANCE, accuracy, favourable_rate, feasible_recourse_rate
 from cfptq.metrics.intervals import check_level
-from cfptq.network.head import decisions
+from cfptq.network.head import decide
 from cfptq.network.predictor import Predictor
-from cfptq.recourse import MinimalCost, ProjectedGradient, RecourseBatch, Target, solve, target_of_rows
+from cfptq.recourse import MinimalCost, ProjectedGradient, RecourseBatch, Target, solve, resolve_target
 
 #: Confidence at which CRG, DirSim and ActOverlap compare the two models' minimal-cost recourse.
 PLAIN = 0.5
@@ -159,7 +159,7 @@ def reference_recourse(
     """
     protocol = protocol or Protocol()
     logits = f.logits(rows)
-    decided, wanted = decisions(logits), target_of_rows(target, rows, logits)
+    decided, wanted = decide(logits), resolve_target(target, rows, logits)
     shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
     people = shuffled[(decided != wanted)[shuffled]][: protocol.max_people].sort().values
 

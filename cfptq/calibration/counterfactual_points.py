@@ -15,7 +15,7 @@ from cfptq.errors import DataError, name_rows
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVERY, CalibrationSet
-from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, single_feature, solve, target_of_rows
+from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, find_single_feature_actions, solve, resolve_target
 from cfptq.recourse.minimal_cost import EVALUATIONS_PER_ROW
 
 #: Recourse settings of appendix F, to the letter. Three steps are made, and the final iterate is kept even if it misses the target.
@@ -249,7 +249,7 @@ def solve_single_features(solver: PointSolver, people: Tensor) -> RecoursePoints
     rows = solver.factual.rows
     if len(chosen) == 0:
         return RecoursePoints(_empty_recourse(rows, solver.space, MinimalCost()), chosen, MINIMAL_COST_WEIGHT)
-    recourse, person = single_feature(solver.predictor, rows[chosen], solver.space, solver.factual.target[chosen])
+    recourse, person = find_single_feature_actions(solver.predictor, rows[chosen], solver.space, solver.factual.target[chosen])
     return RecoursePoints(recourse, chosen[person], MINIMAL_COST_WEIGHT)
 
 
@@ -310,7 +310,7 @@ def _factual_set(rows: Tensor, labels: Tensor | None, logits: Tensor, target: Ta
         origin=torch.full((len(rows),), FACTUAL, dtype=torch.uint8),
         weights=torch.ones(len(rows)),
         source=torch.arange(len(rows)),
-        target=target_of_rows(target, rows, logits),
+        target=resolve_target(target, rows, logits),
         labels=logits.argmax(1) if labels is None else labels.clone(),
         labels_are_teacher=labels is None,
     )

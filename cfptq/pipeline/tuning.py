@@ -9,9 +9,9 @@ from torch import nn
 
 from cfptq.errors import DataError
 from cfptq.metrics import accuracy, validity_drop
-from cfptq.network import Head, as_predictor, decisions
+from cfptq.network import Head, as_predictor, decide
 from cfptq.pipeline.task import Teacher
-from cfptq.recourse import ProjectedGradient, RecourseBatch, solve, target_of_rows
+from cfptq.recourse import ProjectedGradient, RecourseBatch, solve, resolve_target
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class TuningScore:
 
     def __call__(self, model: nn.Module) -> float:
         candidate = as_predictor(model, example=self.rows[:2], head=self.head, threshold=self.threshold)
-        reached = float(accuracy(decisions(candidate.logits(self.rows)), self.labels))
+        reached = float(accuracy(decide(candidate.logits(self.rows)), self.labels))
         if reached < self.least_accuracy:
             return reached - self.least_accuracy
         points = self.recourse.points
-        return 1 - float(validity_drop(decisions(candidate.logits(points)), self.recourse.target, self.recourse.found))
+        return 1 - float(validity_drop(decide(candidate.logits(points)), self.recourse.target, self.recourse.found))
 
 
 def score_by(teacher: Teacher, max_accuracy_drop: float, *, progress: bool = True) -> TuningScore:
@@ -55,7 +55,7 @@ def score_by(teacher: Teacher, max_accuracy_drop: float, *, progress: bool = Tru
         DataError: it rejects nobody, or nobody rejected has recourse.
     """
     logits = teacher.predictor.logits(teacher.rows)
-    decided, wanted = decisions(logits), target_of_rows(teacher.target, teacher.rows, logits)
+    decided, wanted = decide(logits), resolve_target(teacher.target, teacher.rows, logits)
     labels = decided if teacher.labels is None else teacher.labels
     rejected = decided != wanted
     if not bool(rejected.any()):

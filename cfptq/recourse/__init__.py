@@ -1,18 +1,18 @@
-"""Recourse: what a person can change to be decided otherwise, at what price (section 3.1, appendix A)."""
+"""Solvers that find recourse for rows of a classifier (section 3.1, appendix A)."""
 
 from cfptq.recourse.batch import RecourseBatch, Status
-from cfptq.recourse.diverse import diverse
+from cfptq.recourse.diverse import solve_diverse
 from cfptq.recourse.exact import Exact
-from cfptq.recourse.gradient import ProjectedGradient, projected_gradient
+from cfptq.recourse.gradient import ProjectedGradient, run_projected_gradient
 from cfptq.recourse.gradient_free import GradientFree, search_without_gradient
-from cfptq.recourse.infeasibility import prove_missing
+from cfptq.recourse.infeasibility import prove_infeasibility
 from cfptq.recourse.margin_descent import Descent
-from cfptq.recourse.minimal_cost import MinimalCost, minimal_cost
-from cfptq.recourse.robustness import WorstOf, holds, robust
-from cfptq.recourse.single_feature import single_feature
+from cfptq.recourse.minimal_cost import MinimalCost, search_minimal_cost
+from cfptq.recourse.robustness import WorstCasePredictor, check_validity, robust
+from cfptq.recourse.single_feature import find_single_feature_actions
 from cfptq.recourse.solver import METHODS, Method, solve
-from cfptq.recourse.target import Target, TargetRule, opposite_class, runner_up_class, target_of_rows
-from cfptq.recourse.unrolled_gradient import unrolled
+from cfptq.recourse.target import Target, TargetRule, opposite_class, resolve_target, runner_up_class
+from cfptq.recourse.unrolled_gradient import unroll_projected_gradient
 
 __all__ = [
     "METHODS",
@@ -26,18 +26,18 @@ __all__ = [
     "Status",
     "Target",
     "TargetRule",
-    "WorstOf",
-    "diverse",
-    "holds",
-    "minimal_cost",
+    "WorstCasePredictor",
+    "check_validity",
+    "find_single_feature_actions",
     "opposite_class",
-    "projected_gradient",
-    "prove_missing",
+    "prove_infeasibility",
+    "resolve_target",
     "robust",
+    "run_projected_gradient",
     "runner_up_class",
+    "search_minimal_cost",
     "search_without_gradient",
-    "single_feature",
     "solve",
-    "target_of_rows",
-    "unrolled",
+    "solve_diverse",
+    "unroll_projected_gradient",
 ]

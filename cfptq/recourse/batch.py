@@ -1,4 +1,4 @@
-"""What a recourse solver hands back: one action per row, priced and checked."""
+"""The result of a recourse solver, with one checked action for each row."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _FORMAT = "cfptq.recourse/1"
 
 
 class Status(IntEnum):
-    """What is known about one row's action; the codes of :attr:`RecourseBatch.status`."""
+    """Codes of :attr:`RecourseBatch.status`, which say what is proven about the action of one row."""
 
     UNPROVEN = 0
-    """An action that holds; nothing is proven about its cost."""
+    """A valid action was found. Nothing is proven about its cost."""
     OPTIMAL = 1
-    """No action that holds is cheaper (by more than the gap asked for)."""
+    """No valid action is cheaper by more than the requested gap."""
     BOUNDED = 2
-    """An action that holds; none can cost less than the row's bound."""
+    """A valid action was found, and no valid action costs less than the bound of the row."""
     INFEASIBLE = 3
-    """Proven: no admissible action reaches the target."""
+    """It is proven that no admissible action reaches the target."""
     IMMUTABLE = 4
-    """Proven: not even all mutable features together, each wherever it may go, reach it; what cannot be changed decides."""
+    """It is proven that even changing all mutable features at once does not reach the target, so immutable features decide."""
     NOT_FOUND = 5
-    """No action was found within the effort; nothing is proven."""
+    """The search found no action. Nothing is proven."""
     FAVOURABLE = 6
-    """The row had its target from the start."""
+    """The row has its target without any action."""
 
 
 _REASONS = {
@@ -46,8 +46,8 @@ _REASONS = {
     Status.OPTIMAL: "",
     Status.BOUNDED: "",
     Status.INFEASIBLE: "no admissible action reaches the target (proven)",
-    Status.IMMUTABLE: "immutable features alone decide: no change of the mutable ones reaches the target (proven)",
-    Status.NOT_FOUND: "no action was found within the effort of {method} (not proven)",
+    Status.IMMUTABLE: "immutable features alone decide, since no change of the mutable ones reaches the target (proven)",
+    Status.NOT_FOUND: "{method} found no action (not proven)",
     Status.FAVOURABLE: "already favourable",
 }
 
@@ -67,18 +67,18 @@ class RecourseBatch:
     """Recourse for N rows.
 
     Attributes:
-        factual: the rows as they are, (N, ...) float32.
-        points: the rows with the action taken, what the model is asked about, same shape as ``factual``.
-        delta: the actions, (N, ...); their shape is the action space's own and need not be that of ``factual``.
-        cost: price of each action in the action space's units, (N,).
-        found: the model gives ``target`` at ``points`` with at least the asked-for confidence, (N,) bool. A row that had the target
-            from the start is found with a zero action.
-        margin: target margin of the solved model's artefact at ``points``, in logits, (N,).
-        target: the class wanted for each row, (N,) int64.
-        method: the solver's name.
-        confidence: the probability of the target that ``found`` asks for; 0.5 is a plain decision (margin above 0).
-        status: codes of :class:`Status`, (N,) int8; ``None`` where the solver proves nothing.
-        bound: no action of the row costs less, (N,); infinite where there is none; ``None`` where the solver proves nothing.
+        factual: Factual rows, (N, ...) float32.
+        points: Counterfactual points (rows with their action applied), same shape as ``factual``.
+        delta: Actions, (N, ...). The action space defines their shape, which may differ from that of ``factual``.
+        cost: Cost of each action in units of the action space, (N,).
+        found: Rows whose point has ``target`` with at least ``confidence``, (N,) bool. A row that has the target already counts
+            as found with a zero action.
+        margin: Target margin of the solved artefact at ``points``, (N,), in logits.
+        target: Target class of each row, (N,) int64.
+        method: Name of the solver.
+        confidence: Probability of the target that ``found`` requires. 0.5 is the plain decision (margin above 0).
+        status: Codes of :class:`Status`, (N,) int8. ``None`` if the solver proves nothing.
+        bound: Lower bound of the cost of any valid action, (N,), infinite where there is none. ``None`` if the solver proves nothing.
     """
 
     factual: Tensor
@@ -98,90 +98,106 @@ class RecourseBatch:
         lengths = {name: len(value) for name, value in self._tensors().items()}
         wrong = {name: length for name, length in lengths.items() if length != count}
         if wrong:
-            raise DataError(f"a recourse batch of {count} rows has fields of another length: {wrong}")
+            raise DataError(f"Every field of a recourse batch must have {count} rows, as factual has. Got {wrong}.")
         if self.points.shape != self.factual.shape:
-            raise DataError(f"points {tuple(self.points.shape)} and factual rows {tuple(self.factual.shape)} must have one shape")
+            raise DataError(f"points must have the shape of factual, {tuple(self.factual.shape)}, got {tuple(self.points.shape)}.")
         if self.found.dtype != torch.bool or self.target.dtype != torch.int64:
-            raise DataError(f"found must be bool and target int64, got {self.found.dtype} and {self.target.dtype}")
+            raise DataError(f"found must be bool and target int64, got {self.found.dtype} and {self.target.dtype}.")
         if self.status is not None and self.status.dtype != torch.int8:
-            raise DataError(f"status holds codes of cfptq.recourse.Status as int8, got {self.status.dtype}")
+            raise DataError(f"status must be int8 codes of cfptq.recourse.Status, got {self.status.dtype}.")
 
     def __len__(self) -> int:
         return len(self.factual)
 
     def __str__(self) -> str:
-        counts = Counter(self.statuses())
-        told = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if counts[status])
+        counts = Counter(self.statuses)
+        summary = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if counts[status])
         acting = self.found & (self.cost > 0)
-        price = f"; median cost {float(self.cost[acting].median()):.4g}" if bool(acting.any()) else ""
+        cost = f", median cost {float(self.cost[acting].median()):.4g}" if bool(acting.any()) else ""
         at = f" at {self.confidence:g}" if self.confidence != 0.5 else ""
-        return f"{self.method} recourse{at} for {len(self)} rows: {told or 'nobody'}{price}; to_frame(action_set) shows it in raw units"
+        return f"{self.method} recourse{at} for {len(self)} rows: {summary}{cost}. Call to_frame(action_set) for raw units."
 
     def __repr__(self) -> str:
         return f"<RecourseBatch {self}>"
 
     def __getitem__(self, rows: Tensor | slice) -> RecourseBatch:
-        """The batch of some rows: a bool mask (N,), an int64 index (M,), or a slice."""
+        """Select rows by a bool mask (N,), an int64 index (M,) or a slice."""
         if not isinstance(rows, Tensor | slice):
-            raise DataError(f"a recourse batch is indexed by a mask, an index tensor or a slice, not by {type(rows).__name__}")
+            raise DataError(f"The index of a recourse batch must be a mask, an index tensor or a slice, got {type(rows).__name__}.")
         if isinstance(rows, Tensor) and rows.dtype == torch.bool and len(rows) != len(self):
-            raise DataError(f"a mask of {len(rows)} entries does not fit a batch of {len(self)} rows")
+            raise DataError(f"The mask must have one entry for each of the {len(self)} rows, got {len(rows)}.")
         parts: dict[str, Any] = {name: value[rows] for name, value in self._tensors().items()}
         return replace(self, **parts)
 
+    @property
     def statuses(self) -> list[Status]:
-        """What is known about each row; where the solver proves nothing, whether it found an action."""
+        """Status of each row.
+
+        If the solver proves nothing, a row is ``FAVOURABLE``, ``UNPROVEN`` or ``NOT_FOUND``.
+        """
         if self.status is not None:
             return [Status(code) for code in self.status.tolist()]
-        moved = (self.delta.flatten(1) != 0).any(1).tolist()
-        at_once = {True: Status.UNPROVEN, False: Status.FAVOURABLE}
-        return [at_once[acts] if found else Status.NOT_FOUND for found, acts in zip(self.found.tolist(), moved, strict=True)]
+        is_nonzero = (self.delta.flatten(1) != 0).any(1).tolist()
+        status_of_found = {True: Status.UNPROVEN, False: Status.FAVOURABLE}
+        return [status_of_found[acts] if found else Status.NOT_FOUND for found, acts in zip(self.found.tolist(), is_nonzero, strict=True)]
 
+    @property
     def reasons(self) -> list[str]:
-        """For each row why it has no action, in words; empty for those who have one."""
-        return [_REASONS[status].format(method=self.method) for status in self.statuses()]
+        """Reason in words why each row has no action, empty for rows that have one."""
+        return [_REASONS[status].format(method=self.method) for status in self.statuses]
 
     @property
     def gap(self) -> Tensor:
-        """How much cheaper than its cost a row's action might be, as a share of the cost, (N,); NaN where that is not known."""
-        nothing = torch.full_like(self.cost, torch.nan)
+        """Relative gap between cost and bound, (N,), as a share of the cost. NaN where it is unknown."""
+        unknown = torch.full_like(self.cost, torch.nan)
         if self.bound is None:
-            return nothing
+            return unknown
         share = torch.where(self.cost > 0, (self.cost - self.bound).clamp_min(0) / self.cost.clamp_min(1e-12), 0.0)
-        return torch.where(self.found, share, nothing)
+        return torch.where(self.found, share, unknown)
 
-    def counterfactuals(self, action_set: ActionSet) -> pd.DataFrame:
-        """The points as raw rows. Encoded again they are the same points, so that they hold in the model as they stand there."""
+    def decode(self, action_set: ActionSet) -> pd.DataFrame:
+        """Decode the counterfactual points into raw rows.
+
+        Encoding these rows again gives the same points, so they stay valid in the model.
+
+        Args:
+            action_set: Action set that the recourse was found with.
+        """
         return action_set.decode(self.points)
 
     def to_frame(self, action_set: ActionSet) -> pd.DataFrame:
-        """One row a person, columns in two levels.
+        """Return a table in raw units with one row per person and columns in two levels.
 
-        ``recourse``: ``found``, ``changes`` in words, ``cost``, ``status``, ``reason`` (why there is no action; empty where there is one),
-        ``target``. ``factual`` and ``counterfactual``: every feature in raw units. ``frame["counterfactual"]`` can be encoded as it is:
-        whole numbers, levels and bounds are kept exactly, and so is the model's decision.
+        ``recourse`` holds ``found``, ``changes`` (in words), ``cost``, ``status``, ``reason`` (empty where there is an action) and
+        ``target``. ``factual`` and ``counterfactual`` hold every feature in raw units. ``frame["counterfactual"]`` can be encoded
+        again without loss: integers, levels, bounds and the model's decision stay the same.
+
+        Args:
+            action_set: Action set that the recourse was found with.
 
         Raises:
-            DataError: no action set, or the batch is not about this action set's columns.
+            DataError: ``action_set`` is not an :class:`~cfptq.actions.ActionSet`, or the batch has other columns.
         """
         if not isinstance(action_set, ActionSet):
-            raise DataError(f"the table needs the cfptq.ActionSet that the recourse was found with, not {type(action_set).__name__}")
+            raise DataError(
+                f"action_set must be a cfptq.ActionSet, got {type(action_set).__name__}. Give the one the recourse was found with."
+            )
         if self.factual.ndim != 2 or self.factual.shape[1] != action_set.width:
             raise DataError(
-                f"the batch's rows have shape {tuple(self.factual.shape)}, the action set {action_set.width} columns; give the action set "
-                "that the recourse was found with"
+                f"The action set must have the columns of the batch, whose rows have shape {tuple(self.factual.shape)}. "
+                f"Got an action set of {action_set.width} columns. Give the one the recourse was found with."
             )
         answer = pd.DataFrame(
             {
                 "found": self.found.tolist(),
                 "changes": action_set.describe(self.factual, self.delta),
                 "cost": self.cost.tolist(),
-                "status": [status.name.lower().replace("_", " ") for status in self.statuses()],
-                "reason": self.reasons(),
+                "status": [status.name.lower().replace("_", " ") for status in self.statuses],
+                "reason": self.reasons,
                 "target": self.target.tolist(),
             }
         )
-        parts = {"recourse": answer, "factual": action_set.decode(self.factual), "counterfactual": self.counterfactuals(action_set)}
+        parts = {"recourse": answer, "factual": action_set.decode(self.factual), "counterfactual": self.decode(action_set)}
         return pd.concat(parts, axis=1)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -189,32 +205,38 @@ class RecourseBatch:
         return {name: value for name, value in every.items() if value is not None}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the batch as one safetensors file, whole or not at all.
+        """Write the batch to one safetensors file by an atomic write.
+
+        Args:
+            path: File to write. An existing file is replaced.
 
         Raises:
-            FileError: the folder does not exist or cannot be written.
+            FileError: The folder does not exist or cannot be written.
         """
         metadata = {"format": _FORMAT, "method": self.method, "confidence": repr(self.confidence)}
-        with atomic_write(path) as aside:
-            save_file({name: value.contiguous() for name, value in self._tensors().items()}, aside, metadata=metadata)
+        with atomic_write(path) as temporary:
+            save_file({name: value.contiguous() for name, value in self._tensors().items()}, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RecourseBatch:
-        """Read what :meth:`save` wrote.
+        """Read a batch that :meth:`save` wrote.
+
+        Args:
+            path: File to read.
 
         Raises:
-            FileError: the file is missing, cut off, or not a recourse batch.
+            FileError: The file is missing, truncated, or not a recourse batch.
         """
         if not Path(path).is_file():
-            raise FileError(f"no recourse batch at {path}; give the path of a file written by RecourseBatch.save")
+            raise FileError(f"There is no file {path}. Give the path of a file that RecourseBatch.save wrote.")
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise FileError(f"{path} cannot be read as a recourse batch ({error}); write it again with RecourseBatch.save") from error
+            raise FileError(f"Cannot read {path} as a recourse batch ({error}). Write it again with RecourseBatch.save.") from error
         if metadata.get("format") != _FORMAT or set(tensors) - set(_PROOFS) != set(_TENSORS):
-            raise FileError(f"{path} is no recourse batch ({_FORMAT}); give a file written by RecourseBatch.save")
+            raise FileError(f"{path} must be a recourse batch in format {_FORMAT}. Give a file that RecourseBatch.save wrote.")
         return cls(**tensors, method=metadata["method"], confidence=float(metadata["confidence"]))
 
 

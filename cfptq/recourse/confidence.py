@@ -1,4 +1,4 @@
-"""How sure of the target a point must be: what every search that is asked for a confidence checks and computes alike."""
+"""Required confidence of a counterfactual point, as checked and converted by every search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cfptq.errors import DataError
 
 
 class AtConfidence(Protocol):
-    """Settings with a ``confidence``, and a ``slack`` in logits by which points lie beyond it."""
+    """Settings that require a ``confidence``, and a ``slack`` in logits beyond it."""
 
     @property
     def confidence(self) -> float: ...
@@ -19,15 +19,15 @@ class AtConfidence(Protocol):
     def slack(self) -> float: ...
 
 
-def level_of(confidence: float) -> float:
-    """Target margin that a confidence asks for: its logit, in logits."""
+def margin_at_confidence(confidence: float) -> float:
+    """Return the target margin in logits that a confidence requires, which is its logit."""
     return log(confidence / (1 - confidence))
 
 
 def check_confidence(settings: AtConfidence) -> None:
-    """Raise DataError unless confidence and slack of ``settings`` can be asked for."""
+    """Raise DataError unless confidence and slack of ``settings`` are admissible."""
     name, confidence, slack = type(settings).__name__, settings.confidence, settings.slack
     if not (isinstance(confidence, Real) and 0 < confidence < 1):
-        raise DataError(f"{name}.confidence is {confidence!r}; it is a probability between 0 and 1, such as 0.5 or 0.55")
+        raise DataError(f"{name}.confidence must be a probability between 0 and 1, such as 0.5 or 0.55, got {confidence!r}.")
     if not (isinstance(slack, Real) and isfinite(slack) and slack >= 0):
-        raise DataError(f"{name}.slack is {slack!r}; it must be zero or a small positive number of logits")
+        raise DataError(f"{name}.slack must be zero or a small positive number of logits, got {slack!r}.")

@@ -1,4 +1,4 @@
-"""Several different actions for each person, to choose from."""
+"""Several different actions for each row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cfptq.recourse.solver import Method, solve
 from cfptq.recourse.target import Target
 
 
-def diverse(
+def solve_diverse(
     model: Model,
     rows: Tensor | np.ndarray,
     action_set: ActionSet,
@@ -29,37 +29,46 @@ def diverse(
     seed: int = 0,
     progress: bool = True,
 ) -> list[RecourseBatch]:
-    """Up to ``actions`` different actions for each row, cheapest kind first.
+    """Find up to ``actions`` different actions for each row.
 
-    Each action does without the feature that each earlier one spent most on, so that no two change the same features. Where nothing
-    more is found the row's entry has ``found`` false; rows that have their target from the start have a zero action in every batch.
+    Each action leaves out, for every earlier action, the feature that the earlier action spent most on. So no two actions change the
+    same features. A row without a further action has ``found`` false. A row that has its target already has a zero action in
+    every batch.
 
     Args:
-        actions: m, at least 1.
-        model, rows, action_set, target, method, seed, progress: as for :func:`~cfptq.recourse.solve`.
+        model: Model as :func:`~cfptq.recourse.solve` takes it.
+        rows: Columns as floats, (N, d).
+        action_set: Admissible actions of each person and their costs.
+        target: One class for all rows, one class per row (N,), or a rule ``(rows, logits) -> (N,)``.
+        actions: Number of actions m, at least 1, default 3.
+        method: Name or settings of a method of :func:`~cfptq.recourse.solve`, default ``"minimal-cost"``.
+        seed: Seed of the random restarts, default 0.
+        progress: Show a progress bar for long runs if standard error is a terminal, default True.
 
     Returns:
-        m batches of all rows, in their order.
+        m batches of all rows in their order.
 
     Raises:
-        DataError: as ``solve``; or the action space is no :class:`~cfptq.actions.ActionSet`.
+        DataError: ``action_set`` is not an :class:`~cfptq.actions.ActionSet`, or as :func:`~cfptq.recourse.solve`.
+        ActionSetError: As :func:`~cfptq.recourse.solve`.
+        ModelError: As :func:`~cfptq.recourse.solve`.
     """
     if not isinstance(actions, Integral) or actions < 1:
-        raise DataError(f"actions is {actions!r}; ask for a whole number of them, at least one for each person")
+        raise DataError(f"actions must be a whole number of at least 1, got {actions!r}.")
     if not isinstance(action_set, ActionSet):
-        raise DataError(f"diverse actions need a cfptq.ActionSet, whose features can be forbidden by name, not {type(action_set).__name__}")
+        raise DataError(f"action_set must be a cfptq.ActionSet, got {type(action_set).__name__}.")
     first = solve(model, rows, action_set, target=target, method=method, seed=seed, progress=progress)
     batches = [first]
     forbidden: list[frozenset[str]] = [frozenset()] * len(first)
     for _ in range(1, actions):
-        spent = _dearest(batches[-1], action_set)
+        spent = _find_costliest_features(batches[-1], action_set)
         forbidden = [names | {name} if name else names for names, name in zip(forbidden, spent, strict=True)]
-        batches.append(_next(model, batches[-1], action_set, forbidden, spent, method, seed, progress))
+        batches.append(_solve_without(model, batches[-1], action_set, forbidden, spent, method, seed, progress))
     return batches
 
 
-def _dearest(batch: RecourseBatch, action_set: ActionSet) -> list[str | None]:
-    """The feature that each action spends most on; ``None`` where there is no action."""
+def _find_costliest_features(batch: RecourseBatch, action_set: ActionSet) -> list[str | None]:
+    """Return the feature that each action spends most on, ``None`` where there is no action."""
     weighted = (batch.delta * action_set.column_weights).abs()
     spent = torch.stack([weighted[:, list(columns)].sum(1) for columns in action_set.feature_columns], 1)
     names = action_set.names
@@ -67,7 +76,7 @@ def _dearest(batch: RecourseBatch, action_set: ActionSet) -> list[str | None]:
     return [names[place] if size > 0 else None for size, place in zip(most.tolist(), feature.tolist(), strict=True)]
 
 
-def _next(
+def _solve_without(
     model: Model,
     last: RecourseBatch,
     action_set: ActionSet,
@@ -77,7 +86,7 @@ def _next(
     seed: int,
     progress: bool,
 ) -> RecourseBatch:
-    """Rows that had an action last time get another one, those with the same forbidden features together; the others stay as they are."""
+    """Solve the rows that had an action again without their forbidden features, and keep the other rows unchanged."""
     tensors = {field.name: value.clone() for field in fields(last) if isinstance(value := getattr(last, field.name), Tensor)}
     groups: dict[frozenset[str], list[int]] = {}
     for row, (names, name) in enumerate(zip(forbidden, spent, strict=True)):

@@ -1,4 +1,4 @@
-"""Projected-gradient recourse (eq. 6): batched, on the rows that still need it."""
+"""Projected-gradient recourse (eq. 6), batched over the rows that have not reached the target."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from cfptq.network.predictor import Predictor
 
 @dataclass(frozen=True)
 class ProjectedGradient:
-    """Settings of projected-gradient recourse; the defaults are the standard evaluation protocol's.
+    """Settings of projected-gradient recourse.
+
+    The defaults are those of the standard evaluation protocol.
 
     Attributes:
-        loss: ``"cross-entropy"`` with the target class, or ``"margin"``, the target's logit less the strongest other's.
-        steps: K, the most gradient steps.
-        step_size: alpha, in columns; with ``normalize`` the largest change of a column in one step.
-        normalize: scale each row's gradient to unit max-norm.
-        early_stop: freeze a row at the first step at which the artefact gives the target; else take all steps and keep the last.
-        restarts: how many more starts, from random points around the row, for the rows that are not at the target at the end.
-        accumulate: keep the unprojected sum of the steps and evaluate its projection. A projection to hard one-hots or integers
-            makes single small steps vanish; their sum does not. ``False`` with ``normalize=False`` is eq. 6 to the letter.
+        loss: ``"cross-entropy"`` with the target class (default), or ``"margin"``, the negative target margin.
+        steps: Maximal number of gradient steps K, default 50.
+        step_size: Step size α in column units, default 0.3. With ``normalize`` it is the largest change of a column in one step.
+        normalize: Scale the gradient of each row to unit max-norm, default True.
+        early_stop: Stop a row at the first step at which the artefact predicts the target, default True. Otherwise all steps are
+            taken and the final iterate is returned.
+        restarts: Number of random restarts for rows that do not reach the target, default 0.
+        accumulate: Sum up unprojected steps and evaluate the projection of the sum, default True. Projecting every step onto hard
+            one-hot columns or integers would undo small steps. ``False`` with ``normalize=False`` is eq. 6 to the letter.
     """
 
     loss: Literal["cross-entropy", "margin"] = "cross-entropy"
@@ -41,76 +44,82 @@ class ProjectedGradient:
 
     def __post_init__(self) -> None:
         if self.loss not in ("cross-entropy", "margin"):
-            raise DataError(f'ProjectedGradient.loss is {self.loss!r}; use "cross-entropy" or "margin"')
+            raise DataError(f'ProjectedGradient.loss must be "cross-entropy" or "margin", got {self.loss!r}.')
         if self.steps < 1 or self.restarts < 0:
-            raise DataError(f"ProjectedGradient needs at least one step and no negative restarts, got {self.steps} and {self.restarts}")
+            raise DataError(f"ProjectedGradient needs steps >= 1 and restarts >= 0, got {self.steps} and {self.restarts}.")
         if not (isfinite(self.step_size) and self.step_size > 0):
-            raise DataError(f"ProjectedGradient.step_size is {self.step_size}; it must be a positive number")
+            raise DataError(f"ProjectedGradient.step_size must be a positive number, got {self.step_size}.")
 
 
-def projected_gradient(
+def run_projected_gradient(
     predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: ProjectedGradient, seed: int = 0
 ) -> Tensor:
-    """Actions of projected gradient descent from a zero action, (N, ...) in the space's own shape.
+    """Run projected gradient descent from a zero action and return the actions, (N, ...), in the shape of the action space.
 
-    Every row is worked on, also one that has the target already; ``early_stop`` leaves such a row as it is.
+    A row that has the target already keeps a zero action only with ``early_stop``.
 
     Args:
-        rows: (N, ...). target: (N,) int64. seed: of the restarts; the same noise for every row, so that a row's action does not
-            depend on which rows it is solved with.
+        predictor: Model to change the decision of.
+        rows: Factual rows, (N, ...).
+        space: Admissible actions.
+        target: Target class of each row, (N,) int64.
+        settings: Settings of the descent.
+        seed: Seed of the restarts, default 0. All rows share the noise, so an action does not depend on the other rows.
     """
-    delta, reached = _descend(predictor, rows, space, target, space.zero(rows), settings)
+    delta, is_reached = _descend(predictor, rows, space, target, space.zero(rows), settings)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(settings.restarts):
-        left = (~reached).nonzero()[:, 0]
+        left = (~is_reached).nonzero()[:, 0]
         if len(left) == 0:
             break
         noise = torch.randn(delta.shape[1:], generator=generator, dtype=delta.dtype)
         start = (settings.step_size * settings.steps**0.5) * noise.to(delta.device).expand(len(left), *noise.shape)
-        again, there = _descend(predictor, rows[left], space, target[left], start, settings)
-        delta[left[there]] = again[there]
-        reached[left[there]] = True
+        again, has_arrived = _descend(predictor, rows[left], space, target[left], start, settings)
+        delta[left[has_arrived]] = again[has_arrived]
+        is_reached[left[has_arrived]] = True
     return delta
 
 
 def _descend(
     predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, start: Tensor, settings: ProjectedGradient
 ) -> tuple[Tensor, Tensor]:
-    """One run from ``start``: the actions (N, ...) and which of them reach the target (N,)."""
+    """Descend from ``start`` and return the actions (N, ...) and which of them reach the target (N,)."""
     result = space.project(rows, start)
-    reached = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    is_reached = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     live = torch.arange(len(rows), device=rows.device)
     x, wanted, total, delta = rows, target, start, result
     for _ in range(settings.steps):
         if settings.early_stop:
-            there = _at_target(predictor, x, space, delta, wanted)
-            if bool(there.any()):
-                result[live[there]] = delta[there]
-                reached[live[there]] = True
-                on = ~there
-                live, x, wanted, total, delta = live[on], x[on], wanted[on], total[on], delta[on]
+            has_arrived = _is_at_target(predictor, x, space, delta, wanted)
+            if bool(has_arrived.any()):
+                result[live[has_arrived]] = delta[has_arrived]
+                is_reached[live[has_arrived]] = True
+                rest = ~has_arrived
+                live, x, wanted, total, delta = live[rest], x[rest], wanted[rest], total[rest], delta[rest]
         if len(live) == 0:
-            return result, reached
-        step = settings.step_size * _downhill(predictor, x, space, delta, wanted, settings)
+            return result, is_reached
+        step = settings.step_size * _compute_direction(predictor, x, space, delta, wanted, settings)
         total = (total if settings.accumulate else delta) + step
         delta = space.project(x, total)
     result[live] = delta
-    reached[live] = _at_target(predictor, x, space, delta, wanted)
-    return result, reached
+    is_reached[live] = _is_at_target(predictor, x, space, delta, wanted)
+    return result, is_reached
 
 
-def _at_target(predictor: Predictor, x: Tensor, space: ActionSpace, delta: Tensor, target: Tensor) -> Tensor:
+def _is_at_target(predictor: Predictor, x: Tensor, space: ActionSpace, delta: Tensor, target: Tensor) -> Tensor:
     return target_margin(predictor.logits(space.apply(x, delta)), target) > 0
 
 
-def _downhill(predictor: Predictor, x: Tensor, space: ActionSpace, delta: Tensor, target: Tensor, settings: ProjectedGradient) -> Tensor:
-    """Minus the gradient of the counterfactual loss with respect to the action, one row each."""
+def _compute_direction(
+    predictor: Predictor, x: Tensor, space: ActionSpace, delta: Tensor, target: Tensor, settings: ProjectedGradient
+) -> Tensor:
+    """Return the negative gradient of the counterfactual loss with respect to each row's action."""
     with torch.enable_grad():
         action = delta.detach().requires_grad_(True)
         logits = predictor.surrogate(space.apply(x, action))
-        # A sum over rows: each row's gradient is its own, whatever the batch.
-        entropic = settings.loss == "cross-entropy"
-        loss = cross_entropy(logits, target, reduction="sum") if entropic else -target_margin(logits, target).sum()
+        # The loss is summed over rows, so that each row's gradient does not depend on the batch.
+        uses_cross_entropy = settings.loss == "cross-entropy"
+        loss = cross_entropy(logits, target, reduction="sum") if uses_cross_entropy else -target_margin(logits, target).sum()
         (gradient,) = torch.autograd.grad(loss, action)
     if settings.normalize:
         largest = gradient.flatten(1).abs().amax(1).reshape(-1, *[1] * (gradient.dim() - 1))

@@ -1,4 +1,4 @@
-"""Minimal-cost recourse for predictors that have no gradient: files without a twin, functions, pipelines, boosted trees."""
+"""Minimal-cost recourse for predictors without gradient, such as functions, pipelines and boosted trees."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.predictor import Predictor
-from cfptq.recourse.beam_search import combine
-from cfptq.recourse.confidence import check_confidence, level_of
-from cfptq.recourse.fallback_search import anywhere, climb, from_pairs
-from cfptq.recourse.refinement import refine, rescan
+from cfptq.recourse.beam_search import combine_moves
+from cfptq.recourse.confidence import check_confidence, margin_at_confidence
+from cfptq.recourse.fallback_search import draw_random_action, find_best_pairs, maximize_margin
+from cfptq.recourse.refinement import refine_into, search_nearer_segments
 from cfptq.recourse.search_problem import SearchProblem, build_search_problem
-from cfptq.recourse.single_feature_moves import Moves, evaluate, tabulate
+from cfptq.recourse.single_feature_moves import MoveTable, evaluate_margins, tabulate_moves
 
-#: Rows worked on together: bounds memory.
-COMBINED_ROWS = 256
-#: For those whom the beam leaves without recourse: how many pairs they climb from, how many actions they keep, the most moves, and
-#: how many rows climb together.
-_PAIRS, _KEEP, _CLIMB, _ROWS_RESCUED = 16, 8, 16, 32
-#: What a trade leaves of a number's change.
-_LEFT = (0.9, 0.6, 0.3)
-#: Numbers in the largest tensor of tried trades.
-_AT_A_TIME = 2**21
+#: Rows searched together, which bounds memory.
+COMBINED_ROWS_PER_BATCH = 256
+#: Settings of the margin maximization, for rows that the beam search leaves without recourse: pairs of moves to start from, actions
+#: kept after each move, maximal number of moves, and rows maximized together.
+_START_PAIRS, _KEPT_ACTIONS, _MAX_MOVES, _MAXIMIZED_ROWS = 16, 8, 16, 32
+#: Shares to which a numeric change is shortened while another move is tried.
+_REMAINING_SHARES = (0.9, 0.6, 0.3)
+#: Largest tensor of candidate actions. More candidates are split into chunks.
+_MAX_TENSOR_NUMBERS = 2**21
 
 
 @dataclass(frozen=True)
@@ -34,127 +34,129 @@ class GradientFree:
     """Settings of the gradient-free search.
 
     Attributes:
-        confidence: probability of the target that the point must have against the strongest other class; 0.5 is the decision.
-        width: combinations of moves tried in the model for each row and step.
-        depth: most features that one action may combine; an action set's ``max_changes`` may set fewer.
-        kept: valid combinations of each step that are refined by bisection.
-        rounds: how often the best action is taken apart and put together anew.
-        trades: also try every move on the best action with each number moved less far, which is how effort is shifted between features;
-            a solver that has gradients does it faster.
-        slack: logits by which a point must lie beyond the boundary.
+        confidence: Probability of the target against the strongest other class that a point must have, default 0.5 (the decision).
+        width: Beam width, the combinations of moves evaluated for each row and step, default 64.
+        depth: Maximal number of features that the beam search combines, default 5. The action set's ``max_changes`` may be lower.
+        keep: Valid combinations of each step that are refined by bisection, default 4.
+        rounds: Maximal number of improvement rounds on the best action, default 3.
+        shift_effort: Also shorten each numeric change of the best action and try every other move on top, default True. With
+            gradients, :class:`~cfptq.recourse.MinimalCost` does the same faster.
+        slack: Logits by which a point must lie beyond the required margin, default 1e-5.
     """
 
     confidence: float = 0.5
     width: int = 64
     depth: int = 5
-    kept: int = 4
+    keep: int = 4
     rounds: int = 3
-    trades: bool = True
+    shift_effort: bool = True
     slack: float = 1e-5
 
     def __post_init__(self) -> None:
         check_confidence(self)
-        for name, least in (("width", 1), ("depth", 1), ("kept", 1), ("rounds", 0)):
+        for name, least in (("width", 1), ("depth", 1), ("keep", 1), ("rounds", 0)):
             if getattr(self, name) < least:
-                raise DataError(f"GradientFree.{name} is {getattr(self, name)}; it must be at least {least}")
+                raise DataError(f"GradientFree.{name} must be at least {least}, got {getattr(self, name)}.")
 
     @property
-    def level(self) -> float:
-        """Target margin asked for: logit of the confidence, in logits."""
-        return level_of(self.confidence)
+    def required_margin(self) -> float:
+        """Required target margin in logits, the logit of the confidence."""
+        return margin_at_confidence(self.confidence)
 
 
 def search_without_gradient(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: GradientFree) -> Tensor:
-    """The cheapest action found for each row that is not at its target, (N, d); zero where none was found. Asks ``logits`` only."""
-    terrain = build_search_problem(predictor, rows, space, target, settings.level + settings.slack)
+    """Search the cheapest action of each row that is not at its target, (N, d), zero where none is found.
+
+    Args:
+        predictor: Model to change the decision of. Only its ``logits`` are used.
+        rows: Factual rows without their target, (N, ...).
+        space: Admissible actions.
+        target: Target class of each row, (N,) int64.
+        settings: Settings of the search.
+    """
+    problem = build_search_problem(predictor, rows, space, target, settings.required_margin + settings.slack)
     best, cost = space.zero(rows), torch.full((len(rows),), inf)
-    for index in torch.split(torch.arange(len(rows)), COMBINED_ROWS):
-        combination_search(terrain, index, best, cost, settings)
+    for index in torch.split(torch.arange(len(rows)), COMBINED_ROWS_PER_BATCH):
+        search_combinations(problem, index, best, cost, settings)
     return space.project(rows, best)
 
 
-def combination_search(terrain: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
-    """Improve the actions ``best`` (N, d) of cost ``cost`` (N,), infinite where there is none, for the rows ``index``. Writes there."""
+def search_combinations(problem: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+    """Improve ``best`` (N, d) and ``cost`` (N,) in place for the rows ``index``.
+
+    ``cost`` is infinite for rows without an action.
+    """
     lost = index[cost[index].isinf()]
     if len(lost):
-        moves = _combine_all(terrain, lost, best, cost, settings)
-        if terrain.space.max_changes != 1:  # else there is nothing left to combine
-            _rescue(terrain, moves, best, cost)
+        moves = _combine_from_factual(problem, lost, best, cost, settings)
+        if problem.space.max_changes != 1:
+            _raise_margins(problem, moves, best, cost)
     live = index[cost[index].isfinite()]
-    if len(live):  # with a cost to beat, the lengths tried are finer
-        _combine_all(terrain, live, best, cost, settings)
+    if len(live):  # A finite cost limits the lengths, so that they are spaced more finely.
+        _combine_from_factual(problem, live, best, cost, settings)
     for _ in range(settings.rounds):
         if len(live) == 0:
             break
         before = cost[live]
-        swap(terrain, live, best, cost, settings)
-        if settings.trades:
-            trade(terrain, live, best, cost, settings)
+        replace_features(problem, live, best, cost, settings)
+        if settings.shift_effort:
+            shift_effort(problem, live, best, cost, settings)
         live = live[cost[live] < before * (1 - 1e-6)]
 
 
-def _combine_all(terrain: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> Moves:
-    """Combine moves, which are handed back, from the factual row on. Writes into ``best``, ``cost``."""
-    moves = tabulate(terrain, index, cost[index])
+def _combine_from_factual(problem: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> MoveTable:
+    """Combine moves on the factual rows, update ``best`` and ``cost`` in place, and return the moves."""
+    moves = tabulate_moves(problem, index, cost[index])
     start = torch.zeros_like(best[index])[:, None]
-    _adopt(terrain, best, cost, *combine(terrain, moves, start, cost[index], settings.width, settings.depth, settings.kept))
+    refine_into(problem, best, cost, *combine_moves(problem, moves, start, cost[index], settings.width, settings.depth, settings.keep))
     return moves
 
 
-def swap(terrain: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
-    """Take each changed feature out of the best action and put up to two other moves in its place. Writes into ``best``, ``cost``."""
-    delta, price = best[index], cost[index]
-    rescan(terrain, index, delta, price, 15)
-    best[index], cost[index] = delta, price
-    changed = terrain.changed(delta)
+def replace_features(problem: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+    """Replace each changed feature of the best action by up to two other moves, and update ``best`` and ``cost`` in place."""
+    delta, new_cost = best[index], cost[index]
+    search_nearer_segments(problem, index, delta, new_cost, 15)
+    best[index], cost[index] = delta, new_cost
+    changed = problem.find_changed_features(delta)
     most = int(changed.sum(1).max())
-    apart = torch.full((len(index), most + 1, delta.shape[1]), torch.nan)
+    reduced = torch.full((len(index), most + 1, delta.shape[1]), torch.nan)
     row, feature = changed.nonzero(as_tuple=True)
     place = changed.to(torch.int64).cumsum(1)[row, feature] - 1
-    apart[row, place] = torch.where(terrain.member[feature] > 0, 0, delta[row])
-    moves = tabulate(terrain, index, cost[index])
-    _adopt(terrain, best, cost, *combine(terrain, moves, apart, cost[index], settings.width, 2, settings.kept))
+    reduced[row, place] = torch.where(problem.incidence[feature] > 0, 0, delta[row])
+    moves = tabulate_moves(problem, index, cost[index])
+    refine_into(problem, best, cost, *combine_moves(problem, moves, reduced, cost[index], settings.width, 2, settings.keep))
 
 
-def trade(terrain: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
-    """Take part of each moved number back and try every move, also of features already changed, on what is left."""
-    moves = tabulate(terrain, index, cost[index])
-    count, delta = moves.price.shape[1], best[index]
-    row, column = ((delta != 0) & terrain.single).nonzero(as_tuple=True)
-    for share in _LEFT:
-        for part in torch.split(torch.arange(len(row)), max(1, _AT_A_TIME // max(1, count * delta.shape[1]))):
+def shift_effort(problem: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> None:
+    """Shorten each numeric change in part, try every other move on top, and update ``best`` and ``cost`` in place."""
+    moves = tabulate_moves(problem, index, cost[index])
+    count, delta = moves.cost.shape[1], best[index]
+    row, column = ((delta != 0) & problem.is_single).nonzero(as_tuple=True)
+    for share in _REMAINING_SHARES:
+        for part in torch.split(torch.arange(len(row)), max(1, _MAX_TENSOR_NUMBERS // max(1, count * delta.shape[1]))):
             owner = row[part].repeat_interleave(count)
             less = delta[row[part]].scatter(1, column[part][:, None], share * delta[row[part], column[part]][:, None])
             move = torch.arange(count).repeat(len(part))
             elsewhere = moves.column[move] != column[part].repeat_interleave(count)
             owner, move, less = owner[elsewhere], move[elsewhere], less.repeat_interleave(count, dim=0)[elsewhere]
-            tried = moves.onto(terrain, owner, less, move)
-            paid = terrain.cost(index[owner], tried)
+            tried = moves.apply_to(problem, owner, less, move)
+            paid = problem.cost(index[owner], tried)
             cheap = (paid < cost[index[owner]]).nonzero()[:, 0]
-            reached = evaluate(terrain, index[owner[cheap]], tried[cheap]) >= terrain.level
+            reached = evaluate_margins(problem, index[owner[cheap]], tried[cheap]) >= problem.required_margin
             good = cheap[reached]
-            # The cheapest few of each row are worth refining.
+            # Only the cheapest candidates of each row are refined.
             good = good[paid[good].argsort()]
             good = good[owner[good].argsort(stable=True)]
             rank = torch.arange(len(good)) - torch.searchsorted(owner[good], owner[good])
-            good = good[rank < settings.kept]
-            _adopt(terrain, best, cost, index[owner[good]], tried[good])
+            good = good[rank < settings.keep]
+            refine_into(problem, best, cost, index[owner[good]], tried[good])
 
 
-def _rescue(terrain: SearchProblem, moves: Moves, best: Tensor, cost: Tensor) -> None:
-    """For rows of ``moves`` without recourse: raise the margin move by move, from the best pairs of moves, then from anywhere."""
+def _raise_margins(problem: SearchProblem, moves: MoveTable, best: Tensor, cost: Tensor) -> None:
+    """Maximize the margin of rows without recourse, first from the best pairs of moves, then from a random action."""
     for pairs in (True, False):
         lost = cost[moves.index].isinf().nonzero()[:, 0]
-        for row in torch.split(lost, _ROWS_RESCUED) if len(lost) else ():
-            start = from_pairs(terrain, moves, row, _PAIRS) if pairs else anywhere(terrain, moves.index[row], seed=0)
-            arrived, delta = climb(terrain, moves, row, start, _KEEP, _CLIMB)
-            _adopt(terrain, best, cost, moves.index[arrived], delta)
-
-
-def _adopt(terrain: SearchProblem, best: Tensor, cost: Tensor, index: Tensor, delta: Tensor) -> None:
-    """Refine valid actions and keep those that are cheaper than what is known."""
-    index, delta, price = refine(terrain, index, delta)
-    least = torch.full_like(cost, inf).scatter_reduce(0, index, price, "amin")
-    winner = ((price == least[index]) & (price < cost[index])).nonzero()[:, 0].flip(0)
-    best[index[winner]] = delta[winner]
-    cost[index[winner]] = price[winner]
+        for row in torch.split(lost, _MAXIMIZED_ROWS) if len(lost) else ():
+            start = find_best_pairs(problem, moves, row, _START_PAIRS) if pairs else draw_random_action(problem, moves.index[row], seed=0)
+            arrived, delta = maximize_margin(problem, moves, row, start, _KEPT_ACTIONS, _MAX_MOVES)
+            refine_into(problem, best, cost, moves.index[arrived], delta)

@@ -1,4 +1,4 @@
-"""Why people have no recourse, as far as it can be proven cheaply."""
+"""Proofs by cheap bounds that rows have no recourse."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from cfptq.errors import DataError
 from cfptq.network.predictor import Model, Predictor, as_predictor
 from cfptq.network.state import preserved_state
 from cfptq.recourse.batch import RecourseBatch, Status
-from cfptq.recourse.confidence import level_of
-from cfptq.recourse.exact import missing_status
+from cfptq.recourse.confidence import margin_at_confidence
+from cfptq.recourse.exact import compute_infeasibility_status
+from cfptq.recourse.solver import EXAMPLE_ROWS
 
-_EXAMPLE_ROWS = 256
 
+def prove_infeasibility(model: Model, batch: RecourseBatch, action_set: ActionSet, *, threads: int | None = 1) -> RecourseBatch:
+    """Return the batch with a ``status`` that tells which rows without recourse are proven to have none.
 
-def prove_missing(model: Model, batch: RecourseBatch, action_set: ActionSet, *, threads: int | None = 1) -> RecourseBatch:
-    """The same batch, its ``status`` saying for everyone without recourse whether that is proven.
-
-    Bounds of the network over everything that a person may do (a few milliseconds each) either prove that the target is out of reach, or
-    leave the matter open: ``method="exact"`` then settles it. ``batch.reasons()`` gives the words.
+    Bounds of the network over all admissible actions take a few milliseconds for each row. They either prove that the target is out of
+    reach or leave the row ``NOT_FOUND``. ``method="exact"`` decides such rows. ``batch.reasons`` holds the result in words.
 
     Args:
-        model: what the recourse was solved on: a module of Linear, BatchNorm and ReLU, or such an ONNX file, quantized or not.
-        action_set: that of the recourse.
+        model: Model that the recourse was solved on. It must be a module of Linear, BatchNorm and ReLU layers or such an ONNX file,
+            quantized or not.
+        batch: Recourse for N rows.
+        action_set: Action set that the recourse was found with.
+        threads: PyTorch threads, default 1. ``None`` keeps the current number.
 
     Raises:
-        DataError: the action space is no :class:`~cfptq.actions.ActionSet`.
-        ModelError: the model shows no weights, or holds an operation that is not read (named).
+        DataError: ``action_set`` is not an :class:`~cfptq.actions.ActionSet`.
+        ModelError: The model has no readable weights, or holds an unsupported operation.
     """
     if not isinstance(action_set, ActionSet):
-        raise DataError(f"a proof needs the cfptq.ActionSet that the recourse was found with, not {type(action_set).__name__}")
-    status = torch.tensor([int(one) for one in batch.statuses()], dtype=torch.int8)
+        raise DataError(f"action_set must be a cfptq.ActionSet, got {type(action_set).__name__}. Give the one the recourse was found with.")
+    status = torch.tensor([int(one) for one in batch.statuses], dtype=torch.int8)
     bound = torch.zeros(len(batch)) if batch.bound is None else batch.bound.clone()
     lost = (~batch.found).nonzero()[:, 0]
     if len(lost):
         modules = (model,) if isinstance(model, nn.Module) else ()
         with preserved_state(*modules, threads=threads):
-            example = batch.factual[:_EXAMPLE_ROWS]
+            example = batch.factual[:EXAMPLE_ROWS]
             predictor = as_predictor(model, example=example) if not isinstance(model, Predictor) or modules else model
-            level = level_of(batch.confidence)
-            codes, bounds = missing_status(predictor, action_set, batch.factual[lost], batch.target[lost], level)
+            required = margin_at_confidence(batch.confidence)
+            codes, bounds = compute_infeasibility_status(predictor, action_set, batch.factual[lost], batch.target[lost], required)
         unproven = status[lost] == int(Status.NOT_FOUND)
         status[lost] = torch.where(unproven, codes, status[lost])
         bound[lost] = torch.maximum(bound[lost], bounds)

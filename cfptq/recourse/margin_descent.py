@@ -1,4 +1,4 @@
-"""Ways to the boundary: steps sized by the linearized margin, spent where effort is cheapest."""
+"""Gradient descents to the decision boundary, with steps sized by the linearized margin."""
 
 from __future__ import annotations
 
@@ -11,203 +11,214 @@ from torch import Tensor
 
 from cfptq.recourse.search_problem import SearchProblem
 
-#: A step aims this share of the first shortfall beyond the boundary; refinement takes the surplus back.
-_SURPLUS = 0.1
-#: A walk is given up where it has cost so many times what another walk of its row paid for the whole way.
-_DEARER = 1.5
+#: Share of the initial margin shortfall by which a step aims beyond the boundary. Refinement reverts the surplus.
+_SURPLUS_SHARE = 0.1
+#: A descent ends if it costs this many times the cheapest valid action that another descent of its row found.
+_MAX_COST_RATIO = 1.5
 
 
 @dataclass(frozen=True)
 class Descent:
-    """One rule for walking to the target.
+    """Rule of one descent to the target.
 
     Attributes:
-        sharpness: q. A column moves by (gain per cost)^q / price: 1 is steepest descent in the weighted l2 norm, larger q favours
-            the cheapest columns, infinity moves one feature at a time, steepest descent in the weighted l1 norm.
-        pace: the share of the first shortfall in margin that one step may aim at; 1 is a Newton step.
-        priced: ``False`` leaves prices out and takes the plain gradient.
-        first: with infinite sharpness, how many better-looking features to pass over in the first step.
+        exponent: Exponent q of the step direction, default 1. A column moves by (margin gain per cost)^q / cost. 1 is steepest descent
+            in the weighted l2 norm, and larger values favour the cheapest columns. Infinity moves one feature at a time, which is
+            steepest descent in the weighted l1 norm.
+        step_fraction: Share of the initial margin shortfall that one step may aim at, default 1 (a Newton step).
+        is_weighted: Weight gradients by costs, default True. ``False`` takes the plain gradient.
+        skipped_features: Number of better features to skip in the first step, default 0. Used with an infinite exponent only.
     """
 
-    sharpness: float = 1.0
-    pace: float = 1.0
-    priced: bool = True
-    first: int = 0
+    exponent: float = 1.0
+    step_fraction: float = 1.0
+    is_weighted: bool = True
+    skipped_features: int = 0
 
 
-def descend(
-    terrain: SearchProblem,
+def descend_to_target(
+    problem: SearchProblem,
     index: Tensor,
     start: Tensor,
     rules: Sequence[Descent],
     steps: int,
-    ceiling: Tensor,
-    banned: Tensor | None = None,
-    seen: tuple[Tensor, Tensor] | None = None,
+    max_cost: Tensor,
+    forbidden: Tensor | None = None,
+    initial: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Walk from ``start`` until the artefact gives the target, by each of the rules.
+    """Descend from ``start`` by each of the rules until the artefact predicts the target.
 
     Args:
-        index: rows (M,). start: first action of each, (M, d).
-        rules: of one sharpness and pricing; their walks are taken in one batch.
-        ceiling: a walk whose cost passes that of its row is given up, (N,). Lowered as walks arrive: what is far dearer than another walk
-            will not be refined to something cheaper.
-        banned: columns that may not be moved, (M, d) bool.
-        seen: margins and gradients at the start where they are known and ``start`` is feasible.
+        problem: Recourse problem of N rows.
+        index: Rows to descend for, (M,).
+        start: First action of each, (M, d).
+        rules: Rules with the same exponent and weighting. They run as one batch.
+        steps: Maximal number of gradient evaluations of a descent.
+        max_cost: Cost of each row at which a descent ends, (N,). It is lowered in place whenever a descent reaches the target, because
+            an action that costs far more is not refined to a cheaper one.
+        forbidden: Columns that may not change, (M, d) bool. ``None`` forbids none.
+        initial: Margins (M,) and gradients (M, d) at ``start`` if they are known and ``start`` is feasible.
 
     Returns:
-        Rows and actions of the walks that arrived.
+        Rows and actions of the descents that reach the target.
     """
     count, several = len(index), len(rules)
-    pace = torch.tensor([rule.pace for rule in rules]).repeat_interleave(count)
-    first = torch.tensor([rule.first for rule in rules]).repeat_interleave(count)
+    fraction = torch.tensor([rule.step_fraction for rule in rules]).repeat_interleave(count)
+    skipped = torch.tensor([rule.skipped_features for rule in rules]).repeat_interleave(count)
     index, total = index.repeat(several), start.repeat(several, 1)
-    banned = None if banned is None else banned.repeat(several, 1)
-    delta = total if seen else terrain.project(index, total)
+    forbidden = None if forbidden is None else forbidden.repeat(several, 1)
+    delta = total if initial else problem.project(index, total)
     shortfall = torch.zeros(len(index))
-    doubt = torch.zeros(len(index))  # by how much the surrogate has been too hopeful
-    stuck = torch.zeros(len(index), dtype=torch.bool)
+    overestimate = torch.zeros(len(index))  # Surrogate margin minus artefact margin where the target was predicted.
+    is_stalled = torch.zeros(len(index), dtype=torch.bool)
     arrived: list[tuple[Tensor, Tensor]] = []
-    ended: list[tuple[Tensor, Tensor]] = []  # where the surrogate does not see the target
+    ended: list[tuple[Tensor, Tensor]] = []  # Descents that ended without a predicted target.
     for step in range(steps):
         if len(index) == 0:
             break
-        if seen and step == 0:
-            margin, gradient = seen[0].repeat(several), seen[1].repeat(several, 1)
+        if initial and step == 0:
+            margin, gradient = initial[0].repeat(several), initial[1].repeat(several, 1)
         else:
-            margin, gradient = terrain.slope(index, delta)
-        there = margin >= terrain.level
-        keep = torch.ones_like(there)
-        cost = terrain.cost(index, delta)
-        if bool(there.any()):
-            hopeful = there.nonzero()[:, 0]
-            sure = terrain.margin(index[hopeful], delta[hopeful])
-            good = hopeful[sure >= terrain.level]
+            margin, gradient = problem.differentiate_margin(index, delta)
+        is_predicted = margin >= problem.required_margin
+        keep = torch.ones_like(is_predicted)
+        cost = problem.cost(index, delta)
+        if bool(is_predicted.any()):
+            predicted = is_predicted.nonzero()[:, 0]
+            actual = problem.compute_margin(index[predicted], delta[predicted])
+            good = predicted[actual >= problem.required_margin]
             arrived.append((index[good], delta[good]))
-            ceiling.scatter_reduce_(0, index[good], _DEARER * cost[good], "amin")
+            max_cost.scatter_reduce_(0, index[good], _MAX_COST_RATIO * cost[good], "amin")
             keep[good] = False
-            doubt[hopeful] = (margin[hopeful] - sure).clamp_min(0) + _SURPLUS * shortfall[hopeful]
-        keep &= cost < ceiling[index]
-        ended.append((index[keep & stuck], delta[keep & stuck]))
-        keep &= ~stuck
+            overestimate[predicted] = (margin[predicted] - actual).clamp_min(0) + _SURPLUS_SHARE * shortfall[predicted]
+        keep &= cost < max_cost[index]
+        ended.append((index[keep & is_stalled], delta[keep & is_stalled]))
+        keep &= ~is_stalled
         if not bool(keep.all()):
             index, total, delta, margin, gradient = index[keep], total[keep], delta[keep], margin[keep], gradient[keep]
-            shortfall, doubt, pace, first = shortfall[keep], doubt[keep], pace[keep], first[keep]
-            banned = banned[keep] if banned is not None else None
+            shortfall, overestimate, fraction, skipped = shortfall[keep], overestimate[keep], fraction[keep], skipped[keep]
+            forbidden = forbidden[keep] if forbidden is not None else None
             if len(index) == 0:
                 break
-        need = terrain.level - margin + doubt
+        need = problem.required_margin - margin + overestimate
         if step == 0:
             shortfall = need
-        aim = torch.minimum(need + _SURPLUS * shortfall, (pace + _SURPLUS) * shortfall).clamp_min(1e-6)
+        gain = torch.minimum(need + _SURPLUS_SHARE * shortfall, (fraction + _SURPLUS_SHARE) * shortfall).clamp_min(1e-6)
         before = total
-        if rules[0].sharpness == inf:
-            total = _one_feature(terrain, index, total, delta, gradient, aim, banned, first if step == 0 else None)
+        if rules[0].exponent == inf:
+            total = _step_one_feature(problem, index, total, delta, gradient, gain, forbidden, skipped if step == 0 else None)
         else:
-            total = _many_columns(terrain, index, total, gradient, aim, rules[0], banned)
-        stuck = (total == before).all(1)
-        delta = terrain.project(index, total)
+            total = _step_all_columns(problem, index, total, gradient, gain, rules[0], forbidden)
+        is_stalled = (total == before).all(1)
+        delta = problem.project(index, total)
     rows, actions = (torch.cat(parts) for parts in zip(*ended, (index, delta), strict=True))
-    sure = terrain.margin(rows, actions) >= terrain.level
-    arrived.append((rows[sure], actions[sure]))
+    is_valid = problem.compute_margin(rows, actions) >= problem.required_margin
+    arrived.append((rows[is_valid], actions[is_valid]))
     return torch.cat([rows for rows, _ in arrived]), torch.cat([actions for _, actions in arrived])
 
 
-def _many_columns(
-    terrain: SearchProblem, index: Tensor, total: Tensor, gradient: Tensor, aim: Tensor, rule: Descent, banned: Tensor | None
+def _step_all_columns(
+    problem: SearchProblem, index: Tensor, total: Tensor, gradient: Tensor, margin_gain: Tensor, rule: Descent, forbidden: Tensor | None
 ) -> Tensor:
-    """A step in every column that can move, its length by Newton's rule."""
-    lowest, highest = terrain.lowest[index], terrain.highest[index]
+    """Take a step in every column that can move, with the length of a Newton step."""
+    lowest, highest = problem.lowest[index], problem.highest[index]
     up = gradient > 0
-    level = ~terrain.single & (terrain.owner >= 0)
-    lowest = torch.where(level, -1.0, lowest)
-    highest = torch.where(terrain.reachable, 1.0, highest)
+    is_one_hot = ~problem.is_single & (problem.feature_of_column >= 0)
+    lowest = torch.where(is_one_hot, -1.0, lowest)
+    highest = torch.where(problem.is_reachable, 1.0, highest)
     free = torch.where(up, total < highest, total > lowest)
-    if banned is not None:
-        free &= ~banned
+    if forbidden is not None:
+        free &= ~forbidden
     slope = torch.where(free, gradient, 0)
-    price = terrain.price if rule.priced else torch.ones_like(terrain.price)
-    gain = slope.abs() / price
+    unit_cost = problem.unit_cost if rule.is_weighted else torch.ones_like(problem.unit_cost)
+    gain = slope.abs() / unit_cost
     gain = gain / gain.amax(1, keepdim=True).clamp_min(1e-20)
-    direction = slope.sign() * gain**rule.sharpness / price
+    direction = slope.sign() * gain**rule.exponent / unit_cost
     rate = (slope * direction).sum(1).clamp_min(1e-12)
-    moved = total + (aim / rate)[:, None] * direction
-    return torch.minimum(torch.maximum(moved, lowest), highest)
+    stepped = total + (margin_gain / rate)[:, None] * direction
+    return torch.minimum(torch.maximum(stepped, lowest), highest)
 
 
-def _one_feature(
-    terrain: SearchProblem,
+def _step_one_feature(
+    problem: SearchProblem,
     index: Tensor,
     total: Tensor,
     delta: Tensor,
     gradient: Tensor,
-    aim: Tensor,
-    banned: Tensor | None,
-    passed_over: Tensor | None,
+    margin_gain: Tensor,
+    forbidden: Tensor | None,
+    skipped: Tensor | None,
 ) -> Tensor:
-    """Move the one feature that promises the target at the least cost: a single column as far as needed, or a whole level.
+    """Move the one feature whose estimated cost to the target is lowest.
 
-    ``passed_over`` (M,): how many better-looking features each walk leaves aside.
+    A single column moves as far as needed. A one-hot group moves to another level. ``skipped`` (M,) is the number of better features
+    that each descent skips.
     """
-    need = aim[:, None]
-    changed = terrain.changed(delta)
-    whole, reach = _costs_by_column(terrain, index, total, delta, gradient, need, changed)
-    if banned is not None:
-        whole.masked_fill_(banned, inf)
-    if terrain.space.max_changes is not None:
-        full = (changed.sum(1) >= terrain.space.max_changes).nonzero()[:, 0]
+    need = margin_gain[:, None]
+    changed = problem.find_changed_features(delta)
+    whole, reach = _estimate_column_costs(problem, index, total, delta, gradient, need, changed)
+    if forbidden is not None:
+        whole.masked_fill_(forbidden, inf)
+    if problem.space.max_changes is not None:
+        full = (changed.sum(1) >= problem.space.max_changes).nonzero()[:, 0]
         if len(full):
-            fresh = ~(changed[full].to(delta.dtype) @ terrain.member > 0)
+            fresh = ~(changed[full].to(delta.dtype) @ problem.incidence > 0)
             whole[full] = torch.where(fresh, inf, whole[full])
-    if passed_over is not None and bool(passed_over.any()):
-        # Features, not columns: two levels of one group are one feature.
-        feature = torch.full((len(index), len(terrain.member)), inf)
-        feature = feature.scatter_reduce(1, terrain.owner.clamp_min(0).expand_as(whole), whole, "amin")
-        rank = passed_over.clamp(max=len(terrain.member) - 1)[:, None]
+    if skipped is not None and bool(skipped.any()):
+        # Two levels of one group count as one feature.
+        feature = torch.full((len(index), len(problem.incidence)), inf)
+        feature = feature.scatter_reduce(1, problem.feature_of_column.clamp_min(0).expand_as(whole), whole, "amin")
+        rank = skipped.clamp(max=len(problem.incidence) - 1)[:, None]
         least = feature.sort(dim=1).values.gather(1, rank)
         whole = torch.where(whole < least, inf, whole)
     best = whole.argmin(1, keepdim=True)
-    stuck = whole.gather(1, best).isinf()
-    alone = terrain.single[best]
-    slide = torch.where(alone & ~stuck, gradient.gather(1, best).sign() * reach.gather(1, terrain.place[best].clamp_min(0)), 0.0)
-    result = total.scatter_add(1, best, slide)
-    jumping = (~(alone | stuck))[:, 0].nonzero()[:, 0]
-    if len(jumping):
-        column = best[jumping]
-        own = terrain.member[terrain.owner[column[:, 0]]] > 0
-        standing = terrain.standing[index[jumping]]
-        # To leave the level one stands on for no other is to go to the level that an encoder dropped.
-        there = torch.where(standing.gather(1, column), -1.0, 1.0)
-        result[jumping] = torch.where(own, -1.0 * standing, result[jumping]).scatter(1, column, there)
+    is_stalled = whole.gather(1, best).isinf()
+    is_single = problem.is_single[best]
+    change = torch.where(
+        is_single & ~is_stalled, gradient.gather(1, best).sign() * reach.gather(1, problem.single_position[best].clamp_min(0)), 0.0
+    )
+    result = total.scatter_add(1, best, change)
+    changing_level = (~(is_single | is_stalled))[:, 0].nonzero()[:, 0]
+    if len(changing_level):
+        column = best[changing_level]
+        own = problem.incidence[problem.feature_of_column[column[:, 0]]] > 0
+        current = problem.current_level[index[changing_level]]
+        # A step in the column of the current level means a move to the level that an encoder dropped.
+        value = torch.where(current.gather(1, column), -1.0, 1.0)
+        result[changing_level] = torch.where(own, -1.0 * current, result[changing_level]).scatter(1, column, value)
     return result
 
 
-def _costs_by_column(
-    terrain: SearchProblem, index: Tensor, total: Tensor, delta: Tensor, gradient: Tensor, need: Tensor, changed: Tensor
+def _estimate_column_costs(
+    problem: SearchProblem, index: Tensor, total: Tensor, delta: Tensor, gradient: Tensor, need: Tensor, changed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the whole way would cost at each column's rate, (M, d), infinite where it cannot move; and how far each single column would
-    go, (M, S) in the order of ``terrain.alone``. A level is paid in full even where less of it is needed."""
-    alone = terrain.alone
-    rising, moved = gradient[:, alone], total[:, alone]
-    room = torch.where(rising > 0, terrain.highest[index][:, alone] - moved, moved - terrain.lowest[index][:, alone]).clamp_min(0)
-    steepness = rising.abs().clamp_min(1e-12)
+    """Estimate the cost of the needed margin by each column alone, and the length of each single column's change.
+
+    Returns:
+        Costs (M, d), infinite where a column cannot move, and lengths (M, S) in the order of ``problem.single_columns``. The cost of
+        a level is at least that of the whole change.
+    """
+    columns = problem.single_columns
+    slope, position = gradient[:, columns], total[:, columns]
+    room = torch.where(slope > 0, problem.highest[index][:, columns] - position, position - problem.lowest[index][:, columns]).clamp_min(0)
+    steepness = slope.abs().clamp_min(1e-12)
     reach = torch.minimum(need / steepness, room)
-    slid = torch.where(room > 0, need * terrain.price[alone] / steepness, inf)
-    if len(terrain.groups) == 0:
-        return torch.full_like(gradient, inf).index_copy(1, alone, slid), reach
-    group = terrain.groups
-    now, whole = terrain.standing[index], terrain.change[index]
-    elsewhere = (changed & terrain.grouped).any(1).nonzero()[:, 0]
-    if len(elsewhere):
-        action = delta[elsewhere]
-        gone = (changed[elsewhere].to(action.dtype) * terrain.grouped) @ terrain.member > 0
-        paid = (action.abs() * terrain.price) @ group.T @ group
-        now[elsewhere] = torch.where(gone, action > 0, now[elsewhere])
-        taken = now[elsewhere] | (gone & terrain.standing[index[elsewhere]])
-        whole[elsewhere] = torch.where(taken, inf, (whole[elsewhere] - paid).clamp_min(1e-9))
-    gain = gradient - (gradient * now) @ group.T @ group
-    if bool(terrain.droppable.any()):
-        gain = torch.where(now & terrain.droppable, -gradient, gain)
+    single_cost = torch.where(room > 0, need * problem.unit_cost[columns] / steepness, inf)
+    if len(problem.group_incidence) == 0:
+        return torch.full_like(gradient, inf).index_copy(1, columns, single_cost), reach
+    group = problem.group_incidence
+    current, whole = problem.current_level[index], problem.level_cost[index]
+    changed_rows = (changed & problem.is_grouped).any(1).nonzero()[:, 0]
+    if len(changed_rows):
+        action = delta[changed_rows]
+        is_left = (changed[changed_rows].to(action.dtype) * problem.is_grouped) @ problem.incidence > 0
+        spent = (action.abs() * problem.unit_cost) @ group.T @ group
+        current[changed_rows] = torch.where(is_left, action > 0, current[changed_rows])
+        is_excluded = current[changed_rows] | (is_left & problem.current_level[index[changed_rows]])
+        whole[changed_rows] = torch.where(is_excluded, inf, (whole[changed_rows] - spent).clamp_min(1e-9))
+    gain = gradient - (gradient * current) @ group.T @ group
+    if bool(problem.has_dropped_level.any()):
+        gain = torch.where(current & problem.has_dropped_level, -gradient, gain)
     whole *= (need / gain.clamp_min(1e-12)).clamp_min_(1.0)
     whole.masked_fill_(gain <= 0, inf)
-    return whole.index_copy_(1, alone, slid), reach
+    return whole.index_copy_(1, columns, single_cost), reach

@@ -1,4 +1,4 @@
-"""Minimal-cost recourse (eqs. 3 and 4): a portfolio of ways to the boundary, refined, repaired, the best kept."""
+"""Minimal-cost recourse (eqs. 3 and 4) by a portfolio of descents, refinement and repair."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from torch import Tensor
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.predictor import Predictor
-from cfptq.recourse.confidence import check_confidence, level_of
-from cfptq.recourse.gradient_free import COMBINED_ROWS, GradientFree, combination_search, search_without_gradient
-from cfptq.recourse.margin_descent import Descent, descend
-from cfptq.recourse.refinement import only, refine, rescan
+from cfptq.recourse.confidence import check_confidence, margin_at_confidence
+from cfptq.recourse.gradient_free import COMBINED_ROWS_PER_BATCH, GradientFree, search_combinations, search_without_gradient
+from cfptq.recourse.margin_descent import Descent, descend_to_target
+from cfptq.recourse.refinement import mask_columns, refine_into, search_nearer_segments
 from cfptq.recourse.search_problem import SearchProblem, build_search_problem
-from cfptq.recourse.single_feature_moves import single_steps
+from cfptq.recourse.single_feature_moves import find_grid_steps
 
-#: Tried for everyone.
+#: Descents tried for every row.
 PORTFOLIO = (
-    Descent(sharpness=inf),
-    Descent(sharpness=inf, first=1),
-    Descent(sharpness=inf, first=2),
-    Descent(sharpness=inf, first=3),
-    Descent(sharpness=inf, pace=0.25),
-    Descent(sharpness=2.0, pace=0.25),
+    Descent(exponent=inf),
+    Descent(exponent=inf, skipped_features=1),
+    Descent(exponent=inf, skipped_features=2),
+    Descent(exponent=inf, skipped_features=3),
+    Descent(exponent=inf, step_fraction=0.25),
+    Descent(exponent=2.0, step_fraction=0.25),
 )
-#: Tried as well where cost is no sum over features: spreading the effort is then cheaper than the best single feature.
-SPREADING = (Descent(sharpness=1.0), Descent(sharpness=1.0, pace=0.25))
-#: Tried in the model for those whom no walk brings to the target, and at the end of a thorough search for everyone.
-COMBINATIONS = GradientFree(trades=False)
-#: What a fast search tries in the model where an action moves whole numbers or ordinals: over a step of a grid no slope can see.
-PAIRS = GradientFree(width=4, depth=2, rounds=0, trades=False)
+#: Descents added where the cost is not a sum over features. Many small changes are then cheaper than one large change.
+SPREADING_DESCENTS = (Descent(exponent=1.0), Descent(exponent=1.0, step_fraction=0.25))
+#: Search over combinations of moves, for rows that no descent brings to the target, and for every row in a thorough search.
+COMBINATION_SEARCH = GradientFree(shift_effort=False)
+#: Search over pairs of moves, for rows whose action changes integers or ordinals. Gradients do not see across a grid step.
+PAIR_SEARCH = GradientFree(width=4, depth=2, rounds=0, shift_effort=False)
 
-#: About how often the model is run for one person's minimal-cost recourse.
+#: Approximate number of model evaluations for the minimal-cost recourse of one row. Callers use it to estimate running time.
 EVALUATIONS_PER_ROW = 512
 
-#: Numbers in a tensor of all walks of some rows: bounds memory.
-_AT_A_TIME = 2**22
+#: Largest tensor that holds the descents of a chunk of rows. More rows are split into chunks.
+_MAX_TENSOR_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class MinimalCost:
     """Settings of minimal-cost recourse.
 
     Attributes:
-        confidence: probability of the target that the point must have against the strongest other class; 0.5 is the decision.
-        effort: ``"thorough"`` tries combinations of moves out in the model for everyone, instead of trusting gradients, and repairs more
-            often; it costs several times as much and is seldom more than a few per cent from the optimum.
-        portfolio: the walks tried for every row.
-        steps: most gradient evaluations of one walk.
-        slack: logits by which a point must lie beyond the boundary, so that the last bits of another batch size cannot undo it.
+        confidence: Probability of the target against the strongest other class that a point must have, default 0.5 (the decision).
+        effort: ``"fast"`` (default), or ``"thorough"``, which also evaluates combinations of moves for every row and repairs more
+            often. It takes several times as long, and its cost is seldom more than a few per cent above the optimum.
+        portfolio: Descents tried for every row.
+        steps: Maximal number of gradient evaluations of one descent, default 16.
+        slack: Logits by which a point must lie beyond the required margin, default 1e-5. It covers float rounding between batch sizes.
     """
 
     confidence: float = 0.5
@@ -65,91 +65,98 @@ class MinimalCost:
     def __post_init__(self) -> None:
         check_confidence(self)
         if self.effort not in ("fast", "thorough"):
-            raise DataError(f'MinimalCost.effort is {self.effort!r}; use "fast" or "thorough"')
+            raise DataError(f'MinimalCost.effort must be "fast" or "thorough", got {self.effort!r}.')
         if self.steps < 1 or not self.portfolio:
-            raise DataError("MinimalCost needs at least one walk in the portfolio and at least one step")
+            raise DataError(
+                f"MinimalCost needs steps >= 1 and at least one descent in portfolio, got {self.steps} and {len(self.portfolio)} descents."
+            )
 
     @property
-    def level(self) -> float:
-        """Target margin asked for: logit of the confidence, in logits."""
-        return level_of(self.confidence)
+    def required_margin(self) -> float:
+        """Required target margin in logits, the logit of the confidence."""
+        return margin_at_confidence(self.confidence)
 
     def without_gradient(self) -> GradientFree:
-        """What takes this search's place where a predictor has no gradient."""
+        """Return the settings of the gradient-free search that replaces this one for a predictor without gradient."""
         return GradientFree(confidence=self.confidence, width=64 if self.effort == "fast" else 128, slack=self.slack)
 
 
-def minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost) -> Tensor:
-    """The cheapest action found for each row that is not at its target, (N, d); zero where none was found.
+def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost) -> Tensor:
+    """Search the cheapest action of each row that is not at its target, (N, d), zero where none is found.
 
-    A predictor that has no gradient is searched without one.
+    A predictor without gradient is searched by :func:`~cfptq.recourse.search_without_gradient`.
+
+    Args:
+        predictor: Model to change the decision of.
+        rows: Factual rows without their target, (N, ...).
+        space: Admissible actions.
+        target: Target class of each row, (N,) int64.
+        settings: Settings of the search.
     """
     if not predictor.differentiable:
         return search_without_gradient(predictor, rows, space, target, settings.without_gradient())
-    terrain = build_search_problem(predictor, rows, space, target, settings.level + settings.slack)
+    problem = build_search_problem(predictor, rows, space, target, settings.required_margin + settings.slack)
     best = space.zero(rows)
     cost = torch.full((len(rows),), inf)
     thorough = settings.effort == "thorough"
-    portfolio = settings.portfolio if terrain.additive else settings.portfolio + SPREADING
-    _search(terrain, best, cost, portfolio, settings.steps)
-    for index in torch.split(cost.isinf().nonzero()[:, 0], COMBINED_ROWS):
-        combination_search(terrain, index, best, cost, COMBINATIONS)
+    portfolio = settings.portfolio if problem.is_additive else settings.portfolio + SPREADING_DESCENTS
+    _run_portfolio(problem, best, cost, portfolio, settings.steps)
+    for index in torch.split(cost.isinf().nonzero()[:, 0], COMBINED_ROWS_PER_BATCH):
+        search_combinations(problem, index, best, cost, COMBINATION_SEARCH)
     found = cost.isfinite().nonzero()[:, 0]
-    delta, price = best[found], cost[found]
-    rescan(terrain, found, delta, price, 15 if thorough else 7)
-    best[found], cost[found] = delta, price
+    delta, new_cost = best[found], cost[found]
+    search_nearer_segments(problem, found, delta, new_cost, 15 if thorough else 7)
+    best[found], cost[found] = delta, new_cost
     open_rows = torch.ones(len(rows), dtype=torch.bool)
     for _ in range(4 if thorough else 1):
-        open_rows = _repair(terrain, best, cost, open_rows, settings.steps)
+        open_rows = _repair(problem, best, cost, open_rows, settings.steps)
         if not bool(open_rows.any()):
             break
-    rounded = ((best[found] != 0) & (terrain.step > 0)).any(1)
-    for index in torch.split(found if thorough else found[rounded], COMBINED_ROWS):
-        combination_search(terrain, index, best, cost, COMBINATIONS if thorough else PAIRS)
-    # Refinement takes feasible actions apart without asking; a space whose features hang together has the last word here.
+    uses_grid = ((best[found] != 0) & (problem.grid_step > 0)).any(1)
+    for index in torch.split(found if thorough else found[uses_grid], COMBINED_ROWS_PER_BATCH):
+        search_combinations(problem, index, best, cost, COMBINATION_SEARCH if thorough else PAIR_SEARCH)
+    # Refinement treats features as independent. A space that couples features corrects the actions here.
     return space.project(rows, best)
 
 
-def _search(terrain: SearchProblem, best: Tensor, cost: Tensor, rules: tuple[Descent, ...], steps: int) -> None:
-    """Walk by every rule, then refine all that arrived."""
-    ceiling = torch.full_like(cost, inf)
-    some = max(1, _AT_A_TIME // (len(rules) * best.shape[1]))
+def _run_portfolio(problem: SearchProblem, best: Tensor, cost: Tensor, rules: tuple[Descent, ...], steps: int) -> None:
+    """Run every descent, then refine all actions that reach the target."""
+    max_cost = torch.full_like(cost, inf)
+    some = max(1, _MAX_TENSOR_NUMBERS // (len(rules) * best.shape[1]))
     for index in torch.split(torch.arange(len(best)), some):
         start = torch.zeros_like(best[index])
-        walks = [single_steps(terrain, index)]
-        seen = terrain.slope(index, start)  # every walk starts here
-        for _, alike in groupby(rules, key=lambda rule: (rule.sharpness, rule.priced)):
-            walks.append(descend(terrain, index, start, tuple(alike), steps, ceiling, seen=seen))
-        _keep_cheaper(best, cost, *refine(terrain, torch.cat([row for row, _ in walks]), torch.cat([delta for _, delta in walks])))
+        found = [find_grid_steps(problem, index)]
+        initial = problem.differentiate_margin(index, start)  # All descents share their first step.
+        for _, alike in groupby(rules, key=lambda rule: (rule.exponent, rule.is_weighted)):
+            found.append(descend_to_target(problem, index, start, tuple(alike), steps, max_cost, initial=initial))
+        refine_into(problem, best, cost, torch.cat([row for row, _ in found]), torch.cat([delta for _, delta in found]))
 
 
-def _repair(terrain: SearchProblem, best: Tensor, cost: Tensor, open_rows: Tensor, steps: int) -> Tensor:
-    """Take each changed feature out in turn and mend the action, without it (of a category: without its level) and, where something
-    is left, with all features free again. Returns the rows that gained."""
-    changed = terrain.changed(best) & open_rows[:, None]
+def _repair(problem: SearchProblem, best: Tensor, cost: Tensor, open_rows: Tensor, steps: int) -> Tensor:
+    """Revert each changed feature in turn and descend again, and return the rows that became cheaper.
+
+    One descent may not use the reverted feature (or, of a category, its level). If other changes remain, a second descent may use
+    all features.
+    """
+    changed = problem.find_changed_features(best) & open_rows[:, None]
     owner, feature = changed.nonzero(as_tuple=True)
     if len(owner) == 0:
         return open_rows
-    taken = terrain.member[feature] > 0
-    start = torch.where(taken, 0, best[owner])
-    banned = taken & (terrain.single | (best[owner] > 0))
+    is_reverted = problem.incidence[feature] > 0
+    start = torch.where(is_reverted, 0, best[owner])
+    forbidden = is_reverted & (problem.is_single | (best[owner] > 0))
     several = changed.sum(1)[owner] > 1
     owner, start = torch.cat((owner, owner[several])), torch.cat((start, start[several]))
-    banned = torch.cat((banned, torch.zeros_like(banned[several])))
-    # A grid leaves a surplus: one step less, and another feature fills the rest.
-    rounded, column = ((best != 0) & (terrain.step > 0) & (best.abs() > 1.5 * terrain.step) & open_rows[:, None]).nonzero(as_tuple=True)
-    this = only(column, best.shape[1])
-    owner, banned = torch.cat((owner, rounded)), torch.cat((banned, this))
-    start = torch.cat((start, best[rounded] - torch.where(this, best[rounded].sign() * terrain.step, 0.0)))
-    rule = Descent(sharpness=inf) if terrain.additive else Descent(sharpness=1.0, pace=0.5)
-    arrived, delta = descend(terrain, owner, start, (rule,), steps, 1.1 * cost, banned)
+    forbidden = torch.cat((forbidden, torch.zeros_like(forbidden[several])))
+    # A grid step may overshoot the boundary. These descents start one step back and make up the rest with other features.
+    row_on_grid, column = ((best != 0) & (problem.grid_step > 0) & (best.abs() > 1.5 * problem.grid_step) & open_rows[:, None]).nonzero(
+        as_tuple=True
+    )
+    is_stepped = mask_columns(column, best.shape[1])
+    owner, forbidden = torch.cat((owner, row_on_grid)), torch.cat((forbidden, is_stepped))
+    start = torch.cat((start, best[row_on_grid] - torch.where(is_stepped, best[row_on_grid].sign() * problem.grid_step, 0.0)))
+    rule = Descent(exponent=inf) if problem.is_additive else Descent(exponent=1.0, step_fraction=0.5)
+    arrived, delta = descend_to_target(problem, owner, start, (rule,), steps, 1.1 * cost, forbidden)
     before = cost.clone()
-    _keep_cheaper(best, cost, *refine(terrain, arrived, delta))
+    refine_into(problem, best, cost, arrived, delta)
     return cost < before
-
-
-def _keep_cheaper(best: Tensor, cost: Tensor, index: Tensor, delta: Tensor, price: Tensor) -> None:
-    least = torch.full_like(cost, inf).scatter_reduce(0, index, price, "amin")
-    winner = ((price == least[index]) & (price < cost[index])).nonzero()[:, 0].flip(0)
-    best[index[winner]] = delta[winner]
-    cost[index[winner]] = price[winner]

@@ -1,4 +1,4 @@
-"""Making a valid action cheaper without ever losing it: take features back, then shorten what is left."""
+"""Refinement of valid actions by reverting features and shortening changes."""
 
 from __future__ import annotations
 
@@ -7,170 +7,215 @@ from torch import Tensor
 
 from cfptq.recourse.search_problem import SearchProblem
 
-#: Most evaluations spent on finding how far a feature can be taken back, and the share of it that no longer matters.
-_PROBES = 8
-_CLOSE = 1e-4
-#: An action that costs so many times what another of its row costs, needless features gone, is not shortened.
-_DEARER = 1.25
-#: Passes of taking back and shortening; the second finds something only where columns are integers or the margin is not monotone.
-_ROUNDS = 3
+#: Maximal number of evaluations to bracket the shortest valid change.
+_MAX_PROBES = 8
+#: Share of a change below which its bracket counts as closed.
+_BRACKET_TOLERANCE = 1e-4
+#: An action that costs this many times the cheapest one of its row is not shortened.
+_MAX_COST_RATIO = 1.25
+#: Rounds of reverting and shortening. Later rounds gain only on grids or where the margin is not monotone.
+_MAX_ROUNDS = 3
 
 
-def refine(terrain: SearchProblem, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cheaper actions, fewer than came in: of one row's actions that change the same things, the cheapest is worked on, if it is not far
-    dearer than another.
+def refine(problem: SearchProblem, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Refine valid actions to cheaper ones.
 
-    ``delta`` must be feasible and valid on the artefact; so are the results.
+    Of the actions of one row that change the same columns in the same directions, only the cheapest is refined. Actions that cost far
+    more than another one of their row are left out.
 
     Args:
-        index: (M,). delta: (M, d).
+        problem: Recourse problem of N rows.
+        index: Row of each action, (M,).
+        delta: Actions, (M, d), feasible and valid on the artefact.
 
     Returns:
-        Rows, actions and costs of what is left, (L,), (L, d), (L,).
+        Rows (L,), actions (L, d) and costs (L,) of the refined actions, which are feasible and valid too.
     """
     if len(index) == 0:
         return index, delta, delta.new_zeros(0)
-    delta, cost = delta.clone(), terrain.cost(index, delta)
-    margins = take_back(terrain, index, delta, cost)
-    kept = _one_of_a_kind(index, delta, cost)
-    least = torch.full((len(terrain.rows),), torch.inf).scatter_reduce(0, index, cost, "amin")
-    kept = kept[cost[kept] <= _DEARER * least[index[kept]]]
+    delta, cost = delta.clone(), problem.cost(index, delta)
+    margins = revert_features(problem, index, delta, cost)
+    kept = _find_cheapest_per_pattern(index, delta, cost)
+    least = torch.full((len(problem.rows),), torch.inf).scatter_reduce(0, index, cost, "amin")
+    kept = kept[cost[kept] <= _MAX_COST_RATIO * least[index[kept]]]
     index, delta, cost, margins = index[kept], delta[kept], cost[kept], margins[kept]
     live = torch.arange(len(index))
-    for _ in range(_ROUNDS):
-        gained = shorten(terrain, index, delta, cost, live, margins)
-        # With one feature left there is nothing more to trade.
-        live = gained[terrain.changed(delta[gained]).sum(1) > 1]
+    for _ in range(_MAX_ROUNDS):
+        gained = shorten(problem, index, delta, cost, live, margins)
+        # An action of one feature cannot shift effort to another one.
+        live = gained[problem.find_changed_features(delta[gained]).sum(1) > 1]
         if len(live) == 0:
             break
-        action, price = delta[live], cost[live]
-        margins = take_back(terrain, index[live], action, price)
-        delta[live], cost[live] = action, price
+        action, new_cost = delta[live], cost[live]
+        margins = revert_features(problem, index[live], action, new_cost)
+        delta[live], cost[live] = action, new_cost
     return index, delta, cost
 
 
-def take_back(terrain: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
-    """Undo whole features, the one that saves most first, while the target holds. Writes into its arguments.
+def refine_into(problem: SearchProblem, best: Tensor, cost: Tensor, index: Tensor, delta: Tensor) -> None:
+    """Refine valid actions and write those that are cheaper into ``best`` (N, d) and ``cost`` (N,)."""
+    index, delta, new_cost = refine(problem, index, delta)
+    least = torch.full_like(cost, torch.inf).scatter_reduce(0, index, new_cost, "amin")
+    winner = ((new_cost == least[index]) & (new_cost < cost[index])).nonzero()[:, 0].flip(0)
+    best[index[winner]] = delta[winner]
+    cost[index[winner]] = new_cost[winner]
+
+
+def revert_features(problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
+    """Revert whole features in place, the one that saves most first, as long as the action stays valid.
 
     Returns:
-        Margins with each feature of what is left taken back, (M, F); those of features that are not changed mean nothing.
+        Margins (M, F) of each resulting action with one more feature reverted. Entries of unchanged features are meaningless.
     """
-    margins = terrain.outset[index][:, None].repeat(1, len(terrain.member))
+    margins = problem.initial_margin[index][:, None].repeat(1, len(problem.incidence))
     live = torch.arange(len(index))
     while True:
-        changed = terrain.changed(delta[live])
-        several = changed.sum(1) > 1  # taking back all there is would give the factual row
+        changed = problem.find_changed_features(delta[live])
+        several = changed.sum(1) > 1  # Reverting the last feature would give the factual row.
         live, changed = live[several], changed[several]
         if len(live) == 0:
             return margins
         owner, feature = changed.nonzero(as_tuple=True)
-        walk = live[owner]
-        tried = delta[walk] * (1 - terrain.member[feature])
-        margins[walk, feature] = margin = terrain.margin(index[walk], tried)
-        price = torch.where(margin >= terrain.level, terrain.cost(index[walk], tried), torch.inf)
-        live = _adopt_best(delta, cost, walk, tried, price)
-        margins[live] = terrain.outset[index[live]][:, None]
+        position = live[owner]
+        tried = delta[position] * (1 - problem.incidence[feature])
+        margins[position, feature] = margin = problem.compute_margin(index[position], tried)
+        new_cost = torch.where(margin >= problem.required_margin, problem.cost(index[position], tried), torch.inf)
+        live = _keep_best(delta, cost, position, tried, new_cost)
+        margins[live] = problem.initial_margin[index[live]][:, None]
 
 
-def shorten(terrain: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, live: Tensor, margins: Tensor) -> Tensor:
-    """Shorten the one column (or, where cost is no sum over features, all together) that saves most. Returns those that gained.
+def shorten(problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, live: Tensor, margins: Tensor) -> Tensor:
+    """Shorten the column that saves most, in place, and return the actions that became cheaper.
+
+    Where the cost is not a sum over features, shortening all columns together is tried too.
 
     Args:
-        live: the actions to work on, (L,). margins: theirs with each feature taken back, (L, F).
+        problem: Recourse problem of N rows.
+        index: Row of each action, (M,).
+        delta: Actions, (M, d).
+        cost: Cost of each action, (M,).
+        live: Positions of the actions to shorten, (L,).
+        margins: Margins of these with one feature reverted, (L, F).
     """
-    moved = (delta[live] != 0) & terrain.single
-    owner, column = moved.nonzero(as_tuple=True)
-    low = margins[owner, terrain.owner[column]]
-    high = terrain.margin(index[live], delta[live])
-    worth = _worth_shortening(terrain, low, high[owner])
+    is_changed = (delta[live] != 0) & problem.is_single
+    owner, column = is_changed.nonzero(as_tuple=True)
+    low = margins[owner, problem.feature_of_column[column]]
+    high = problem.compute_margin(index[live], delta[live])
+    worth = _find_shortenable(problem, low, high[owner])
     owner, column, low = owner[worth], column[worth], low[worth]
-    part = only(column, delta.shape[1])
-    if not terrain.additive:
-        together = (moved.sum(1) > 1).nonzero()[:, 0]
-        rest = terrain.margin(index[live[together]], torch.where(moved[together], 0, delta[live[together]]))
-        worth = _worth_shortening(terrain, rest, high[together])
-        owner, part, low = torch.cat((owner, together[worth])), torch.cat((part, moved[together[worth]])), torch.cat((low, rest[worth]))
+    part = mask_columns(column, delta.shape[1])
+    if not problem.is_additive:
+        together = (is_changed.sum(1) > 1).nonzero()[:, 0]
+        rest = problem.compute_margin(index[live[together]], torch.where(is_changed[together], 0, delta[live[together]]))
+        worth = _find_shortenable(problem, rest, high[together])
+        owner, part, low = (
+            torch.cat((owner, together[worth])),
+            torch.cat((part, is_changed[together[worth]])),
+            torch.cat((low, rest[worth])),
+        )
     if len(owner) == 0:
         return owner
-    walk = live[owner]
-    shorter, price = _shortest(terrain, index[walk], delta[walk], cost[walk], part, low - terrain.level, high[owner] - terrain.level)
-    return _adopt_best(delta, cost, walk, shorter, price)
+    position = live[owner]
+    shorter, new_cost = _find_shortest(
+        problem,
+        index[position],
+        delta[position],
+        cost[position],
+        part,
+        low - problem.required_margin,
+        high[owner] - problem.required_margin,
+    )
+    return _keep_best(delta, cost, position, shorter, new_cost)
 
 
-def _worth_shortening(terrain: SearchProblem, low: Tensor, high: Tensor) -> Tensor:
-    """Positions where the margin without the part is below the level and that with all of it is noticeably above."""
-    return ((low < terrain.level) & (high - terrain.level > _CLOSE * (high - low))).nonzero()[:, 0]
+def _find_shortenable(problem: SearchProblem, low: Tensor, high: Tensor) -> Tensor:
+    """Find positions where the margin is too low without the change and clearly above the required one with all of it."""
+    return ((low < problem.required_margin) & (high - problem.required_margin > _BRACKET_TOLERANCE * (high - low))).nonzero()[:, 0]
 
 
-def rescan(terrain: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, points: int) -> Tensor:
-    """Look for valid stretches nearer to the factual row than the one an action lies in, and shorten there. Writes into its arguments.
+def search_nearer_segments(problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, points: int) -> Tensor:
+    """Search each column for shorter valid changes on a grid of ``points``, in place, and return the actions that became cheaper.
 
-    Along one column the margin may cross the boundary more than once; a bracket sees one crossing only. Returns those that gained.
+    Along one column the margin may cross the boundary several times, while :func:`shorten` brackets one crossing only.
     """
-    owner, column = ((delta != 0) & terrain.single).nonzero(as_tuple=True)
+    owner, column = ((delta != 0) & problem.is_single).nonzero(as_tuple=True)
     if len(owner) == 0:
         return owner
-    part = only(column, delta.shape[1]).repeat_interleave(points, 0)
-    walk = owner.repeat_interleave(points)
+    part = mask_columns(column, delta.shape[1]).repeat_interleave(points, 0)
+    position = owner.repeat_interleave(points)
     share = (torch.arange(1, points + 1) / (points + 1)).repeat(len(owner))
-    tried = torch.where(part, share[:, None] * delta[walk], delta[walk])
-    stepped = (part & ~terrain.smooth).any(1)
+    tried = torch.where(part, share[:, None] * delta[position], delta[position])
+    stepped = (part & ~problem.is_continuous).any(1)
     if bool(stepped.any()):
-        tried[stepped] = terrain.project(index[walk[stepped]], tried[stepped])
-    price = torch.where(terrain.margin(index[walk], tried) >= terrain.level, terrain.cost(index[walk], tried), torch.inf)
-    gained = _adopt_best(delta, cost, walk, tried, price)
-    action, price = delta[gained], cost[gained]
-    margins = take_back(terrain, index[gained], action, price)
-    delta[gained], cost[gained] = action, price
-    shorten(terrain, index, delta, cost, gained, margins)
+        tried[stepped] = problem.project(index[position[stepped]], tried[stepped])
+    new_cost = torch.where(
+        problem.compute_margin(index[position], tried) >= problem.required_margin, problem.cost(index[position], tried), torch.inf
+    )
+    gained = _keep_best(delta, cost, position, tried, new_cost)
+    action, new_cost = delta[gained], cost[gained]
+    margins = revert_features(problem, index[gained], action, new_cost)
+    delta[gained], cost[gained] = action, new_cost
+    shorten(problem, index, delta, cost, gained, margins)
     return gained
 
 
-def _shortest(
-    terrain: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, part: Tensor, surplus_low: Tensor, surplus_high: Tensor
+def _find_shortest(
+    problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, part: Tensor, surplus_low: Tensor, surplus_high: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The least share of ``part`` (M, d) of each action that still reaches the target: a bracketed false position.
+    """Find the smallest share of ``part`` (M, d) of each action that still reaches the target by bracketed false position.
 
-    Margins of ReLU networks are piecewise linear along the line, so that the secant mostly lands on the boundary at once. The surpluses
-    of margin (M,) are those of the action without the part and with all of it.
+    Margins of ReLU networks are piecewise linear along the line, so the secant mostly hits the boundary at once.
+
+    Args:
+        problem: Recourse problem of N rows.
+        index: Row of each action, (M,).
+        delta: Actions, (M, d).
+        cost: Cost of each action, (M,).
+        part: Columns to shorten, (M, d) bool.
+        surplus_low: Margin above the required one without the part, (M,), negative.
+        surplus_high: Margin above the required one with all of the part, (M,).
+
+    Returns:
+        Actions (M, d) and their costs (M,).
     """
-    best, price = delta.clone(), cost.clone()
+    best, new_cost = delta.clone(), cost.clone()
     scale = surplus_high - surplus_low
     low, high = torch.zeros(len(index)), torch.ones(len(index))
     live = torch.arange(len(index))
-    for probe in range(_PROBES):
+    for probe in range(_MAX_PROBES):
         if len(live) == 0:
             break
         a, b = low[live], high[live]
         secant = a - (b - a) * surplus_low[live] / (surplus_high[live] - surplus_low[live])
-        # Alternately a little to either side of the root, so that both ends of the bracket close in on it; at times the middle.
-        share = (a + b) / 2 if probe % 4 == 3 else secant + (_CLOSE if probe % 2 == 0 else -_CLOSE) / 2 * (b - a)
+        # Probing on alternate sides of the root moves both ends of the bracket. Every fourth probe bisects.
+        offset = _BRACKET_TOLERANCE if probe % 2 == 0 else -_BRACKET_TOLERANCE
+        share = (a + b) / 2 if probe % 4 == 3 else secant + offset / 2 * (b - a)
         share = torch.minimum(torch.maximum(share, a), b)
         tried = torch.where(part[live], share[:, None] * delta[live], delta[live])
-        stepped = (part[live] & ~terrain.smooth).any(1)
+        stepped = (part[live] & ~problem.is_continuous).any(1)
         if bool(stepped.any()):
-            tried[stepped] = terrain.project(index[live[stepped]], tried[stepped])
-        surplus = terrain.margin(index[live], tried) - terrain.level
+            tried[stepped] = problem.project(index[live[stepped]], tried[stepped])
+        surplus = problem.compute_margin(index[live], tried) - problem.required_margin
         valid = surplus >= 0
-        cheaper = terrain.cost(index[live], tried)
-        adopt = valid & (cheaper < price[live])
-        best[live[adopt]], price[live[adopt]] = tried[adopt], cheaper[adopt]
+        cheaper = problem.cost(index[live], tried)
+        adopt = valid & (cheaper < new_cost[live])
+        best[live[adopt]], new_cost[live[adopt]] = tried[adopt], cheaper[adopt]
         high[live], low[live] = torch.where(valid, share, b), torch.where(valid, a, share)
         surplus_high[live] = torch.where(valid, surplus, surplus_high[live])
         surplus_low[live] = torch.where(valid, surplus_low[live], surplus)
-        done = (surplus_high[live] <= _CLOSE * scale[live]) | (high[live] - low[live] <= _CLOSE)
+        done = (surplus_high[live] <= _BRACKET_TOLERANCE * scale[live]) | (high[live] - low[live] <= _BRACKET_TOLERANCE)
         live = live[~done]
-    return best, price
+    return best, new_cost
 
 
-def only(column: Tensor, width: int) -> Tensor:
-    """Masks that hold in one column each, (M, width) bool; ``column`` (M,)."""
+def mask_columns(column: Tensor, width: int) -> Tensor:
+    """Return masks that are true in one ``column`` (M,) each, (M, width) bool."""
     return torch.zeros(len(column), width, dtype=torch.bool).scatter_(1, column[:, None], True)
 
 
-def _one_of_a_kind(index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
-    """Positions of the cheapest action of each row for each set of changed columns and directions."""
-    # A fixed irrational-looking weight a column makes different patterns differ in their sum.
+def _find_cheapest_per_pattern(index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
+    """Find the cheapest action of each row for each set of changed columns and directions."""
+    # Square roots as column weights give different patterns different sums.
     weight = torch.sqrt(torch.arange(2, delta.shape[1] + 2, dtype=torch.float64))
     pattern = delta.sign().to(torch.float64) @ weight
     order = cost.argsort(stable=True)
@@ -182,13 +227,13 @@ def _one_of_a_kind(index: Tensor, delta: Tensor, cost: Tensor) -> Tensor:
     return order[first].sort().values
 
 
-def _adopt_best(delta: Tensor, cost: Tensor, walk: Tensor, tried: Tensor, price: Tensor) -> Tensor:
-    """Put the cheapest of the tried actions of each walk in place if it is cheaper; the walks that gained."""
-    least = torch.full_like(cost, torch.inf).scatter_reduce(0, walk, price, "amin")
+def _keep_best(delta: Tensor, cost: Tensor, position: Tensor, tried: Tensor, new_cost: Tensor) -> Tensor:
+    """Write the cheapest tried action of each position in place if it is cheaper, and return the positions that gained."""
+    least = torch.full_like(cost, torch.inf).scatter_reduce(0, position, new_cost, "amin")
     gained = least < cost * (1 - 1e-6)
-    winner = ((price == least[walk]) & gained[walk]).nonzero()[:, 0]
-    # Of equal offers the first one counts.
-    first = torch.full((len(cost),), len(price)).scatter_reduce(0, walk[winner], winner, "amin")[gained]
+    winner = ((new_cost == least[position]) & gained[position]).nonzero()[:, 0]
+    # Ties go to the first candidate.
+    first = torch.full((len(cost),), len(new_cost)).scatter_reduce(0, position[winner], winner, "amin")[gained]
     delta[gained] = tried[first]
-    cost[gained] = price[first]
+    cost[gained] = new_cost[first]
     return gained.nonzero()[:, 0]

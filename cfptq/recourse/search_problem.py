@@ -1,4 +1,4 @@
-"""One recourse problem as the minimal-cost search sees it: what the model says, what can be moved, how far and at what price."""
+"""The recourse problem of a minimal-cost search, probed from the action space."""
 
 from __future__ import annotations
 
@@ -12,73 +12,81 @@ from cfptq.errors import DataError
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
 
-#: A push that leaves every finite bound behind; what the projection leaves of it is how far a feature can go.
-_FAR = 1e6
-#: How often a push is halved in looking for the least change of a column with a grid.
-_HALVINGS = 24
-#: Rows on which the reachable one-hot levels are looked for. Mutability belongs to the feature, not to the row.
+#: A push beyond every finite bound, in column units. Its projection shows how far a feature can move.
+_LARGE_PUSH = 1e6
+#: Halvings of a push in search of the smallest change of a column on a grid. Smaller changes are not seen.
+_MAX_HALVINGS = 24
+#: Rows on which reachable levels and grids are probed. They are properties of the feature, so that more rows add nothing.
 _PROBED_ROWS = 64
-#: Numbers in the largest tensor of pushes.
-_AT_A_TIME = 2**20
+#: Largest tensor of pushes. More pushes are projected in several calls.
+_MAX_TENSOR_NUMBERS = 2**20
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """N rows that want a class, with everything the search asks about them more than once.
+    """Recourse problem of N rows, with all properties of rows and action space that a search uses repeatedly.
 
-    ``index`` arguments are int64 row numbers; a row may occur many times, each time with another action.
+    ``index`` arguments are int64 row numbers. A row may occur several times, each time with another action.
 
     Attributes:
-        level: the target margin to be reached, in logits.
-        outset: the artefact's target margin of the rows as they are, (N,).
-        lowest, highest: range of each single-column feature's action in each row, (N, d); zero in one-hot columns.
-        reachable: one-hot columns that some row can move to, (d,) bool.
-        standing: the one-hot column each row stands on in every group that can move, (N, d) bool.
-        droppable: one-hot columns whose group may be all off: the level that an encoder dropped, (d,) bool.
-        change: cost of moving to each one-hot column (from the column a row stands on: to all off), (N, d), infinite where one cannot.
-        price: cost of one unit of each column, (d,).
-        owner: feature of each column, (d,) int64; columns of no feature cannot be moved.
-        single: columns that are a feature of their own, (d,) bool.
-        smooth: single columns along which every shorter action is feasible as it is (not integers, not ordinals), (d,) bool.
-        step: the least change of each single column that has a grid (integers, ordinals), (d,); zero in other columns.
-        additive: the cost of an action is the sum of its features' costs (l1).
-        member: feature by column incidence, (F, d).
-        grouped: features of several columns, (F,) bool; ``groups`` their rows of ``member``.
-        alone: the single columns, (S,) int64; ``place``: where each column stands in it, -1 for others, (d,).
+        predictor: Model to change the decision of.
+        space: Admissible actions.
+        rows: Factual rows, (N, ...).
+        target: Target class of each row, (N,) int64.
+        required_margin: Target margin to reach, in logits.
+        initial_margin: Target margin of the artefact at the factual rows, (N,), in logits.
+        lowest: Lower bound of the action in each single column, (N, d), zero in one-hot columns.
+        highest: Upper bound of the action in each single column, (N, d), zero in one-hot columns.
+        is_reachable: One-hot columns that some row can move to, (d,) bool.
+        current_level: One-hot column that is active in each row, for groups that can change, (N, d) bool.
+        has_dropped_level: One-hot columns whose group may be all zero, which is the level that an encoder dropped, (d,) bool.
+        level_cost: Cost of moving to each one-hot column, (N, d), infinite where a row cannot move there. In the column of the
+            current level it is the cost of the dropped level.
+        unit_cost: Cost of one unit of each column, (d,).
+        feature_of_column: Feature of each column, (d,) int64, -1 for columns that belong to no feature and cannot change.
+        is_single: Columns that are a feature of their own, (d,) bool.
+        is_continuous: Single columns in which every shorter action is feasible too (neither integers nor ordinals), (d,) bool.
+        grid_step: Smallest change of each single column on a grid (integers, ordinals), (d,), zero in other columns.
+        is_additive: True if the cost of an action is the sum of its features' costs (l1).
+        incidence: Incidence of features and columns, (F, d).
+        is_grouped: Features of several columns, (F,) bool.
+        group_incidence: Rows of ``incidence`` of the grouped features, (G, d).
+        single_columns: Indices of the single columns, (S,) int64.
+        single_position: Position of each column in ``single_columns``, (d,) int64, -1 for others.
     """
 
     predictor: Predictor
     space: ActionSpace
     rows: Tensor
     target: Tensor
-    level: float
-    outset: Tensor
+    required_margin: float
+    initial_margin: Tensor
     lowest: Tensor
     highest: Tensor
-    reachable: Tensor
-    standing: Tensor
-    droppable: Tensor
-    change: Tensor
-    price: Tensor
-    owner: Tensor
-    single: Tensor
-    smooth: Tensor
-    step: Tensor
-    additive: bool
-    member: Tensor
-    grouped: Tensor
-    groups: Tensor
-    alone: Tensor
-    place: Tensor
+    is_reachable: Tensor
+    current_level: Tensor
+    has_dropped_level: Tensor
+    level_cost: Tensor
+    unit_cost: Tensor
+    feature_of_column: Tensor
+    is_single: Tensor
+    is_continuous: Tensor
+    grid_step: Tensor
+    is_additive: bool
+    incidence: Tensor
+    is_grouped: Tensor
+    group_incidence: Tensor
+    single_columns: Tensor
+    single_position: Tensor
 
-    def margin(self, index: Tensor, delta: Tensor) -> Tensor:
-        """Target margin of the artefact after feasible actions, (M,)."""
+    def compute_margin(self, index: Tensor, delta: Tensor) -> Tensor:
+        """Compute the target margin of the artefact after feasible actions, (M,)."""
         if len(index) == 0:
             return delta.new_zeros(0)
         return target_margin(self.predictor.logits(self.space.apply(self.rows[index], delta)), self.target[index])
 
-    def slope(self, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Target margin of the surrogate (M,) and its gradient by the action (M, d)."""
+    def differentiate_margin(self, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the target margin of the surrogate (M,) and its gradient with respect to the action (M, d)."""
         with torch.enable_grad():
             action = delta.detach().requires_grad_(True)
             margin = target_margin(self.predictor.surrogate(self.space.apply(self.rows[index], action)), self.target[index])
@@ -86,157 +94,178 @@ class SearchProblem:
         return margin.detach(), gradient
 
     def project(self, index: Tensor, delta: Tensor) -> Tensor:
+        """Project actions onto the feasible ones, (M, d)."""
         return self.space.project(self.rows[index], delta)
 
     def cost(self, index: Tensor, delta: Tensor) -> Tensor:
+        """Compute the cost of actions, (M,)."""
         return self.space.cost(self.rows[index], delta)
 
-    def changed(self, delta: Tensor) -> Tensor:
-        """Which features an action changes, (M, F) bool."""
-        return (delta != 0).to(delta.dtype) @ self.member.T > 0
+    def find_changed_features(self, delta: Tensor) -> Tensor:
+        """Find the features that each action changes, (M, F) bool."""
+        return (delta != 0).to(delta.dtype) @ self.incidence.T > 0
 
 
-def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, level: float) -> SearchProblem:
-    """Probe the space through its projection: bounds, reachable levels and prices.
+def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, required_margin: float) -> SearchProblem:
+    """Probe bounds, levels and costs of an action space through its projection.
 
-    Pushing no more features at once than may change (k) means that sparsity cuts none of them off.
+    No more features are pushed at once than may change, so that sparsity reverts none of them.
+
+    Args:
+        predictor: Model to change the decision of.
+        rows: Factual rows, (N, ...).
+        space: Admissible actions.
+        target: Target class of each row, (N,) int64.
+        required_margin: Target margin to reach, in logits.
+
+    Raises:
+        DataError: Actions of the space are not of shape (N, d).
     """
     start = space.zero(rows)
     if start.dim() != 2:
-        raise DataError(f"minimal-cost recourse needs actions (N, d), these have shape {tuple(start.shape)}; use ProjectedGradient(...)")
+        raise DataError(f"Minimal-cost recourse needs actions of shape (N, d), got {tuple(start.shape)}. Use ProjectedGradient(...).")
     width = start.shape[1]
     features = space.feature_columns
-    member = torch.zeros(len(features), width)
-    owner = torch.full((width,), -1, dtype=torch.int64)
+    incidence = torch.zeros(len(features), width)
+    feature_of_column = torch.full((width,), -1, dtype=torch.int64)
     for feature, own in enumerate(features):
-        member[feature, list(own)] = 1
-        owner[list(own)] = feature
-    single = (member.T @ member.sum(1)) == 1
+        incidence[feature, list(own)] = 1
+        feature_of_column[list(own)] = feature
+    is_single = (incidence.T @ incidence.sum(1)) == 1
     at_once = max(1, min(space.max_changes or len(features), len(features)))
     lowest, highest = torch.zeros_like(start), torch.zeros_like(start)
-    alone = [own[0] for own in features if len(own) == 1]
-    for first in range(0, len(alone), at_once):
-        columns = alone[first : first + at_once]
-        for bound, push in ((lowest, -_FAR), (highest, _FAR)):
+    single_columns = [own[0] for own in features if len(own) == 1]
+    for first in range(0, len(single_columns), at_once):
+        columns = single_columns[first : first + at_once]
+        for bound, push in ((lowest, -_LARGE_PUSH), (highest, _LARGE_PUSH)):
             pushed = start.clone()
             pushed[:, columns] = push
             bound[:, columns] = space.project(rows, pushed)[:, columns]
-    price = space.cost(rows[:1].expand(width, *rows.shape[1:]), torch.eye(width)).clamp_min(1e-9)
-    additive = bool(torch.isclose(space.cost(rows[:1], torch.ones(1, width)), price.sum(), rtol=1e-4))
+    unit_cost = space.cost(rows[:1].expand(width, *rows.shape[1:]), torch.eye(width)).clamp_min(1e-9)
+    is_additive = bool(torch.isclose(space.cost(rows[:1], torch.ones(1, width)), unit_cost.sum(), rtol=1e-4))
     few = slice(0, _PROBED_ROWS)
-    smooth = single & _smooth_columns(rows[few], space, alone, at_once, lowest[few], highest[few])
-    reachable = _reachable_levels(rows[:_PROBED_ROWS], space, at_once)
-    standing = _standing_levels(rows, space, reachable, at_once)
-    droppable = _droppable(rows[few], space, standing[few], at_once)
-    grouped = member.sum(1) > 1
-    groups = member[grouped]
-    left = (standing * price) @ groups.T @ groups
-    change = torch.where(standing, torch.where(droppable, price, torch.inf), torch.where(reachable, price + left, torch.inf))
-    places = single.nonzero()[:, 0]
-    place = torch.full((width,), -1, dtype=torch.int64)
-    place[places] = torch.arange(len(places))
+    is_continuous = is_single & _find_continuous_columns(rows[few], space, single_columns, at_once, lowest[few], highest[few])
+    is_reachable = _find_reachable_levels(rows[:_PROBED_ROWS], space, at_once)
+    current_level = _find_current_levels(rows, space, is_reachable, at_once)
+    has_dropped_level = _find_dropped_levels(rows[few], space, current_level[few], at_once)
+    is_grouped = incidence.sum(1) > 1
+    group_incidence = incidence[is_grouped]
+    left = (current_level * unit_cost) @ group_incidence.T @ group_incidence
+    level_cost = torch.where(
+        current_level, torch.where(has_dropped_level, unit_cost, torch.inf), torch.where(is_reachable, unit_cost + left, torch.inf)
+    )
+    places = is_single.nonzero()[:, 0]
+    single_position = torch.full((width,), -1, dtype=torch.int64)
+    single_position[places] = torch.arange(len(places))
     return SearchProblem(
         predictor=predictor,
         space=space,
         rows=rows,
         target=target,
-        level=level,
-        outset=target_margin(predictor.logits(rows), target),
+        required_margin=required_margin,
+        initial_margin=target_margin(predictor.logits(rows), target),
         lowest=lowest,
         highest=highest,
-        reachable=reachable,
-        standing=standing,
-        droppable=droppable,
-        change=change,
-        price=price,
-        owner=owner,
-        single=single,
-        smooth=smooth,
-        step=_steps(rows[few], space, smooth, alone, at_once, lowest[few], highest[few]),
-        additive=additive,
-        member=member,
-        grouped=grouped,
-        groups=groups,
-        alone=places,
-        place=place,
+        is_reachable=is_reachable,
+        current_level=current_level,
+        has_dropped_level=has_dropped_level,
+        level_cost=level_cost,
+        unit_cost=unit_cost,
+        feature_of_column=feature_of_column,
+        is_single=is_single,
+        is_continuous=is_continuous,
+        grid_step=_find_grid_steps(rows[few], space, is_continuous, single_columns, at_once, lowest[few], highest[few]),
+        is_additive=is_additive,
+        incidence=incidence,
+        is_grouped=is_grouped,
+        group_incidence=group_incidence,
+        single_columns=places,
+        single_position=single_position,
     )
 
 
-def _reachable_levels(rows: Tensor, space: ActionSpace, at_once: int) -> Tensor:
-    """Levels that some row can be pushed to. All pushes go through the projection in few calls."""
+def _find_reachable_levels(rows: Tensor, space: ActionSpace, at_once: int) -> Tensor:
+    """Find the levels that batch_size row can be pushed to, (d,) bool, in few calls of the projection."""
     start = space.zero(rows)
-    reachable = torch.zeros(start.shape[1], dtype=torch.bool)
+    is_reachable = torch.zeros(start.shape[1], dtype=torch.bool)
     groups = [columns for columns in space.feature_columns if len(columns) > 1]
     pushes = [
         [group[position] for group in groups[first : first + at_once] if position < len(group)]
         for first in range(0, len(groups), at_once)
         for position in range(max(len(columns) for columns in groups[first : first + at_once]))
     ]
-    some = max(1, _AT_A_TIME // start.numel())
-    for first in range(0, len(pushes), some):
-        together = pushes[first : first + some]
-        pushed = start.repeat(len(together), 1, 1)
-        for push, columns in zip(pushed, together, strict=True):
-            push[:, columns] = _FAR
-        left = space.project(rows.repeat(len(together), *[1] * (rows.dim() - 1)), pushed.flatten(0, 1)).reshape(pushed.shape)
-        for push, columns in zip(left, together, strict=True):
-            reachable[columns] |= (push[:, columns] > 0).any(0)
-    return reachable
+    batch_size = max(1, _MAX_TENSOR_NUMBERS // start.numel())
+    for first in range(0, len(pushes), batch_size):
+        batch = pushes[first : first + batch_size]
+        pushed = start.repeat(len(batch), 1, 1)
+        for push, columns in zip(pushed, batch, strict=True):
+            push[:, columns] = _LARGE_PUSH
+        left = space.project(rows.repeat(len(batch), *[1] * (rows.dim() - 1)), pushed.flatten(0, 1)).reshape(pushed.shape)
+        for push, columns in zip(left, batch, strict=True):
+            is_reachable[columns] |= (push[:, columns] > 0).any(0)
+    return is_reachable
 
 
-def _standing_levels(rows: Tensor, space: ActionSpace, reachable: Tensor, at_once: int) -> Tensor:
-    """The column that empties when a group is pushed to another level; the second push is for rows that stand on the first."""
+def _find_current_levels(rows: Tensor, space: ActionSpace, is_reachable: Tensor, at_once: int) -> Tensor:
+    """Find the column of each group that becomes zero when the group is pushed to another level, (N, d) bool.
+
+    The second push covers rows whose current level is the first one pushed to.
+    """
     start = space.zero(rows)
-    standing = torch.zeros_like(start, dtype=torch.bool)
-    levels = [[column for column in columns if bool(reachable[column])] for columns in space.feature_columns if len(columns) > 1]
+    current_level = torch.zeros_like(start, dtype=torch.bool)
+    levels = [[column for column in columns if bool(is_reachable[column])] for columns in space.feature_columns if len(columns) > 1]
     for position in (0, 1):
         pushes = [columns[position] for columns in levels if len(columns) > position]
         for first in range(0, len(pushes), at_once):
             pushed = start.clone()
-            pushed[:, pushes[first : first + at_once]] = _FAR
-            standing |= space.project(rows, pushed) < 0
-    return standing
+            pushed[:, pushes[first : first + at_once]] = _LARGE_PUSH
+            current_level |= space.project(rows, pushed) < 0
+    return current_level
 
 
-def _droppable(rows: Tensor, space: ActionSpace, standing: Tensor, at_once: int) -> Tensor:
-    """Columns of the groups that some row can empty."""
+def _find_dropped_levels(rows: Tensor, space: ActionSpace, current_level: Tensor, at_once: int) -> Tensor:
+    """Find the columns of groups that batch_size row can set to all zero, (d,) bool."""
     start = space.zero(rows)
-    droppable = torch.zeros(start.shape[1], dtype=torch.bool)
+    has_dropped_level = torch.zeros(start.shape[1], dtype=torch.bool)
     groups = [list(columns) for columns in space.feature_columns if len(columns) > 1]
     for first in range(0, len(groups), at_once):
-        together = groups[first : first + at_once]
+        batch = groups[first : first + at_once]
         pushed = start.clone()
-        pushed[:, [column for columns in together for column in columns]] = -_FAR
+        pushed[:, [column for columns in batch for column in columns]] = -_LARGE_PUSH
         left = space.project(rows, pushed)
-        for columns in together:
-            droppable[columns] = bool(((left[:, columns] < 0).any(1) & ~(left[:, columns] > 0).any(1)).any())
-    return droppable
+        for columns in batch:
+            has_dropped_level[columns] = bool(((left[:, columns] < 0).any(1) & ~(left[:, columns] > 0).any(1)).any())
+    return has_dropped_level
 
 
-def _smooth_columns(rows: Tensor, space: ActionSpace, alone: list[int], at_once: int, lowest: Tensor, highest: Tensor) -> Tensor:
-    """Columns whose part-way moves the projection leaves alone."""
+def _find_continuous_columns(
+    rows: Tensor, space: ActionSpace, single_columns: list[int], at_once: int, lowest: Tensor, highest: Tensor
+) -> Tensor:
+    """Find the columns in which the projection keeps partial moves unchanged, (d,) bool."""
     start = space.zero(rows)
-    smooth = torch.zeros(start.shape[1], dtype=torch.bool)
-    for first in range(0, len(alone), at_once):
-        columns = alone[first : first + at_once]
+    is_continuous = torch.zeros(start.shape[1], dtype=torch.bool)
+    for first in range(0, len(single_columns), at_once):
+        columns = single_columns[first : first + at_once]
         pushed = start.clone()
-        # Two shares of the way that no grid has in common with its end points.
+        # Shares that do not fall on a grid through the end points.
         pushed[:, columns] = (0.3819 * highest + 0.2361 * lowest)[:, columns]
         kept = space.project(rows, pushed)
-        smooth[columns] = torch.isclose(kept, pushed, rtol=1e-4, atol=1e-6).all(0)[columns]
-    return smooth
+        is_continuous[columns] = torch.isclose(kept, pushed, rtol=1e-4, atol=1e-6).all(0)[columns]
+    return is_continuous
 
 
-def _steps(rows: Tensor, space: ActionSpace, smooth: Tensor, alone: list[int], at_once: int, lowest: Tensor, highest: Tensor) -> Tensor:
-    """The least change that the projection leaves of pushes of all sizes, in the columns where it leaves not every change alone."""
+def _find_grid_steps(
+    rows: Tensor, space: ActionSpace, is_continuous: Tensor, single_columns: list[int], at_once: int, lowest: Tensor, highest: Tensor
+) -> Tensor:
+    """Find the smallest change that the projection keeps in each column on a grid, (d,), zero in other columns."""
     start = space.zero(rows)
     step = torch.full((start.shape[1],), torch.inf)
-    stepped = [column for column in alone if not bool(smooth[column])]
+    stepped = [column for column in single_columns if not bool(is_continuous[column])]
     for first in range(0, len(stepped), at_once):
         columns = stepped[first : first + at_once]
         for bound in (lowest[:, columns], highest[:, columns]):
             push = bound.clone()
-            for _ in range(_HALVINGS):
+            for _ in range(_MAX_HALVINGS):
                 pushed = start.clone()
                 pushed[:, columns] = push
                 left = space.project(rows, pushed)[:, columns].abs()

@@ -1,4 +1,4 @@
-"""What each feature could do alone: recourse that changes one feature of a person, for every feature that suffices."""
+"""Recourse that changes a single feature, for every feature that suffices alone."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.network.predictor import Predictor
 from cfptq.recourse.batch import RecourseBatch
 from cfptq.recourse.search_problem import build_search_problem
-from cfptq.recourse.single_feature_moves import tabulate
+from cfptq.recourse.single_feature_moves import tabulate_moves
 
 
-def single_feature(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor) -> tuple[RecourseBatch, Tensor]:
-    """For each row, feature and direction, the shortest move tried that reaches the target, if one does.
+def find_single_feature_actions(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor) -> tuple[RecourseBatch, Tensor]:
+    """Find the shortest move of each feature and direction that reaches the target alone.
 
-    Lengths are tried on a scale of a dozen shares of the way to the bound, so a move may overshoot the boundary a little; each one-hot
-    level is a move of its own. One pass of the model, whatever its gradient says.
+    Twelve lengths up to the bound are evaluated, so an action may overshoot the boundary a little. Each one-hot level is a move of its
+    own. Gradients are not used.
 
     Args:
-        predictor: the model. rows: (N, ...) without their target. space: what each may change. target: (N,) int64.
+        predictor: Model to change the decision of.
+        rows: Factual rows without their target, (N, ...).
+        space: Admissible actions.
+        target: Target class of each row, (N,) int64.
 
     Returns:
-        The actions found, and the row that each belongs to (M,), ascending.
+        Actions found, and the row of each, (M,), ascending.
     """
-    terrain = build_search_problem(predictor, rows, space, target, 0.0)
-    moves = tabulate(terrain, torch.arange(len(rows)), torch.full((len(rows),), inf))
-    reached = moves.price.isfinite() & (terrain.outset[:, None] + moves.gain > 0)
-    shorter = torch.where(moves.shorter >= 0, reached[:, moves.shorter.clamp_min(0)], False)
-    row, move = (reached & ~shorter).nonzero(as_tuple=True)
-    delta = moves.onto(terrain, row, torch.zeros(len(row), len(terrain.price)), move)
-    margin = terrain.margin(row, delta)
+    problem = build_search_problem(predictor, rows, space, target, 0.0)
+    moves = tabulate_moves(problem, torch.arange(len(rows)), torch.full((len(rows),), inf))
+    is_reached = moves.cost.isfinite() & (problem.initial_margin[:, None] + moves.gain > 0)
+    has_shorter = torch.where(moves.shorter >= 0, is_reached[:, moves.shorter.clamp_min(0)], False)
+    row, move = (is_reached & ~has_shorter).nonzero(as_tuple=True)
+    delta = moves.apply_to(problem, row, torch.zeros(len(row), len(problem.unit_cost)), move)
+    margin = problem.compute_margin(row, delta)
     factual = rows[row]
     batch = RecourseBatch(
         factual, space.apply(factual, delta), delta, space.cost(factual, delta), margin > 0, margin, target[row], "single-feature", 0.5

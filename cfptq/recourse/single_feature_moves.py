@@ -1,4 +1,4 @@
-"""Every single-feature move of every row, tried out in the model once: what a search without gradients is made of."""
+"""Single-feature moves of rows, each evaluated once in the model, as the elements of gradient-free search."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from torch import Tensor
 
 from cfptq.recourse.search_problem import SearchProblem
 
-#: How far single columns are moved, as shares of the way to the bound, or of what the best known action would pay for. Ascending.
-SHARES = (0.02, 0.05, 0.1, 0.17, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.87, 1.0)
-#: Shares that are worth keeping also where they do not reach the target: part of the way, and all of it.
-_PARTIAL = (0.35, 1.0)
-#: A push that leaves every bound behind, and beyond which a column counts as without bound.
-_FAR, _UNBOUNDED = 1e6, 1e5
-#: Without a bound and without a known cost the lengths tried are a factor apart.
-_SCALES = tuple(4.0 ** (place + 1 - len(SHARES)) for place in range(len(SHARES)))
-#: Numbers in the largest tensor made while moves are tried out.
-_AT_A_TIME = 2**21
+#: Lengths of moves of single columns, ascending, as shares of the way to the bound or of the length that the cost limit allows.
+LENGTH_SHARES = (0.02, 0.05, 0.1, 0.17, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.87, 1.0)
+#: Lengths kept even where they do not reach the target, so that combinations can use them.
+_PARTIAL_SHARES = (0.35, 1.0)
+#: A push beyond every finite bound, in column units.
+_LARGE_PUSH = 1e6
+#: A column that can move farther than this, in column units, counts as unbounded. Its lengths are then spaced by a factor of 4.
+_UNBOUNDED_LENGTH = 1e5
+_UNBOUNDED_SHARES = tuple(4.0 ** (place + 1 - len(LENGTH_SHARES)) for place in range(len(LENGTH_SHARES)))
+#: Largest tensor of candidate actions. More candidates are split into chunks.
+_MAX_TENSOR_NUMBERS = 2**21
 
 
 @dataclass(frozen=True)
-class Moves:
-    """A moves of single features for n rows.
+class MoveTable:
+    """Table of A single-feature moves for n rows.
 
     Attributes:
-        index: the rows of the terrain, (n,).
-        feature, column: of each move, (A,).
-        fill: what the move pushes its feature's other columns by, (A,).
-        value: what it pushes ``column`` by, (n, A); the projection makes a feasible action of it.
-        price: cost of the move taken alone, infinite where the row cannot make it, (n, A).
-        gain: by how much it raises the target margin when taken alone, (n, A).
-        level: the move puts a whole level, so it cannot be shortened, (A,) bool.
-        partial: the move is worth keeping where it does not reach the target, (A,) bool.
-        shorter: the next shorter move of the same column and direction, or -1, (A,).
+        index: Rows of the problem, (n,).
+        feature: Feature of each move, (A,).
+        column: Column that each move pushes, (A,).
+        fill: Push of the feature's other columns, (A,).
+        value: Push of ``column``, (n, A). The projection turns it into a feasible action.
+        cost: Cost of the move alone, (n, A), infinite where the row cannot make it.
+        gain: Gain in target margin by the move alone, (n, A), in logits.
+        is_level: Moves to a one-hot level, which cannot be shortened, (A,) bool.
+        is_partial: Moves to keep even where they do not reach the target, (A,) bool.
+        shorter: Next shorter move of the same column and direction, (A,), -1 where there is none.
     """
 
     index: Tensor
@@ -43,77 +45,82 @@ class Moves:
     column: Tensor
     fill: Tensor
     value: Tensor
-    price: Tensor
+    cost: Tensor
     gain: Tensor
-    level: Tensor
-    partial: Tensor
+    is_level: Tensor
+    is_partial: Tensor
     shorter: Tensor
 
-    def onto(self, terrain: SearchProblem, row: Tensor, delta: Tensor, move: Tensor) -> Tensor:
-        """Feasible actions: ``delta`` (M, d) with the feature of ``move`` (M,) moved anew; ``row`` (M,) counts within the n rows."""
-        own = terrain.member[self.feature[move]] > 0
+    def apply_to(self, problem: SearchProblem, row: Tensor, delta: Tensor, move: Tensor) -> Tensor:
+        """Apply one ``move`` (M,) to each action ``delta`` (M, d) and return feasible actions.
+
+        The move replaces an earlier change of its feature. ``row`` (M,) holds positions among the n rows.
+        """
+        own = problem.incidence[self.feature[move]] > 0
         pushed = torch.where(own, self.fill[move][:, None], delta)
         pushed.scatter_(1, self.column[move][:, None], self.value[row, move][:, None])
-        return terrain.project(self.index[row], pushed)
+        return problem.project(self.index[row], pushed)
 
 
-def tabulate(terrain: SearchProblem, index: Tensor, budget: Tensor) -> Moves:
-    """Try every move of every row.
+def tabulate_moves(problem: SearchProblem, index: Tensor, budget: Tensor) -> MoveTable:
+    """List all moves of the rows and evaluate each move alone.
 
     Args:
-        index: rows (n,). budget: cost of the best known action of each, (n,), infinite where there is none; no move dearer than that.
+        problem: Recourse problem of N rows.
+        index: Rows to list moves for, (n,).
+        budget: Cost that moves must stay below, (n,), infinite where there is no limit.
     """
-    feature, column, fill, level, partial, shorter, value = _listed(terrain, index, budget)
+    feature, column, fill, is_level, is_partial, shorter, value = _list_moves(problem, index, budget)
     count, moves = len(index), len(feature)
-    price, gain = torch.full((count, moves), inf), torch.zeros(count, moves)
-    blank = Moves(index, feature, column, fill, value, price, gain, level, partial, shorter)
+    cost, gain = torch.full((count, moves), inf), torch.zeros(count, moves)
+    table = MoveTable(index, feature, column, fill, value, cost, gain, is_level, is_partial, shorter)
     if moves == 0:
-        return blank
-    zero = torch.zeros_like(terrain.lowest[:1])
-    start = evaluate(terrain, index, zero.expand(count, -1))
+        return table
+    zero = torch.zeros_like(problem.lowest[:1])
+    start = evaluate_margins(problem, index, zero.expand(count, -1))
     landed = torch.zeros(count, moves)
-    some = max(1, _AT_A_TIME // (moves * zero.shape[1]))
+    some = max(1, _MAX_TENSOR_NUMBERS // (moves * zero.shape[1]))
     for first in range(0, count, some):
         row = torch.arange(first, min(first + some, count)).repeat_interleave(moves)
         move = torch.arange(moves).repeat(len(row) // moves)
-        delta = blank.onto(terrain, row, zero.expand(len(row), -1), move)
-        paid = terrain.cost(index[row], delta)
+        delta = table.apply_to(problem, row, zero.expand(len(row), -1), move)
+        paid = problem.cost(index[row], delta)
         landed[row, move] = delta.gather(1, column[move][:, None])[:, 0]
         possible = ((paid > 0) & (paid < budget[row])).nonzero()[:, 0]
         if len(possible) == 0:
             continue
         row, move, delta, paid = row[possible], move[possible], delta[possible], paid[possible]
-        price[row, move] = paid
-        gain[row, move] = evaluate(terrain, index[row], delta) - start[row]
-    # On a grid two lengths may land on one point: it is one move.
-    again = (shorter >= 0) & (landed == landed[:, shorter.clamp_min(0)])
-    price[again] = inf
-    return blank
+        cost[row, move] = paid
+        gain[row, move] = evaluate_margins(problem, index[row], delta) - start[row]
+    # Two lengths on a grid may give the same point, which counts as one move.
+    is_repeated = (shorter >= 0) & (landed == landed[:, shorter.clamp_min(0)])
+    cost[is_repeated] = inf
+    return table
 
 
-def single_steps(terrain: SearchProblem, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and the actions that reach the target by one step of one column on its grid, whatever the slope says there."""
-    columns = (terrain.step > 0).nonzero()[:, 0]
+def find_grid_steps(problem: SearchProblem, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the rows and actions that reach the target by one grid step of one column, regardless of gradients."""
+    columns = (problem.grid_step > 0).nonzero()[:, 0]
     row = torch.arange(len(index)).repeat_interleave(2 * len(columns))
     column = columns.repeat_interleave(2).repeat(len(index))
     side = torch.tensor([1.0, -1.0]).repeat(len(index) * len(columns))
-    push = torch.zeros(len(row), len(terrain.price)).scatter_(1, column[:, None], (side * terrain.step[column])[:, None])
-    delta = terrain.project(index[row], push)
+    push = torch.zeros(len(row), len(problem.unit_cost)).scatter_(1, column[:, None], (side * problem.grid_step[column])[:, None])
+    delta = problem.project(index[row], push)
     moved = (delta != 0).any(1).nonzero()[:, 0]
-    valid = moved[evaluate(terrain, index[row[moved]], delta[moved]) >= terrain.level]
+    valid = moved[evaluate_margins(problem, index[row[moved]], delta[moved]) >= problem.required_margin]
     return index[row[valid]], delta[valid]
 
 
-def evaluate(terrain: SearchProblem, index: Tensor, delta: Tensor) -> Tensor:
-    """Target margins (M,) of any number of actions, memory bounded."""
-    some = max(1, _AT_A_TIME // max(1, delta.shape[1]))
+def evaluate_margins(problem: SearchProblem, index: Tensor, delta: Tensor) -> Tensor:
+    """Compute target margins (M,) of many actions in chunks that bound memory."""
+    some = max(1, _MAX_TENSOR_NUMBERS // max(1, delta.shape[1]))
     if len(delta) <= some:
-        return terrain.margin(index, delta)
-    return torch.cat([terrain.margin(i, d) for i, d in zip(torch.split(index, some), torch.split(delta, some), strict=True)])
+        return problem.compute_margin(index, delta)
+    return torch.cat([problem.compute_margin(i, d) for i, d in zip(torch.split(index, some), torch.split(delta, some), strict=True)])
 
 
-def _listed(terrain: SearchProblem, index: Tensor, budget: Tensor) -> tuple[Tensor, ...]:
-    """Feature, column, fill, level, partial and shorter of each move (A,), and its pushes (n, A)."""
+def _list_moves(problem: SearchProblem, index: Tensor, budget: Tensor) -> tuple[Tensor, ...]:
+    """List feature, column, fill, is_level, is_partial and shorter of each move (A,), and its pushes (n, A)."""
     feature: list[int] = []
     column: list[int] = []
     fill: list[float] = []
@@ -123,7 +130,7 @@ def _listed(terrain: SearchProblem, index: Tensor, budget: Tensor) -> tuple[Tens
     value: list[Tensor] = []
 
     def add(where: int, push: Tensor, others: float, whole: bool, keep: bool, previous: int) -> None:
-        feature.append(int(terrain.owner[where]))
+        feature.append(int(problem.feature_of_column[where]))
         column.append(where)
         fill.append(others)
         level.append(whole)
@@ -132,26 +139,26 @@ def _listed(terrain: SearchProblem, index: Tensor, budget: Tensor) -> tuple[Tens
         value.append(push)
 
     everyone = torch.ones(len(index))
-    for own in terrain.member:
+    for own in problem.incidence:
         columns = own.nonzero()[:, 0].tolist()
         if len(columns) > 1:
-            reachable = [where for where in columns if bool(terrain.reachable[where])]
+            reachable = [where for where in columns if bool(problem.is_reachable[where])]
             for where in reachable:
-                add(where, _FAR * everyone, 0.0, True, True, -1)
-            if reachable:  # all off: the level that an encoder dropped
-                add(columns[0], -_FAR * everyone, -_FAR, True, True, -1)
+                add(where, _LARGE_PUSH * everyone, 0.0, True, True, -1)
+            if reachable:  # All columns zero, which is the level that an encoder dropped.
+                add(columns[0], -_LARGE_PUSH * everyone, -_LARGE_PUSH, True, True, -1)
             continue
         where = columns[0]
-        stepped = not bool(terrain.smooth[where])  # several of its lengths may come to one
-        for bound in (terrain.lowest[index, where], terrain.highest[index, where]):
+        stepped = not bool(problem.is_continuous[where])  # On a grid several lengths may give the same point.
+        for bound in (problem.lowest[index, where], problem.highest[index, where]):
             if not bool((bound != 0).any()):
                 continue
-            affordable = torch.nan_to_num(budget / terrain.price[where], posinf=2 * _FAR)
-            # No more than is paid for already; where nothing is, unbounded columns are tried on all scales.
+            affordable = torch.nan_to_num(budget / problem.unit_cost[where], posinf=2 * _LARGE_PUSH)
+            # The budget limits the length. Without a limit, unbounded columns are tried on all scales.
             reach = torch.minimum(bound.abs(), affordable)[:, None]
-            lengths = torch.where(reach > _UNBOUNDED, reach * torch.tensor(_SCALES), reach * torch.tensor(SHARES))
+            lengths = torch.where(reach > _UNBOUNDED_LENGTH, reach * torch.tensor(_UNBOUNDED_SHARES), reach * torch.tensor(LENGTH_SHARES))
             for place, push in enumerate((bound.sign()[:, None] * lengths).T):
-                add(where, push, 0.0, False, SHARES[place] in _PARTIAL or stepped, len(column) - 1 if place else -1)
+                add(where, push, 0.0, False, LENGTH_SHARES[place] in _PARTIAL_SHARES or stepped, len(column) - 1 if place else -1)
     empty = torch.zeros(len(index), 0)
     return (
         torch.tensor(feature, dtype=torch.int64),

@@ -15,7 +15,7 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import ConfigurationError
 from cfptq.network.head import target_margin
 from cfptq.quantize import MarginTarget
-from cfptq.recourse import unrolled
+from cfptq.recourse import unroll_projected_gradient
 from cfptq.training.supervision import Batch
 
 #: Rows to the student's class logits (N, C), with gradient.
@@ -130,7 +130,7 @@ def loss(objective: Objective, logits: Logits, batch: Batch, space: ActionSpace,
 def match(settings: Match, logits: Logits, batch: Batch, space: ActionSpace) -> Tensor:
     """ℓ_match of eq. 18, the mean over the batch's first people; its gradient reaches the student through the unrolled steps (eq. 19)."""
     x, wanted, teacher = batch.people[: settings.rows], batch.wanted[: settings.rows], batch.actions[: settings.rows]
-    action = unrolled(
+    action = unroll_projected_gradient(
         logits, x, space, wanted, settings.steps, settings.step_size, normalize=settings.normalize, accumulate=settings.accumulate
     )
     apart = (action - teacher).flatten(1).abs().sum(dim=1)

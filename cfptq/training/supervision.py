@@ -13,7 +13,7 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
-from cfptq.recourse import ProjectedGradient, Target, solve, target_of_rows
+from cfptq.recourse import ProjectedGradient, Target, solve, resolve_target
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def supervise(
         raise DataError(f"training needs one label in 0..{logits.shape[1] - 1} for each of {len(rows)} rows")
     if groups is not None and (tuple(groups.shape) != (len(rows),) or groups.dtype != torch.int64):
         raise DataError(f"groups must be one int64 number for each of {len(rows)} rows, not {tuple(groups.shape)} {groups.dtype}")
-    wanted = target_of_rows(target, rows, logits)
+    wanted = resolve_target(target, rows, logits)
     rejected = (logits.argmax(dim=1) != wanted).nonzero()[:, 0]
     person, actions = [rejected[:0]], [space.zero(rows[:1])[:0]]
     for settings_of_one in settings.solvers if len(rejected) else ():

@@ -1,4 +1,4 @@
-"""Exact recourse on quantized networks: their weights are other weights, their activation quantizers integer variables."""
+"""Exact recourse on quantized networks, whose activation quantizers are integer variables."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def test_the_network_read_rounds_as_the_artefact_does(
     rows = quantized[2]
     predictor = as_predictor(deployed, example=rows)
     read = read_network(predictor, rows)
-    assert read.rounds
+    assert read.has_rounding
     assert torch.from_numpy(read(rows.double().numpy())).float() == pytest.approx(predictor.logits(rows), abs=1e-4)
 
 
-@pytest.mark.parametrize("listed", [0, 10_000])
+@pytest.mark.parametrize("max_enumerated", [0, 10_000])
 def test_the_quantized_network_is_solved_to_the_cheapest_of_all_actions(
-    deployed: nn.Module | Path, quantized: tuple[cfptq.Result, cfptq.ActionSet, Tensor], listed: int
+    deployed: nn.Module | Path, quantized: tuple[cfptq.Result, cfptq.ActionSet, Tensor], max_enumerated: int
 ) -> None:
     _, action_set, rows = quantized
-    batch = solve(deployed, rows, action_set, target=0, method=Exact(listed=listed), progress=False)
+    batch = solve(deployed, rows, action_set, target=0, method=Exact(max_enumerated=max_enumerated), progress=False)
     asked = deployed if isinstance(deployed, nn.Module) else OnnxModule(deployed)
-    for row, status in enumerate(batch.statuses()):
+    for row, status in enumerate(batch.statuses):
         if status is Status.FAVOURABLE:
             continue
         least = least_cost(asked, rows[row], action_set, 0)
@@ -68,10 +68,10 @@ def test_relaxed_activations_say_so_and_bound_what_the_quantized_network_costs(
 ) -> None:
     result, action_set, rows = quantized
     model = result.module()
-    batch = solve(model, rows, action_set, target=0, method=Exact(listed=0, activations="relaxed"), progress=False)
+    batch = solve(model, rows, action_set, target=0, method=Exact(max_enumerated=0, activations="relaxed"), progress=False)
     assert batch.method == "exact with relaxed activations"
     assert batch.bound is not None
-    for row, status in enumerate(batch.statuses()):
+    for row, status in enumerate(batch.statuses):
         least = least_cost(model, rows[row], action_set, 0)
         if status is not Status.FAVOURABLE:
             assert float(batch.bound[row]) <= least * (1 + 1e-4)

@@ -1,4 +1,4 @@
-"""Exact recourse against lists of every action, SciPy's own solvers and its promises."""
+"""Exact recourse against enumeration of all actions and SciPy's own solvers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from cfptq.errors import DataError, ModelError
 from cfptq.network import Predictor, as_predictor, target_margin
 from cfptq.recourse import Descent, Exact, MinimalCost, RecourseBatch, Status, solve
 from cfptq.recourse.exact import read_network
-from cfptq.recourse.exact.action_model import moves_of
-from cfptq.recourse.exact.bounds import bounds_of, region_of
-from cfptq.recourse.exact.closed_form import cheapest_l2
+from cfptq.recourse.exact.action_model import build_action_models
+from cfptq.recourse.exact.bounds import build_region, compute_bounds
+from cfptq.recourse.exact.closed_form import find_cheapest_l2
 
 PROVEN = (Status.INFEASIBLE, Status.IMMUTABLE)
 
 
 def exact(model: nn.Module | Predictor, rows: Tensor, action_set: ActionSet, target: int = 1, **settings: object) -> RecourseBatch:
-    """By one program for everything, not by regions or by listing all actions, unless ``settings`` say so."""
-    settings = {"listed": 0, "regions": False, **settings}
+    """Solve by one program, without regions and enumeration unless ``settings`` say so."""
+    settings = {"max_enumerated": 0, "use_regions": False, **settings}
     return solve(model, rows, action_set, target=target, method=Exact(**settings), progress=False)  # type: ignore[arg-type]
 
 
 def agrees_with_the_list(model: nn.Module, rows: Tensor, action_set: ActionSet, batch: RecourseBatch) -> None:
-    for row, status in enumerate(batch.statuses()):
+    for row, status in enumerate(batch.statuses):
         if status is Status.FAVOURABLE:
             continue
         least = least_cost(model, rows[row], action_set, int(batch.target[row]))
@@ -55,8 +55,8 @@ def test_cutting_the_moves_into_regions_finds_the_cheapest_of_all_actions(max_ch
     action_set, rows = people(25, seed=3, max_changes=max_changes)
     model = network(10, seed=1)
     # A poor start, so that regions have something to find.
-    poor = MinimalCost(portfolio=(Descent(sharpness=1.0, pace=1.0, priced=False),), steps=2)
-    agrees_with_the_list(model, rows, action_set, exact(model, rows, action_set, regions=True, heuristic=poor))
+    poor = MinimalCost(portfolio=(Descent(exponent=1.0, step_fraction=1.0, is_weighted=False),), steps=2)
+    agrees_with_the_list(model, rows, action_set, exact(model, rows, action_set, use_regions=True, heuristic=poor))
 
 
 @pytest.mark.parametrize("max_changes", [None, 2])
@@ -64,7 +64,7 @@ def test_cutting_the_moves_into_regions_finds_the_cheapest_of_all_actions(max_ch
 def test_few_actions_are_listed_cheapest_first(max_changes: int | None, norm: Norm) -> None:
     action_set, rows = people(20, seed=3, max_changes=max_changes, norm=norm)
     model = network(10, seed=1)
-    agrees_with_the_list(model, rows, action_set, exact(model, rows, action_set, listed=100_000))
+    agrees_with_the_list(model, rows, action_set, exact(model, rows, action_set, max_enumerated=100_000))
 
 
 @pytest.mark.parametrize("norm", ["l2", ("mix", 0.4, 0.9)])
@@ -146,7 +146,7 @@ def test_l1_on_a_linear_model_is_the_linear_program_of_scipy() -> None:
     model, slope, offset = linear(4, width)
     rows = torch.randn(20, width, generator=torch.Generator().manual_seed(1)).clamp(-1.4, 1.4)
     batch = exact(model, rows, action_set)
-    for row, status, cost in zip(rows.double().numpy(), batch.statuses(), batch.cost.tolist(), strict=True):
+    for row, status, cost in zip(rows.double().numpy(), batch.statuses, batch.cost.tolist(), strict=True):
         need = 1e-5 - float(slope @ row) - offset
         bounds = [(0, 1.5 - value) for value in row] + [(0, 1.5 + value) for value in row]
         truth = linprog(np.tile(price, 2), A_ub=-np.concatenate((slope, -slope))[None], b_ub=[-need], bounds=bounds)
@@ -163,8 +163,8 @@ def test_l2_on_a_linear_model_is_the_quadratic_program_of_scipy() -> None:
     model, slope, offset = linear(6, width)
     rows = torch.randn(25, width, generator=torch.Generator().manual_seed(2)).clamp(-0.7, 0.7)
     batch = exact(model, rows, action_set)
-    assert sum(status is Status.OPTIMAL for status in batch.statuses()) >= 5
-    for row, status, cost in zip(rows.double().numpy(), batch.statuses(), batch.cost.tolist(), strict=True):
+    assert sum(status is Status.OPTIMAL for status in batch.statuses) >= 5
+    for row, status, cost in zip(rows.double().numpy(), batch.statuses, batch.cost.tolist(), strict=True):
         if status is not Status.OPTIMAL:
             continue
         need = 1e-5 - float(slope @ row) - offset
@@ -182,24 +182,24 @@ def test_l2_on_a_linear_model_is_the_quadratic_program_of_scipy() -> None:
 def test_the_closed_form_tries_every_support() -> None:
     slope, weight = np.array([3.0, 2.0, 1.0]), np.array([1.0, 1.0, 1.0])
     # One column suffices: the steepest. With little room in it, another one must do, or two together.
-    assert cheapest_l2(slope, weight, np.full(3, 9.0), 3.0, 1) == pytest.approx(np.array([1.0, 0, 0]))
-    assert cheapest_l2(slope, weight, np.array([0.5, 9.0, 9.0]), 3.0, 1) == pytest.approx(np.array([0, 1.5, 0]))
-    assert cheapest_l2(slope, weight, np.array([0.5, 9.0, 9.0]), 3.0, 2) == pytest.approx(np.array([0.5, 0.75, 0]))
-    assert cheapest_l2(slope, weight, np.full(3, 9.0), 14.0, 3) == pytest.approx(np.array([3.0, 2.0, 1.0]))
-    assert cheapest_l2(slope, weight, np.full(3, 0.1), 3.0, 3) is None
+    assert find_cheapest_l2(slope, weight, np.full(3, 9.0), 3.0, 1) == pytest.approx(np.array([1.0, 0, 0]))
+    assert find_cheapest_l2(slope, weight, np.array([0.5, 9.0, 9.0]), 3.0, 1) == pytest.approx(np.array([0, 1.5, 0]))
+    assert find_cheapest_l2(slope, weight, np.array([0.5, 9.0, 9.0]), 3.0, 2) == pytest.approx(np.array([0.5, 0.75, 0]))
+    assert find_cheapest_l2(slope, weight, np.full(3, 9.0), 14.0, 3) == pytest.approx(np.array([3.0, 2.0, 1.0]))
+    assert find_cheapest_l2(slope, weight, np.full(3, 0.1), 3.0, 3) is None
 
 
-@pytest.mark.parametrize("regions", [False, True])
-def test_continuous_actions_on_a_network_are_as_cheap_as_the_finest_grid_shows(regions: bool) -> None:
+@pytest.mark.parametrize("use_regions", [False, True])
+def test_continuous_actions_on_a_network_are_as_cheap_as_the_finest_grid_shows(use_regions: bool) -> None:
     action_set = continuous(2, "l1")
     model = network(2, seed=5)
     rows = torch.randn(8, 2, generator=torch.Generator().manual_seed(3)).clamp(-1.4, 1.4)
-    batch = exact(model, rows, action_set, regions=regions)
+    batch = exact(model, rows, action_set, use_regions=use_regions)
     axis = torch.linspace(-1.5, 1.5, 1201)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
         good = grid[model(grid)[:, 1] - model(grid)[:, 0] >= 1e-5]
-    for row, status, cost in zip(rows, batch.statuses(), batch.cost.tolist(), strict=True):
+    for row, status, cost in zip(rows, batch.statuses, batch.cost.tolist(), strict=True):
         if status is Status.FAVOURABLE:
             continue
         seen = float(((good - row).abs() * action_set.column_weights).sum(1).min()) if len(good) else inf
@@ -213,15 +213,15 @@ def test_no_action_of_the_set_leaves_the_bounds() -> None:
     read = read_network(as_predictor(model, example=rows), rows)
     generator = torch.Generator().manual_seed(0)
     for budget in (inf, 3.0):
-        for row, moves in zip(rows, moves_of(action_set, rows), strict=True):
-            near = moves.within(budget)
-            bounds = bounds_of(read, region_of(near, budget), near.row, 1)
+        for row, actions in zip(rows, build_action_models(action_set, rows), strict=True):
+            near = actions.restrict_to(budget)
+            bounds = compute_bounds(read, build_region(near, budget), near.row, 1)
             some = row.repeat(400, 1)
             delta = action_set.project(some, torch.randn(some.shape, generator=generator) * 4)
             delta = delta[action_set.cost(some, delta) <= budget]
             values = (row + delta).double().numpy()
-            for kink, low, high in zip(read.kinks, bounds.low, bounds.high, strict=True):
-                before = values @ kink.before.matrix.T + kink.before.offset
+            for layer, low, high in zip(read.nonlinearities, bounds.low, bounds.high, strict=True):
+                before = values @ layer.preactivation.matrix.T + layer.preactivation.offset
                 assert (before >= low - 1e-9).all() and (before <= high + 1e-9).all()
                 values = np.concatenate((values, np.maximum(before, 0)), 1)
             margins = read.margins(1)
@@ -245,12 +245,12 @@ def test_out_of_time_the_best_action_known_comes_with_a_bound_that_no_action_bea
     model = network(10, seed=1, hidden=24)
     batch = exact(model, rows, action_set, time_limit=1e-9)
     assert batch.bound is not None
-    for row, status in enumerate(batch.statuses()):
+    for row, status in enumerate(batch.statuses):
         least = least_cost(model, rows[row], action_set, 1)
         if status is Status.BOUNDED:
             assert float(batch.bound[row]) <= least + 1e-4 and least <= float(batch.cost[row]) * 1.0001
             assert 0 < float(batch.gap[row]) <= 1
-    assert Status.NOT_FOUND not in batch.statuses() or bool((~batch.found).any())
+    assert Status.NOT_FOUND not in batch.statuses or bool((~batch.found).any())
 
 
 def test_the_heuristic_never_beats_the_optimum() -> None:
@@ -277,21 +277,21 @@ def test_a_space_known_only_by_its_projection_is_refused() -> None:
         solve(network(10, 1), torch.zeros(3, 10), space, target=torch.tensor([0, 1, 1]), method="exact", progress=False)
 
 
-def test_a_function_has_no_weights_to_show() -> None:
+def test_a_function_has_no_readable_weights() -> None:
     action_set, rows = people(4, seed=1)
     model = network(10, seed=1)
     predictor = as_predictor(lambda x: model(torch.as_tensor(x)).detach().numpy(), example=rows, twin=lambda x: model(x))
     with pytest.raises(ModelError, match="weights"):
         exact(predictor, rows, action_set)
     # Where all actions can be listed none are needed.
-    agrees_with_the_list(model, rows, action_set, exact(predictor, rows, action_set, listed=1000))
+    agrees_with_the_list(model, rows, action_set, exact(predictor, rows, action_set, max_enumerated=1000))
 
 
 def test_a_model_without_gradient_is_solved_exactly_where_all_actions_can_be_listed() -> None:
     action_set, rows = people(4, seed=2)
     model = network(10, seed=1)
     predictor = as_predictor(lambda x: model(torch.as_tensor(x)).detach().numpy(), example=rows, head="logits")
-    agrees_with_the_list(model, rows, action_set, exact(predictor, rows, action_set, listed=1000))
+    agrees_with_the_list(model, rows, action_set, exact(predictor, rows, action_set, max_enumerated=1000))
 
 
 def test_a_twin_that_is_another_model_is_refused() -> None:

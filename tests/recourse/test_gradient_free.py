@@ -156,7 +156,7 @@ def test_what_chunk_a_row_is_in_changes_nothing_and_neither_does_a_second_run() 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"confidence": 1.0}, {"confidence": "high"}, {"width": 0}, {"depth": 0}, {"kept": 0}, {"rounds": -1}, {"slack": -1.0}]
+    "settings", [{"confidence": 1.0}, {"confidence": "high"}, {"width": 0}, {"depth": 0}, {"keep": 0}, {"rounds": -1}, {"slack": -1.0}]
 )
 def test_settings_are_checked_when_built(settings: dict[str, object]) -> None:
     with pytest.raises(DataError, match=next(iter(settings))):

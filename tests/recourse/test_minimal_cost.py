@@ -1,4 +1,4 @@
-"""Minimal-cost recourse against brute force, closed forms and its promises."""
+"""Minimal-cost recourse against brute force and closed forms."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_it_is_cheaper_than_projected_gradient() -> None:
     assert float(least.cost[both].mean()) < float(first.cost[both].mean())
 
 
-def test_nobody_is_helped_when_only_immutable_features_decide() -> None:
+def test_no_action_is_found_when_only_immutable_features_decide() -> None:
     space, rows = _mixed_space(30, 0, None)
     model = _linear(torch.tensor([0.0, 0.0, 1.0] + [0.0] * 7), 0.0)
     batch = solve(model, rows, space, target=1)

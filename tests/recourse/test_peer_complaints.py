@@ -1,4 +1,4 @@
-"""What users of other recourse libraries complain about, each held by one test (issue numbers are those libraries')."""
+"""Complaints of users of other recourse libraries, each covered by one test (issue numbers are those libraries')."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def batch(model: nn.Module, action_set: ActionSet, people: pd.DataFrame) -> Reco
     return result
 
 
-def test_hundreds_of_people_take_seconds_and_nobody_is_stuck(model: nn.Module, action_set: ActionSet, people: pd.DataFrame) -> None:
+def test_hundreds_of_people_take_seconds(model: nn.Module, action_set: ActionSet, people: pd.DataFrame) -> None:
     """DiCE #218, #258, #226: hours for hundreds of rows, or stuck for ever."""
     started = time.process_time()
     solve(model, action_set.encode(people), action_set, target=1)
@@ -145,7 +145,7 @@ def test_the_users_own_threshold_decides_what_counts_as_reached(model: nn.Module
     assert moved.sum() > 20 and float(probability[moved].min()) >= 0.7
 
 
-def test_whoever_gets_no_recourse_is_told_why(action_set: ActionSet, people: pd.DataFrame) -> None:
+def test_every_row_without_recourse_has_a_reason(action_set: ActionSet, people: pd.DataFrame) -> None:
     """DiCE #281: "no counterfactuals found" and no reason."""
     by_age = nn.Linear(action_set.encode(people).shape[1], 2)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_whoever_gets_no_recourse_is_told_why(action_set: ActionSet, people: pd.
         by_age.weight[1, 0] = 1.0
         by_age.bias.zero_()
     result = solve(by_age, action_set.encode(people), action_set, target=1)
-    reasons = result.reasons()
+    reasons = result.reasons
     lost = (~result.found).nonzero()[:, 0].tolist()
     assert lost and all(reasons[row] for row in lost)
 

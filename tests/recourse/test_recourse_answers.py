@@ -1,4 +1,4 @@
-"""Answers that a person can use: reasons, raw units, and actions that still hold when they come back from raw units."""
+"""Reasons, raw units, and validity after decoding and encoding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cfptq.actions import ActionSet
 from cfptq.datasets import locate
 from cfptq.errors import DataError, FileError
 from cfptq.experiments.recipe import Recipe
-from cfptq.network import as_predictor, decisions, target_margin
-from cfptq.recourse import MinimalCost, RecourseBatch, Status, diverse, prove_missing, solve
+from cfptq.network import as_predictor, decide, target_margin
+from cfptq.recourse import MinimalCost, RecourseBatch, Status, prove_infeasibility, solve, solve_diverse
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -33,21 +33,21 @@ def decided_by(column: int) -> nn.Sequential:
     return model.eval()
 
 
-def test_everyone_without_recourse_is_told_why() -> None:
+def test_every_row_without_recourse_has_a_reason() -> None:
     action_set, rows = people(12, seed=2)
     rows[:, 2] = torch.linspace(-2, 2, 12)
     batch = solve(decided_by(2), rows, action_set, target=1, progress=False)  # column 2 is immutable
-    assert set(batch[~batch.found].reasons()) == {"no action was found within the effort of minimal-cost (not proven)"}
-    assert set(batch[batch.found].reasons()) == {"already favourable"}
-    with pytest.raises(DataError, match="not NoneType"):
-        prove_missing(decided_by(2), batch, None)  # type: ignore[arg-type]
-    proven = prove_missing(decided_by(2), batch, action_set)
-    assert proven.statuses() == [Status.FAVOURABLE if found else Status.IMMUTABLE for found in batch.found.tolist()]
-    assert "immutable features alone decide" in proven.reasons()[0]
+    assert set(batch[~batch.found].reasons) == {"minimal-cost found no action (not proven)"}
+    assert set(batch[batch.found].reasons) == {"already favourable"}
+    with pytest.raises(DataError, match="got NoneType"):
+        prove_infeasibility(decided_by(2), batch, None)  # type: ignore[arg-type]
+    proven = prove_infeasibility(decided_by(2), batch, action_set)
+    assert proven.statuses == [Status.FAVOURABLE if found else Status.IMMUTABLE for found in batch.found.tolist()]
+    assert "immutable features alone decide" in proven.reasons[0]
     assert proven.bound is not None and bool(proven.bound[~proven.found].isinf().all())
 
 
-def test_what_sparsity_alone_forbids_is_told_apart_from_what_immutables_decide() -> None:
+def test_infeasible_by_sparsity_is_told_apart_from_infeasible_by_immutable_features() -> None:
     action_set, rows = people(1, seed=0, max_changes=1)
     rows[0, :3] = 0
     model = decided_by(0)
@@ -56,21 +56,21 @@ def test_what_sparsity_alone_forbids_is_told_apart_from_what_immutables_decide()
     with torch.no_grad():
         layer.weight[1, 1] = 1.0
         layer.bias[1] = -6.0  # each reaches 4, both together 8
-    batch = prove_missing(model, solve(model, rows, action_set, target=1, progress=False), action_set)
-    assert batch.statuses() == [Status.INFEASIBLE]
-    assert solve(model, rows, action_set, target=1, method="exact", progress=False).statuses() == [Status.INFEASIBLE]
+    batch = prove_infeasibility(model, solve(model, rows, action_set, target=1, progress=False), action_set)
+    assert batch.statuses == [Status.INFEASIBLE]
+    assert solve(model, rows, action_set, target=1, method="exact", progress=False).statuses == [Status.INFEASIBLE]
 
 
-def test_what_is_proven_cheaply_is_true_of_every_action() -> None:
+def test_rows_proven_infeasible_have_no_valid_action() -> None:
     action_set, rows = people(40, seed=21, max_changes=1)
     model = network(10, seed=14, hidden=8)
     with torch.no_grad():
         model[-1].bias[0] += 3.0  # type: ignore[union-attr, operator]
     batch = solve(model, rows, action_set, target=1, progress=False)
-    proven = prove_missing(model, batch, action_set)
-    codes = [status for status in proven.statuses() if status in (Status.INFEASIBLE, Status.IMMUTABLE)]
+    proven = prove_infeasibility(model, batch, action_set)
+    codes = [status for status in proven.statuses if status in (Status.INFEASIBLE, Status.IMMUTABLE)]
     assert codes
-    for row, status in enumerate(proven.statuses()):
+    for row, status in enumerate(proven.statuses):
         if status in (Status.INFEASIBLE, Status.IMMUTABLE):
             assert least_cost(model, rows[row], action_set, 1) == float("inf")
 
@@ -83,7 +83,7 @@ def test_proofs_survive_indexing_and_a_file_and_old_batches_still_load(tmp_path:
     assert torch.equal(batch[batch.found].status, batch.status[batch.found])  # type: ignore[arg-type]
     batch.save(tmp_path / "exact.safetensors")
     again = RecourseBatch.load(tmp_path / "exact.safetensors")
-    assert again.statuses() == batch.statuses() and torch.equal(again.bound, batch.bound)  # type: ignore[arg-type]
+    assert again.statuses == batch.statuses() and torch.equal(again.bound, batch.bound)  # type: ignore[arg-type]
     plain = solve(model, rows, action_set, target=1, progress=False)
     assert plain.status is None and plain.bound is None and bool(plain.gap.isnan().all())
     plain.save(tmp_path / "plain.safetensors")
@@ -93,12 +93,12 @@ def test_proofs_survive_indexing_and_a_file_and_old_batches_still_load(tmp_path:
         RecourseBatch.load(tmp_path / "cut.safetensors")
 
 
-def test_print_counts_the_answers_in_one_line() -> None:
+def test_str_counts_the_statuses_in_one_line() -> None:
     action_set, rows = people(12, seed=2)
     rows[:, 2] = torch.linspace(-2, 2, 12)
     batch = solve(decided_by(2), rows, action_set, target=1, progress=False)
     accepted = int((rows[:, 2] > 0).sum())
-    assert str(batch).startswith(f"minimal-cost recourse for 12 rows: {12 - accepted} not found, {accepted} already favourable;")
+    assert str(batch).startswith(f"minimal-cost recourse for 12 rows: {12 - accepted} not found, {accepted} already favourable.")
     assert str(batch) in repr(batch) and "\n" not in repr(batch)
     some = solve(decided_by(0), rows, action_set, target=1, method=MinimalCost(confidence=0.6), progress=False)
     acting = some.found & (some.cost > 0)
@@ -116,12 +116,12 @@ def test_a_status_of_another_length_or_type_is_refused() -> None:
         RecourseBatch(**parts, method="exact", confidence=0.5, status=torch.zeros(4))
 
 
-def test_the_table_shows_raw_units_words_price_and_status() -> None:
+def test_the_table_shows_raw_units_changes_cost_and_status() -> None:
     action_set, rows = people(6, seed=8)
     batch = solve(network(10, seed=6), rows, action_set, target=1, method="exact", progress=False)
     table = batch.to_frame(action_set)
     assert list(dict.fromkeys(table.columns.get_level_values(0))) == ["recourse", "factual", "counterfactual"]
-    for row, status in enumerate(batch.statuses()):
+    for row, status in enumerate(batch.statuses):
         answer = table["recourse"].iloc[row]
         assert answer["status"] == status.name.lower()
         before, after = table["factual"].iloc[row], table["counterfactual"].iloc[row]
@@ -131,14 +131,14 @@ def test_the_table_shows_raw_units_words_price_and_status() -> None:
     assert torch.equal(action_set.encode(table["factual"]), batch.factual)
     with pytest.raises(DataError, match="action set"):
         batch[batch.found].to_frame(people_of_another_width())
-    with pytest.raises(DataError, match="not NoneType"):
+    with pytest.raises(DataError, match="got NoneType"):
         batch.to_frame(None)  # type: ignore[arg-type]
 
 
 def test_each_of_several_actions_changes_other_features_and_holds() -> None:
     action_set, rows = people(12, seed=8)
     model = network(10, seed=6)
-    batches = diverse(model, rows, action_set, target=1, actions=3, method="exact", progress=False)
+    batches = solve_diverse(model, rows, action_set, target=1, actions=3, method="exact", progress=False)
     assert len(batches) == 3
     sets = []
     for batch in batches:
@@ -158,7 +158,7 @@ def test_each_of_several_actions_changes_other_features_and_holds() -> None:
     assert several >= 3
     for actions in (0, 1.5, "3"):
         with pytest.raises(DataError, match="whole number"):
-            diverse(model, rows, action_set, target=1, actions=actions)  # type: ignore[arg-type]
+            solve_diverse(model, rows, action_set, target=1, actions=actions)  # type: ignore[arg-type]
 
 
 def people_of_another_width() -> ActionSet:
@@ -178,7 +178,7 @@ def files_are_here(name: str) -> bool:
 @pytest.mark.parametrize("name", ["adult", "german"])
 @pytest.mark.parametrize("effort", ["fast", "thorough"])
 def test_actions_hold_in_the_model_after_decoding_and_encoding_again(name: str, effort: str) -> None:
-    """Rounding must not destroy validity: what the table says is what the model was asked about."""
+    """Rounding must not destroy validity, so the table holds the points that the model decided on."""
     if not files_are_here(name):
         pytest.skip(f"the files of {name} are not here; set CFPTQ_DATA_DIR")
     recipe = Recipe.load(RECIPES / f"{name}.yaml")
@@ -187,7 +187,7 @@ def test_actions_hold_in_the_model_after_decoding_and_encoding_again(name: str, 
     experiment = recipe.prepare(0, progress=False)
     action_set, rows = experiment.action_set, experiment.columns.test
     predictor = as_predictor(experiment.model, example=rows[:256])
-    rejected = rows[decisions(predictor.logits(rows)) != action_set.favourable][:200]
+    rejected = rows[decide(predictor.logits(rows)) != action_set.favourable][:200]
     method = MinimalCost(effort=effort)  # type: ignore[arg-type]
     batch = solve(experiment.model, rejected, action_set, target=action_set.favourable or 0, method=method, progress=False)
     table = batch.to_frame(action_set)
@@ -197,7 +197,7 @@ def test_actions_hold_in_the_model_after_decoding_and_encoding_again(name: str, 
     assert bool(batch.found.any()) and bool((margin[batch.found] > 0).all())
     assert len(action_set.validate(table["counterfactual"])) == 0
     for feature in action_set:
-        if feature.immutable:
+        if feature.is_immutable:
             assert table["factual"][feature.name].equals(table["counterfactual"][feature.name])
 
 
@@ -213,11 +213,11 @@ class Doubled(nn.Module):
         return out * 2
 
 
-def test_proving_leaves_the_model_as_it_was() -> None:
+def test_proofs_leave_the_model_unchanged() -> None:
     action_set, rows = people(5, seed=3)
     model = Doubled().train()
     batch = solve(model, rows, action_set, target=1, progress=False)
-    prove_missing(model, batch, action_set)
+    prove_infeasibility(model, batch, action_set)
     solve(model, rows, action_set, target=1, method="exact", progress=False)
     assert model.training and model.inner.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())

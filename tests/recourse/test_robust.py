@@ -1,4 +1,4 @@
-"""Recourse over several models: the worst margin decides, in closed form and in sampled deployments (Appendix E.2)."""
+"""Recourse that is valid in several models, in closed form and in sampled deployments (Appendix E.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cfptq.errors import DataError, ModelError
 from cfptq.network import as_predictor
-from cfptq.recourse import ProjectedGradient, WorstOf, holds, robust, runner_up_class, solve
+from cfptq.recourse import ProjectedGradient, WorstCasePredictor, check_validity, robust, runner_up_class, solve
 
 
 def _linear(weight: list[float], bias: float) -> nn.Linear:
@@ -31,19 +31,19 @@ def test_on_a_line_the_action_goes_to_the_farthest_threshold_and_no_farther() ->
     batch = robust(models, rows, space, 1)
     assert batch.found.all()
     assert torch.allclose(batch.points[:, 0], torch.full((9,), 2.5), atol=1e-3)
-    assert bool(holds(models, batch).all())
+    assert bool(check_validity(models, batch).all())
 
 
 def test_the_standard_action_fails_in_a_stricter_variant_and_the_robust_one_costs_more() -> None:
     space, rows = _line()
     models = [_linear([1.0], -1.0), _linear([1.0], -1.2)]
     standard, both = solve(models[0], rows, space, target=1), robust(models, rows, space, 1)
-    assert holds(models, standard).float().mean(1).tolist() == [1.0, 0.0]
-    assert holds(models, both).float().mean(1).tolist() == [1.0, 1.0]
+    assert check_validity(models, standard).float().mean(1).tolist() == [1.0, 0.0]
+    assert check_validity(models, both).float().mean(1).tolist() == [1.0, 1.0]
     assert bool((both.cost > standard.cost).all())
 
 
-def test_models_that_contradict_each_other_leave_nobody_with_recourse() -> None:
+def test_contradicting_models_leave_no_recourse() -> None:
     space, rows = _line()
     batch = robust([_linear([1.0], -1.0), _linear([-1.0], -1.0)], rows, space, 1)
     assert not batch.found.any() and not batch.delta.any()
@@ -64,13 +64,13 @@ def test_each_row_may_want_another_class_and_keeps_its_place() -> None:
     with torch.no_grad():
         assert torch.equal(batch.target, models[0](rows).topk(2, dim=1).indices[:, 1])
     assert torch.equal(batch.factual, rows)
-    assert bool(holds(models, batch)[:, batch.found].all()) and batch.found.float().mean() > 0.8
+    assert bool(check_validity(models, batch)[:, batch.found].all()) and batch.found.float().mean() > 0.8
 
 
 def test_the_worst_of_several_has_the_least_margin_and_its_gradient() -> None:
     models = [_linear([1.0, 0.0], 0.0), _linear([0.0, 2.0], 0.0)]
     rows = torch.tensor([[1.0, 3.0], [4.0, 1.0]])
-    worst = WorstOf(tuple(as_predictor(model, example=rows) for model in models), 1)
+    worst = WorstCasePredictor(tuple(as_predictor(model, example=rows) for model in models), 1)
     assert worst.logits(rows).tolist() == [[0.0, 1.0], [0.0, 2.0]]
     x = rows.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(worst.surrogate(x)[:, 1].sum(), x)
@@ -88,7 +88,7 @@ def test_any_method_works_on_it_and_predictors_without_gradient_too() -> None:
         assert "robust over 2" in batch.method
 
 
-def test_what_cannot_be_an_ensemble_is_refused() -> None:
+def test_invalid_predictors_are_refused() -> None:
     space, rows = _line()
     with pytest.raises(ModelError, match="at least one"):
         robust([], rows, space, 1)
@@ -97,7 +97,7 @@ def test_what_cannot_be_an_ensemble_is_refused() -> None:
         with pytest.raises(ModelError, match="list of models"):
             robust(one, rows, space, 1)  # type: ignore[arg-type]
         with pytest.raises(ModelError, match="list of models"):
-            holds(one, robust([_linear([1.0], 0.0)], rows, space, 1))  # type: ignore[arg-type]
+            check_validity(one, robust([_linear([1.0], 0.0)], rows, space, 1))  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="classes"):
         robust([_linear([1.0], 0.0), nn.Linear(1, 3)], rows, space, 1)
     with pytest.raises(DataError, match="target"):

@@ -1,4 +1,4 @@
-"""Unrolled projected steps: feasible forward, differentiable through the model's parameters backward (Appendix B)."""
+"""Unrolled projected steps are feasible and differentiable with respect to the model's parameters (Appendix B)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cfptq.actions import ActionSet, Continuous
 from cfptq.errors import DataError
-from cfptq.recourse import ProjectedGradient, projected_gradient, unrolled
+from cfptq.recourse import ProjectedGradient, run_projected_gradient, unroll_projected_gradient
 
 
 def _smooth_model(width: int, seed: int, dtype: torch.dtype) -> nn.Sequential:
@@ -22,7 +22,7 @@ def _smooth_model(width: int, seed: int, dtype: torch.dtype) -> nn.Sequential:
 
 
 def _loss(model: nn.Module, x: Tensor, space: BoxSpace, steps: int, **settings: object) -> Tensor:
-    delta = unrolled(model, x, space, torch.ones(len(x), dtype=torch.int64), steps, 0.1, **settings)  # type: ignore[arg-type]
+    delta = unroll_projected_gradient(model, x, space, torch.ones(len(x), dtype=torch.int64), steps, 0.1, **settings)  # type: ignore[arg-type]
     towards = torch.linspace(-1, 1, delta.numel(), dtype=delta.dtype).reshape(delta.shape)
     return (delta - towards).square().sum()
 
@@ -84,8 +84,8 @@ def test_forward_it_is_projected_gradient_with_its_exact_projection() -> None:
             result: Tensor = model(rows)
             return result
 
-    delta = unrolled(model, x, action_set, target, 3, 0.4)
-    assert torch.allclose(delta, projected_gradient(AsPredictor(), x, action_set, target, literal), atol=1e-6)
+    delta = unroll_projected_gradient(model, x, action_set, target, 3, 0.4)
+    assert torch.allclose(delta, run_projected_gradient(AsPredictor(), x, action_set, target, literal), atol=1e-6)
     assert torch.equal(action_set.project(x, delta.detach()), delta.detach())
     assert not delta[:, 0].any() and int((delta != 0).sum(1).max()) <= 2
 
@@ -93,7 +93,7 @@ def test_forward_it_is_projected_gradient_with_its_exact_projection() -> None:
 def test_backward_nothing_passes_through_fixed_coordinates_and_something_through_the_others() -> None:
     model, (action_set, x) = _smooth_model(5, 2, torch.float32), _people(5)
     target = torch.ones(len(x), dtype=torch.int64)
-    delta = unrolled(model, x, action_set, target, 2, 0.4)
+    delta = unroll_projected_gradient(model, x, action_set, target, 2, 0.4)
     fixed = torch.autograd.grad(delta[:, 0].sum(), list(model.parameters()), retain_graph=True, allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in fixed)
     active = torch.autograd.grad(delta[:, 1:].abs().sum(), list(model.parameters()), allow_unused=True)
@@ -104,11 +104,11 @@ def test_matching_a_detached_teacher_moves_the_students_actions_towards_the_teac
     teacher, student = _smooth_model(5, 2, torch.float32), _smooth_model(5, 3, torch.float32)
     action_set, x = _people(5)
     target = torch.ones(len(x), dtype=torch.int64)
-    wanted = unrolled(teacher, x, action_set, target, 2, 0.4).detach()
+    wanted = unroll_projected_gradient(teacher, x, action_set, target, 2, 0.4).detach()
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
     apart = []
     for _ in range(25):
-        distance = (unrolled(student, x, action_set, target, 2, 0.4) - wanted).abs().sum(1).mean()
+        distance = (unroll_projected_gradient(student, x, action_set, target, 2, 0.4) - wanted).abs().sum(1).mean()
         optimizer.zero_grad()
         distance.backward()
         optimizer.step()
@@ -120,7 +120,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     model, (action_set, x) = _smooth_model(5, 2, torch.float32), _people(5)
     target = torch.ones(len(x), dtype=torch.int64)
     for steps, size in ((0, 0.1), (1, 0.0), (1, float("nan"))):
-        with pytest.raises(DataError, match="unrolled"):
-            unrolled(model, x, action_set, target, steps, size)
+        with pytest.raises(DataError, match="steps"):
+            unroll_projected_gradient(model, x, action_set, target, steps, size)
     with pytest.raises(DataError, match="loss"):
-        unrolled(model, x, action_set, target, 1, 0.1, loss="hinge")  # type: ignore[arg-type]
+        unroll_projected_gradient(model, x, action_set, target, 1, 0.1, loss="hinge")  # type: ignore[arg-type]

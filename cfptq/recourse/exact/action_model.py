@@ -1,4 +1,4 @@
-"""What one person may do, as an exact solver needs it: slides along a column and jumps to a level, each with its price."""
+"""Admissible actions of one row as numeric changes and level changes, for exact solvers."""
 
 from __future__ import annotations
 
@@ -12,157 +12,175 @@ import numpy.typing as npt
 from torch import Tensor
 
 from cfptq.actions import ActionSet
-from cfptq.actions.bounds import reachable_levels
+from cfptq.actions.bounds import find_reachable_levels
 from cfptq.actions.cost import Norm
 from cfptq.actions.features import Categorical, Continuous, Integer, Ordinal
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-#: Where a column has no bound a slide ends here, in the column's units; nothing is then proven beyond it.
-FAR = 1e4
+#: Longest change of an unbounded column. Nothing is proven about longer changes.
+MAX_CHANGE_COLUMN_UNITS = 1e4
 
 
 @dataclass(frozen=True)
-class Slide:
-    """A move of a single column one way, by ``first`` and then any amount up to ``most``, in whole ``step``s where that is not zero.
+class NumericChange:
+    """A change of a single column in one direction.
 
     Attributes:
-        feature: number of the feature.
-        column: of the model.
-        sign: 1 up, -1 down.
-        first: length of the shortest move; zero unless the row stands between whole numbers.
-        most: length of the longest, above ``first``.
-        step: zero for continuous columns.
-        weight: price of one unit.
+        feature: Index of the feature.
+        column: Column of the model.
+        sign: 1 for an increase, -1 for a decrease.
+        shortest: Length of the shortest change, in column units. Zero unless the value lies between two integers.
+        longest: Length of the longest change, in column units, not below ``shortest``.
+        step: Distance between lengths above ``shortest``, zero for continuous columns.
+        weight: Cost of one unit.
     """
 
     feature: int
     column: int
     sign: float
-    first: float
-    most: float
+    shortest: float
+    longest: float
     step: float
     weight: float
 
 
 @dataclass(frozen=True)
-class Jump:
-    """A move of one feature to another of its levels.
+class LevelChange:
+    """A change of one feature to another of its levels.
 
     Attributes:
-        feature: number of the feature.
-        columns, delta: what it changes.
-        absolute, length: l1 and l2 norm of the weighted change.
+        feature: Index of the feature.
+        columns: Columns of the feature.
+        delta: Change of each column.
+        l1: l1 norm of the weighted change.
+        l2: l2 norm of the weighted change.
     """
 
     feature: int
     columns: tuple[int, ...]
     delta: tuple[float, ...]
-    absolute: float
-    length: float
+    l1: float
+    l2: float
 
 
 @dataclass(frozen=True)
-class Moves:
-    """All moves of one row.
+class ActionModel:
+    """All admissible actions of one row.
 
     Attributes:
-        row: (d,) in float64.
-        slides, jumps: of features that may move.
-        most: k, the features that one action may change; no larger than their number.
-        norm: of the cost.
-        cut: whether an open bound was cut off at :data:`FAR`.
+        row: Factual row, (d,) float64.
+        numeric_changes: Changes of single columns.
+        level_changes: Changes to other levels.
+        max_changes: Maximal number of changed features k, at most the number of features that may change.
+        norm: Norm of the cost.
+        is_truncated: True if an unbounded column was limited to :data:`MAX_CHANGE_COLUMN_UNITS`.
     """
 
     row: Array
-    slides: tuple[Slide, ...]
-    jumps: tuple[Jump, ...]
-    most: int
+    numeric_changes: tuple[NumericChange, ...]
+    level_changes: tuple[LevelChange, ...]
+    max_changes: int
     norm: Norm
-    cut: bool = False
+    is_truncated: bool = False
 
     @property
     def features(self) -> tuple[int, ...]:
-        """Numbers of the features that can move, ascending."""
-        return tuple(sorted(_features_of(self.slides, self.jumps)))
+        """Indices of the features that can change, ascending."""
+        return tuple(sorted(_collect_features(self.numeric_changes, self.level_changes)))
 
     @property
-    def shares(self) -> tuple[float, float]:
-        """Factors of the l1 and the l2 part of the cost."""
+    def norm_weights(self) -> tuple[float, float]:
+        """Weights of the l1 and the l2 part of the cost."""
         if self.norm == "l1":
             return 1.0, 0.0
         if self.norm == "l2":
             return 0.0, 1.0
         return float(self.norm[1]), float(self.norm[2])
 
-    def within(self, budget: float) -> Moves:
-        """The moves that alone cost no more than ``budget``, slides shortened to it."""
+    def restrict_to(self, budget: float) -> ActionModel:
+        """Return the changes that cost at most ``budget`` alone, with numeric changes shortened to it."""
         if not math.isfinite(budget):
             return self
-        first, second = self.shares
-        slides = []
-        for slide in self.slides:
-            reach = budget / ((first + second) * slide.weight)
-            if slide.step:
-                reach = slide.first + math.floor((reach - slide.first) / slide.step + 1e-6) * slide.step
-            most = min(slide.most, reach)
-            if most > 0 and most >= slide.first:
-                slides.append(Slide(slide.feature, slide.column, slide.sign, slide.first, most, slide.step, slide.weight))
-        jumps = tuple(jump for jump in self.jumps if first * jump.absolute + second * jump.length <= budget)
-        cut = self.cut and any(slide.most >= FAR for slide in slides)
-        return Moves(self.row, tuple(slides), jumps, min(self.most, len(_features_of(slides, jumps))), self.norm, cut)
+        first, second = self.norm_weights
+        numeric_changes = []
+        for change in self.numeric_changes:
+            reach = budget / ((first + second) * change.weight)
+            if change.step:
+                reach = change.shortest + math.floor((reach - change.shortest) / change.step + 1e-6) * change.step
+            most = min(change.longest, reach)
+            if most > 0 and most >= change.shortest:
+                numeric_changes.append(
+                    NumericChange(change.feature, change.column, change.sign, change.shortest, most, change.step, change.weight)
+                )
+        level_changes = tuple(change for change in self.level_changes if first * change.l1 + second * change.l2 <= budget)
+        is_truncated = self.is_truncated and any(change.longest >= MAX_CHANGE_COLUMN_UNITS for change in numeric_changes)
+        return ActionModel(
+            self.row,
+            tuple(numeric_changes),
+            level_changes,
+            min(self.max_changes, len(_collect_features(numeric_changes, level_changes))),
+            self.norm,
+            is_truncated,
+        )
 
 
-def _features_of(slides: Sequence[Slide], jumps: Sequence[Jump]) -> set[int]:
-    return {slide.feature for slide in slides} | {jump.feature for jump in jumps}
+def _collect_features(numeric_changes: Sequence[NumericChange], level_changes: Sequence[LevelChange]) -> set[int]:
+    return {change.feature for change in numeric_changes} | {change.feature for change in level_changes}
 
 
-def moves_of(action_set: ActionSet, x: Tensor) -> list[Moves]:
-    """The moves of each row ``(N, d)``."""
+def build_action_models(action_set: ActionSet, x: Tensor) -> list[ActionModel]:
+    """Build the admissible actions of each row ``(N, d)``."""
     weights = action_set.column_weights.double().numpy()
     rows = x.double().numpy()
     low, high = (bound.double().numpy() for bound in action_set.column_bounds(x))
-    slides: list[list[Slide]] = [[] for _ in range(len(x))]
-    jumps: list[list[Jump]] = [[] for _ in range(len(x))]
+    numeric_changes: list[list[NumericChange]] = [[] for _ in range(len(x))]
+    level_changes: list[list[LevelChange]] = [[] for _ in range(len(x))]
     for number, feature in enumerate(action_set.features):
-        if feature.immutable or not feature.placed:
+        if feature.is_immutable or not feature.model_columns:
             continue
         if isinstance(feature, Continuous):
-            column = feature.placed[0]
-            for row, own in enumerate(slides):
-                ways = _whole_ways if isinstance(feature, Integer) else _ways
-                for sign, first, most, step in ways(feature, rows[row, column], low[row, column], high[row, column]):
-                    own.append(Slide(number, column, sign, first, most, step, float(weights[column])))
+            column = feature.model_columns[0]
+            for row, own in enumerate(numeric_changes):
+                list_changes = _list_integer_changes if isinstance(feature, Integer) else _list_continuous_changes
+                for sign, first, most, step in list_changes(feature, rows[row, column], low[row, column], high[row, column]):
+                    own.append(NumericChange(number, column, sign, first, most, step, float(weights[column])))
             continue
-        leads = reachable_levels(feature, x).numpy()
-        patterns = _patterns(feature)
-        columns = list(feature.placed)
+        is_reachable = find_reachable_levels(feature, x).numpy()
+        values = _list_level_values(feature)
+        columns = list(feature.model_columns)
         weight = weights[columns]
-        for row, level in zip(*np.nonzero(leads), strict=True):
-            delta = patterns[level] - rows[row, columns]
-            delta[np.abs(delta) <= 1e-5 * (1 + np.abs(patterns[level]))] = 0.0
-            priced = np.abs(delta) * weight
-            if priced.any():
-                jump = Jump(number, tuple(columns), tuple(delta.tolist()), float(priced.sum()), float(np.sqrt((priced**2).sum())))
-                jumps[row].append(jump)
+        for row, level in zip(*np.nonzero(is_reachable), strict=True):
+            delta = values[level] - rows[row, columns]
+            delta[np.abs(delta) <= 1e-5 * (1 + np.abs(values[level]))] = 0.0
+            weighted = np.abs(delta) * weight
+            if weighted.any():
+                change = LevelChange(
+                    number, tuple(columns), tuple(delta.tolist()), float(weighted.sum()), float(np.sqrt((weighted**2).sum()))
+                )
+                level_changes[row].append(change)
     result = []
-    for row, (slid, jumped) in enumerate(zip(slides, jumps, strict=True)):
-        features = len(_features_of(slid, jumped))
+    for row, (numeric, levels) in enumerate(zip(numeric_changes, level_changes, strict=True)):
+        features = len(_collect_features(numeric, levels))
         most = features if action_set.max_changes is None else min(action_set.max_changes, features)
-        cut = any(slide.most >= FAR for slide in slid)
-        result.append(Moves(rows[row], tuple(slid), tuple(jumped), most, action_set.norm, cut))
+        is_truncated = any(change.longest >= MAX_CHANGE_COLUMN_UNITS for change in numeric)
+        result.append(ActionModel(rows[row], tuple(numeric), tuple(levels), most, action_set.norm, is_truncated))
     return result
 
 
-def _ways(feature: Continuous, here: float, low: float, high: float) -> list[tuple[float, float, float, float]]:
+def _list_continuous_changes(feature: Continuous, here: float, low: float, high: float) -> list[tuple[float, float, float, float]]:
+    """Return sign, shortest and longest length and step of the continuous changes between the bounds."""
     both = ((1.0, high - here), (-1.0, here - low))
-    return [(sign, 0.0, min(room, FAR), 0.0) for sign, room in both if room > 0]
+    return [(sign, 0.0, min(room, MAX_CHANGE_COLUMN_UNITS), 0.0) for sign, room in both if room > 0]
 
 
-def _whole_ways(feature: Continuous, here: float, low: float, high: float) -> list[tuple[float, float, float, float]]:
-    """Whole numbers between the bounds; a row between two of them has a first step of its own to the next one each way."""
+def _list_integer_changes(feature: Continuous, here: float, low: float, high: float) -> list[tuple[float, float, float, float]]:
+    """Return sign, shortest and longest length and step of the integer changes between the bounds.
+
+    A value between two integers moves to the next integer first, which is its shortest change.
+    """
     scale, offset = feature.scale, feature.offset
-    stand = here * scale + offset
+    value = here * scale + offset
     slack = abs(here * scale) * 2.0**-22 + abs(offset) * 2.0**-48 + 1e-9
     result = []
     for sign, bound in ((1.0, high), (-1.0, low)):
@@ -171,20 +189,20 @@ def _whole_ways(feature: Continuous, here: float, low: float, high: float) -> li
         end = bound * scale + offset
         if math.isfinite(end):
             end += sign * (abs(bound * scale) * 2.0**-22 + abs(offset) * 2.0**-48 + 1e-9)
-        on_grid = abs(stand - round(stand)) <= slack
-        start = round(stand) if on_grid else (math.ceil(stand) if sign > 0 else math.floor(stand))
-        far = FAR if not math.isfinite(end) else abs((math.floor(end) if sign > 0 else math.ceil(end)) - start) / scale
-        first = 0.0 if on_grid else abs(start - stand) / scale
+        on_grid = abs(value - round(value)) <= slack
+        start = round(value) if on_grid else (math.ceil(value) if sign > 0 else math.floor(value))
+        far = MAX_CHANGE_COLUMN_UNITS if not math.isfinite(end) else abs((math.floor(end) if sign > 0 else math.ceil(end)) - start) / scale
+        first = 0.0 if on_grid else abs(start - value) / scale
         if math.isfinite(end) and (end - start) * sign < 0:
             continue
-        most = min(first + far, FAR)
+        most = min(first + far, MAX_CHANGE_COLUMN_UNITS)
         if most > 0:
             result.append((sign, first, most, 1.0 / scale))
     return result
 
 
-def _patterns(feature: Ordinal | Categorical) -> Array:
-    """Column values of each level, (L, columns)."""
+def _list_level_values(feature: Ordinal | Categorical) -> Array:
+    """List the column values of each level, (L, columns)."""
     if feature.columns is None:
         assert feature.codes is not None
         return np.array(feature.codes, dtype=np.float64)[:, None]

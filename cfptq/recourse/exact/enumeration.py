@@ -1,4 +1,4 @@
-"""Where a person has few enough choices, every action is listed, cheapest first, and the artefact itself is asked about each."""
+"""Exact recourse by enumerating all actions, cheapest first, and evaluating each in the artefact."""
 
 from __future__ import annotations
 
@@ -9,85 +9,95 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cfptq.recourse.exact.action_model import Moves
-from cfptq.recourse.exact.mip import Answer
+from cfptq.recourse.exact.action_model import ActionModel
+from cfptq.recourse.exact.mip import SearchResult
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-#: Actions asked about together: few at first, since the cheapest that holds is often among them.
-_FIRST, _MOST = 256, 16384
+#: Actions evaluated together. The first batch is small, because the cheapest valid action is often among them.
+_FIRST_BATCH_ACTIONS, _MAX_BATCH_ACTIONS = 256, 16384
 
-#: For actions (M, d), cheapest first, the place of the first one that holds, or ``None``.
-FirstThatHolds: TypeAlias = Callable[[Array], int | None]
+#: Maps actions (M, d), cheapest first, to the position of the first valid one, or ``None``.
+FindFirstValid: TypeAlias = Callable[[Array], int | None]
 
 
-def size_of(moves: Moves) -> float:
-    """An upper bound on how many actions there are; infinite where a column is continuous."""
-    if any(not slide.step for slide in moves.slides):
+def count_actions(actions: ActionModel) -> float:
+    """Return an upper bound of the number of actions, infinite if a column is continuous."""
+    if any(not change.step for change in actions.numeric_changes):
         return math.inf
-    options = dict.fromkeys(moves.features, 0)
-    for slide in moves.slides:
-        options[slide.feature] += _steps(slide.first, slide.most, slide.step)
-    for jump in moves.jumps:
-        options[jump.feature] += 1
-    counts = [1.0] + [0.0] * moves.most  # actions by the number of features they change
+    options = dict.fromkeys(actions.features, 0)
+    for change in actions.numeric_changes:
+        options[change.feature] += _count_lengths(change.shortest, change.longest, change.step)
+    for level_change in actions.level_changes:
+        options[level_change.feature] += 1
+    counts = [1.0] + [0.0] * actions.max_changes  # Number of actions by the number of changed features.
     for number in options.values():
-        for changed in range(moves.most, 0, -1):
+        for changed in range(actions.max_changes, 0, -1):
             counts[changed] += number * counts[changed - 1]
     return sum(counts) - 1
 
 
-def cheapest_listed(moves: Moves, budget: float, holds: FirstThatHolds) -> Answer:
-    """The cheapest action of at most ``budget`` that holds: exact, whatever the model is."""
-    vectors, absolute, square, chosen = _actions(moves, budget)
-    first, second = moves.shares
+def enumerate_cheapest(actions: ActionModel, budget: float, find_first_valid: FindFirstValid) -> SearchResult:
+    """Find the cheapest valid action of at most ``budget``, for any model.
+
+    Args:
+        actions: Admissible actions of one row, none of them continuous.
+        budget: Maximal cost.
+        find_first_valid: Function that finds the first valid of several actions.
+    """
+    vectors, absolute, square, chosen = _list_actions(actions, budget)
+    first, second = actions.norm_weights
     cost = first * absolute + second * np.sqrt(square)
     order = np.argsort(cost, kind="stable")
     order = order[cost[order] <= budget]
-    start, many = 0, _FIRST
+    start, many = 0, _FIRST_BATCH_ACTIONS
     while start < len(order):
         part = order[start : start + many]
-        found = holds(vectors[chosen[part]].sum(1))
+        found = find_first_valid(vectors[chosen[part]].sum(1))
         if found is not None:
-            return Answer(vectors[chosen[part[found]]].sum(0), float(cost[part[found]]), True)
-        start, many = start + many, min(4 * many, _MOST)
-    return Answer(None, math.inf, True)
+            return SearchResult(vectors[chosen[part[found]]].sum(0), float(cost[part[found]]), True)
+        start, many = start + many, min(4 * many, _MAX_BATCH_ACTIONS)
+    return SearchResult(None, math.inf, True)
 
 
-def _steps(first: float, most: float, step: float) -> int:
-    """How many lengths a slide may have."""
+def _count_lengths(first: float, most: float, step: float) -> int:
+    """Count the lengths that a numeric change may have."""
     return round((most - first) / step) + (1 if first else 0)
 
 
-def _actions(moves: Moves, budget: float) -> tuple[Array, Array, Array, npt.NDArray[np.intp]]:
-    """Option vectors (O, d), the first one zero; of each action the l1 norm and the squared l2 norm (M,), and its options (M, k)."""
-    vectors: list[Array] = [np.zeros(len(moves.row))]
+def _list_actions(actions: ActionModel, budget: float) -> tuple[Array, Array, Array, npt.NDArray[np.intp]]:
+    """List all actions of at most ``budget`` as combinations of single-feature options.
+
+    Returns:
+        Options (O, d), the first one zero, l1 norm (M,) and squared l2 norm (M,) of each action, and its options (M, k).
+    """
+    vectors: list[Array] = [np.zeros(len(actions.row))]
     sizes: list[tuple[float, float]] = [(0.0, 0.0)]
-    by_feature: dict[int, list[int]] = {feature: [] for feature in moves.features}
-    for slide in moves.slides:
-        for step in range(0 if slide.first else 1, round((slide.most - slide.first) / slide.step) + 1):
-            length = slide.first + step * slide.step
-            vector = np.zeros(len(moves.row))
-            vector[slide.column] = slide.sign * length
-            by_feature[slide.feature].append(len(vectors))
+    by_feature: dict[int, list[int]] = {feature: [] for feature in actions.features}
+    for change in actions.numeric_changes:
+        for step in range(0 if change.shortest else 1, round((change.longest - change.shortest) / change.step) + 1):
+            length = change.shortest + step * change.step
+            vector = np.zeros(len(actions.row))
+            vector[change.column] = change.sign * length
+            by_feature[change.feature].append(len(vectors))
             vectors.append(vector)
-            sizes.append((slide.weight * length, (slide.weight * length) ** 2))
-    for jump in moves.jumps:
-        vector = np.zeros(len(moves.row))
-        vector[list(jump.columns)] = jump.delta
-        by_feature[jump.feature].append(len(vectors))
+            sizes.append((change.weight * length, (change.weight * length) ** 2))
+    for level_change in actions.level_changes:
+        vector = np.zeros(len(actions.row))
+        vector[list(level_change.columns)] = level_change.delta
+        by_feature[level_change.feature].append(len(vectors))
         vectors.append(vector)
-        sizes.append((jump.absolute, jump.length**2))
-    measured = np.array(sizes)
-    first, second = moves.shares
-    chosen = np.zeros((1, moves.most), dtype=np.intp)
+        sizes.append((level_change.l1, level_change.l2**2))
+    norms = np.array(sizes)
+    first, second = actions.norm_weights
+    chosen = np.zeros((1, actions.max_changes), dtype=np.intp)
     count = np.zeros(1, dtype=np.intp)
     absolute, square = np.zeros(1), np.zeros(1)
     for options in by_feature.values():
         own = np.array(options, dtype=np.intp)
-        room = np.flatnonzero(count < moves.most)
-        more_absolute = absolute[room, None] + measured[own, 0]
-        more_square = square[room, None] + measured[own, 1]
+        room = np.flatnonzero(count < actions.max_changes)
+        more_absolute = absolute[room, None] + norms[own, 0]
+        more_square = square[room, None] + norms[own, 1]
         base, option = np.nonzero(first * more_absolute + second * np.sqrt(more_square) <= budget)
         added = chosen[room[base]]
         added[np.arange(len(added)), count[room[base]]] = own[option]

@@ -1,4 +1,4 @@
-"""One row after another: cheap bounds first, then the program; every action looked at in the artefact."""
+"""Exact recourse of one row by enumeration, bounds, branch and bound, or one program."""
 
 from __future__ import annotations
 
@@ -13,34 +13,39 @@ import numpy.typing as npt
 
 from cfptq.errors import ModelError
 from cfptq.recourse.batch import Status
-from cfptq.recourse.exact.action_model import Moves
-from cfptq.recourse.exact.bounds import bounds_of, region_of
-from cfptq.recourse.exact.branch_and_bound import cheapest_by_regions
-from cfptq.recourse.exact.closed_form import cheapest_l2, supports_of
-from cfptq.recourse.exact.enumeration import FirstThatHolds, cheapest_listed, size_of
-from cfptq.recourse.exact.mip import Answer, solve_program
-from cfptq.recourse.exact.relu_encoding import PiecewiseLinear
+from cfptq.recourse.exact.action_model import ActionModel
+from cfptq.recourse.exact.bounds import build_region, compute_bounds
+from cfptq.recourse.exact.branch_and_bound import search_regions
+from cfptq.recourse.exact.closed_form import count_supports, find_cheapest_l2
+from cfptq.recourse.exact.enumeration import FindFirstValid, count_actions, enumerate_cheapest
+from cfptq.recourse.exact.mip import SearchResult, solve_program
+from cfptq.recourse.exact.relu_encoding import PiecewiseLinearNetwork
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-#: Slack is widened by these factors where an optimum sits a hair on the wrong side in the artefact.
-_NUDGES = (1.0, 10.0, 100.0, 1000.0)
-#: Supports that the closed form may go through; beyond it the program is faster.
-_SUPPORTS = 200_000
+#: Factors of the slack, tried in turn where float rounding makes an optimum invalid in the artefact.
+_SLACK_FACTORS = (1.0, 10.0, 100.0, 1000.0)
+#: Supports that the closed form may enumerate. Beyond it a program is solved, which is faster.
+_MAX_SUPPORTS = 200_000
+#: Bisection steps for the largest cost at which cheap bounds exclude every action.
+_BISECTION_STEPS = 12
+#: Share of the time limit that branch and bound over regions may take. Then one program for all actions is solved.
+_REGION_TIME_SHARE = 0.5
 
-#: Halvings of the interval in which the cheap bounds' own bound of the cost is looked for.
-_HALVINGS = 12
-
-#: Share of a row's time that cutting into regions may take before one program is set up for all.
-_SHARE_OF_REGIONS = 0.5
-
-#: An action (d,) as the artefact takes it: the feasible one next to it, its cost, and whether the target is reached.
+#: Maps an action (d,) to the nearest feasible action, its cost, and True if it reaches the target in the artefact.
 Check: TypeAlias = Callable[[Array], tuple[Array, float, bool]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best action of one row, (d,) or ``None``; its cost; what is proven; the least that any action can cost."""
+    """Best action of one row, with what is proven about it.
+
+    Attributes:
+        delta: Best action found, (d,), ``None`` if there is none.
+        cost: Cost of the action, infinite if there is none.
+        status: Status of the row.
+        bound: Lower bound of the cost of any valid action.
+    """
 
     delta: Array | None
     cost: float
@@ -49,49 +54,59 @@ class Outcome:
 
 
 def solve_row(
-    network: Callable[[], PiecewiseLinear],
-    moves: Moves,
+    network: Callable[[], PiecewiseLinearNetwork],
+    actions: ActionModel,
     target: int,
-    level: float,
+    required_margin: float,
     slack: float,
     incumbent: tuple[Array, float] | None,
     check: Check,
-    first_that_holds: FirstThatHolds,
+    find_first_valid: FindFirstValid,
     *,
     time_limit: float,
     gap: float,
-    listed: int = 0,
-    regions: bool = True,
+    max_enumerated: int = 0,
+    use_regions: bool = True,
     relaxed: bool = False,
 ) -> Outcome:
-    """The cheapest action of one row that does not have its target yet.
+    """Find the cheapest action of one row that does not have its target.
 
     Args:
-        network: read when it is needed.
-        level: target margin asked for, in logits; ``slack`` comes on top for actions.
-        incumbent: an action that holds and its cost, from the heuristic: the cut-off.
-        regions: cut the moves into regions first; else one program for all at once.
-        listed: most actions that may be asked about one by one instead of setting up a program.
+        network: Function that returns the network. It is called only if the network is needed.
+        actions: Admissible actions of the row.
+        target: Target class.
+        required_margin: Required target margin, in logits.
+        slack: Logits added to the required margin for actions, not for proofs.
+        incumbent: Valid action of the heuristic and its cost, ``None`` if there is none.
+        check: Function that evaluates an action in the artefact.
+        find_first_valid: Function that finds the first valid of several actions.
+        time_limit: Seconds.
+        gap: Relative gap at which an action counts as optimal.
+        max_enumerated: Up to this many actions are enumerated instead of solving a program, default 0.
+        use_regions: Try branch and bound over regions first, default True.
+        relaxed: Relax activation quantizers, default False.
     """
     deadline = time.perf_counter() + time_limit
     best, cost = incumbent if incumbent is not None else (None, math.inf)
     bound = 0.0
-    near = moves.within(cost * (1 - gap))
+    near = actions.restrict_to(cost * (1 - gap))
     if not near.features and best is not None:
         return Outcome(best, cost, Status.OPTIMAL, cost * (1 - gap))
-    if near.features and size_of(near) <= listed:
-        answer = cheapest_listed(near, cost * (1 - gap), first_that_holds)
+    if near.features and count_actions(near) <= max_enumerated:
+        answer = enumerate_cheapest(near, cost * (1 - gap), find_first_valid)
         if answer.delta is not None:
             delta, price, _ = check(answer.delta)
             return Outcome(delta, price, Status.OPTIMAL, min(answer.bound, price))
         if best is not None:
             return Outcome(best, cost, Status.OPTIMAL, cost * (1 - gap))
-        if not moves.cut:
-            return Outcome(None, math.inf, proven_reason(network, moves, target, level + slack), math.inf)
-    for nudge in _NUDGES:
+        if not actions.is_truncated:
+            return Outcome(None, math.inf, classify_infeasibility(network, actions, target, required_margin + slack), math.inf)
+    for factor in _SLACK_FACTORS:
         left = deadline - time.perf_counter()
-        answer = _cheapest(network(), moves, target, level + slack * nudge, cost, left, gap, relaxed and network().rounds, regions)
-        if nudge == 1.0:
+        answer = _search_network(
+            network(), actions, target, required_margin + slack * factor, cost, left, gap, relaxed and network().has_rounding, use_regions
+        )
+        if factor == 1.0:
             bound = min(answer.bound, cost)
         if answer.delta is None:
             break
@@ -100,108 +115,118 @@ def solve_row(
             if price < cost:
                 best, cost = delta, price
             break
-        if (relaxed and network().rounds) or deadline - time.perf_counter() <= 0:
+        if (relaxed and network().has_rounding) or deadline - time.perf_counter() <= 0:
             break
     if best is None:
-        if bound == math.inf and not moves.cut:
-            return Outcome(None, math.inf, proven_reason(network, moves, target, level + slack), math.inf)
+        if bound == math.inf and not actions.is_truncated:
+            return Outcome(None, math.inf, classify_infeasibility(network, actions, target, required_margin + slack), math.inf)
         return Outcome(None, math.inf, Status.NOT_FOUND, bound if bound < math.inf else 0.0)
     bound = min(bound, cost)
     status = Status.OPTIMAL if cost - bound <= 2 * gap * cost + 1e-6 else Status.BOUNDED
     return Outcome(best, cost, status, bound)
 
 
-def _cheapest(
-    network: PiecewiseLinear,
-    moves: Moves,
+def _search_network(
+    network: PiecewiseLinearNetwork,
+    actions: ActionModel,
     target: int,
-    level: float,
+    required_margin: float,
     cost: float,
     time_limit: float,
     gap: float,
     relaxed: bool,
-    regions: bool,
-) -> Answer:
-    """The cheapest action cheaper than ``cost`` by more than the gap; a bound of all actions' cost, ``cost`` at most."""
+    use_regions: bool,
+) -> SearchResult:
+    """Search for an action that is cheaper than ``cost`` by more than the gap.
+
+    The bound of the result is ``cost`` at most.
+    """
     budget = cost * (1 - gap) if math.isfinite(cost) else math.inf
-    near = moves.within(budget)
-    none = Answer(None, budget, True)
+    near = actions.restrict_to(budget)
+    none = SearchResult(None, budget, True)
     if not near.features:
         return none
-    bounds = bounds_of(network, region_of(near, budget), near.row, target)
-    if bool((bounds.margin_high < level).any()):
+    bounds = compute_bounds(network, build_region(near, budget), near.row, target)
+    if bool((bounds.margin_high < required_margin).any()):
         return none
-    closed = _closed_form(network, near, target, level)
-    if closed is not None:
-        return closed
+    closed_form = _solve_closed_form(network, near, target, required_margin)
+    if closed_form is not None:
+        return closed_form
     if time_limit <= 0:
-        return Answer(None, _out_of_budget(network, near, target, level, budget) if math.isfinite(budget) else 0.0, False)
+        return SearchResult(None, _bound_cost(network, near, target, required_margin, budget) if math.isfinite(budget) else 0.0, False)
     started = time.perf_counter()
-    deadline = started + _SHARE_OF_REGIONS * time_limit
-    cut = cheapest_by_regions(network, near, target, level, budget, gap=gap, deadline=deadline) if regions else None
-    if cut is not None:
-        return cut
+    deadline = started + _REGION_TIME_SHARE * time_limit
+    by_regions = search_regions(network, near, target, required_margin, budget, gap=gap, deadline=deadline) if use_regions else None
+    if by_regions is not None:
+        return by_regions
     time_limit -= time.perf_counter() - started
-    answer = solve_program(network, near, bounds, target, level, budget, time_limit=time_limit, gap=gap, relaxed=relaxed)
+    answer = solve_program(network, near, bounds, target, required_margin, budget, time_limit=time_limit, gap=gap, relaxed=relaxed)
     bound = min(answer.bound, budget)
-    if not answer.finished:
-        bound = max(bound, _out_of_budget(network, near, target, level, budget))
-    return Answer(answer.delta, bound, answer.finished)
+    if not answer.is_complete:
+        bound = max(bound, _bound_cost(network, near, target, required_margin, budget))
+    return SearchResult(answer.delta, bound, answer.is_complete)
 
 
-def _out_of_budget(network: PiecewiseLinear, moves: Moves, target: int, level: float, budget: float) -> float:
-    """The largest cost below which the cheap bounds alone prove that nothing reaches the target."""
-    first, second = moves.shares
-    dearest = sum(slide.weight * slide.most for slide in moves.slides) + sum(jump.absolute for jump in moves.jumps)
+def _bound_cost(network: PiecewiseLinearNetwork, actions: ActionModel, target: int, required_margin: float, budget: float) -> float:
+    """Return the largest cost below which cheap bounds prove that no action reaches the target."""
+    first, second = actions.norm_weights
+    dearest = sum(change.weight * change.longest for change in actions.numeric_changes) + sum(change.l1 for change in actions.level_changes)
     low, high = 0.0, min(budget, (first + second) * dearest)
-    for _ in range(_HALVINGS):
+    for _ in range(_BISECTION_STEPS):
         middle = (low + high) / 2
-        near = moves.within(middle)
+        near = actions.restrict_to(middle)
         nothing = not near.features
-        if nothing or bool((bounds_of(network, region_of(near, middle), near.row, target).margin_high < level).any()):
+        if nothing or bool((compute_bounds(network, build_region(near, middle), near.row, target).margin_high < required_margin).any()):
             low = middle
         else:
             high = middle
     return low
 
 
-def _closed_form(network: PiecewiseLinear, moves: Moves, target: int, level: float) -> Answer | None:
-    """For a linear model of two classes, l2 cost and continuous columns; ``None`` where that is not the case."""
+def _solve_closed_form(network: PiecewiseLinearNetwork, actions: ActionModel, target: int, required_margin: float) -> SearchResult | None:
+    """Solve a linear two-class model with l2 cost and continuous columns in closed form, or return ``None`` for others."""
     margins = network.margins(target)
-    plain = network.linear and margins.size == 1 and moves.norm == "l2" and not moves.jumps
-    if not plain or any(slide.step or slide.first for slide in moves.slides):
+    is_covered = network.is_linear and margins.size == 1 and actions.norm == "l2" and not actions.level_changes
+    if not is_covered or any(change.step or change.shortest for change in actions.numeric_changes):
         return None
     slope, room, weight = (np.zeros(network.width) for _ in range(3))
     weight[:] = 1.0
-    need = level - float(margins.matrix[0] @ moves.row + margins.offset[0])
+    need = required_margin - float(margins.matrix[0] @ actions.row + margins.offset[0])
     sign = np.sign(margins.matrix[0])
-    for slide in moves.slides:
-        weight[slide.column] = slide.weight
-        if slide.sign == sign[slide.column]:
-            slope[slide.column] = abs(margins.matrix[0][slide.column])
-            room[slide.column] = slide.most
-    if supports_of(int((slope > 0).sum()), moves.most) > _SUPPORTS:
+    for change in actions.numeric_changes:
+        weight[change.column] = change.weight
+        if change.sign == sign[change.column]:
+            slope[change.column] = abs(margins.matrix[0][change.column])
+            room[change.column] = change.longest
+    if count_supports(int((slope > 0).sum()), actions.max_changes) > _MAX_SUPPORTS:
         return None
-    amounts = cheapest_l2(slope, weight, room, need, moves.most)
+    amounts = find_cheapest_l2(slope, weight, room, need, actions.max_changes)
     if amounts is None:
-        return Answer(None, math.inf, True)
-    return Answer(amounts * sign, float(np.sqrt(((amounts * weight) ** 2).sum())), True)
+        return SearchResult(None, math.inf, True)
+    return SearchResult(amounts * sign, float(np.sqrt(((amounts * weight) ** 2).sum())), True)
 
 
-def proven_reason(network: Callable[[], PiecewiseLinear], moves: Moves, target: int, level: float) -> Status:
-    """For a row whose actions are proven not to reach the target: whether they would not even if all her features could change at once."""
-    unlimited = Moves(moves.row, moves.slides, moves.jumps, len(moves.features), moves.norm, moves.cut)
-    if moves.most == unlimited.most:
+def classify_infeasibility(
+    network: Callable[[], PiecewiseLinearNetwork], actions: ActionModel, target: int, required_margin: float
+) -> Status:
+    """Return ``IMMUTABLE`` if even changing all mutable features at once is proven not to reach the target, else ``INFEASIBLE``.
+
+    The row must be proven to have no valid action.
+    """
+    unlimited = ActionModel(
+        actions.row, actions.numeric_changes, actions.level_changes, len(actions.features), actions.norm, actions.is_truncated
+    )
+    if actions.max_changes == unlimited.max_changes:
         return Status.IMMUTABLE
     try:
-        return Status.IMMUTABLE if out_of_reach(network(), unlimited, target, level) else Status.INFEASIBLE
-    except ModelError:  # every action was listed; why they all fail cannot be seen in a model that shows no weights
+        return Status.IMMUTABLE if is_unreachable(network(), unlimited, target, required_margin) else Status.INFEASIBLE
+    except ModelError:  # All actions were enumerated in a model without readable weights, so the reason is unknown.
         return Status.INFEASIBLE
 
 
-def out_of_reach(network: PiecewiseLinear, moves: Moves, target: int, level: float) -> bool:
-    """Whether the cheap bounds prove that no action, whatever its cost, reaches a target margin of ``level``."""
-    if moves.cut:
+def is_unreachable(network: PiecewiseLinearNetwork, actions: ActionModel, target: int, required_margin: float) -> bool:
+    """Return True if cheap bounds prove that no action reaches the required target margin."""
+    if actions.is_truncated:
         return False
-    bounds = bounds_of(network, region_of(moves, math.inf), moves.row, target)
-    return bool((bounds.margin_high < level).any())
+    bounds = compute_bounds(network, build_region(actions, math.inf), actions.row, target)
+    return bool((bounds.margin_high < required_margin).any())

@@ -1,8 +1,9 @@
-"""Exact recourse for a predictor's rows: its network read, the heuristic's cost as cut-off, every answer checked in the artefact."""
+"""Exact recourse for the rows of a predictor, starting from a heuristic and checked in the artefact."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from math import inf
 
 import numpy as np
@@ -14,55 +15,60 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError, ModelError, name_rows
 from cfptq.io.progress import track
 from cfptq.network import Predictor, capture, target_margin
-from cfptq.network.head import check_threshold
+from cfptq.network.head import compute_threshold_logit
 from cfptq.network.predictor import ArtefactPredictor
 from cfptq.recourse.batch import Status
-from cfptq.recourse.exact.action_model import moves_of
-from cfptq.recourse.exact.enumeration import FirstThatHolds
-from cfptq.recourse.exact.relu_encoding import PiecewiseLinear, piecewise_linear
-from cfptq.recourse.exact.row_search import Array, out_of_reach, proven_reason, solve_row
+from cfptq.recourse.exact.action_model import build_action_models
+from cfptq.recourse.exact.enumeration import FindFirstValid
+from cfptq.recourse.exact.relu_encoding import PiecewiseLinearNetwork, read_piecewise_linear
+from cfptq.recourse.exact.row_search import Array, classify_infeasibility, is_unreachable, solve_row
 from cfptq.recourse.exact.settings import Exact
 
-#: Rows on which the network read is compared with the artefact, and by how much their logits may differ.
+#: Rows on which the network that was read is compared with the artefact.
 _COMPARED_ROWS = 256
-_TOLERANCE = 1e-4
-#: Where activations are rounded the last bit of float32 may send a value to the other integer: the share of rows for which that may be.
-_OTHER_ROUNDING = 0.05
+#: Relative difference of margins beyond which a row counts as different.
+_MARGIN_TOLERANCE = 1e-4
+#: Share of rows that may differ in a network with rounded activations, where float32 rounding may lead to the neighbouring integer.
+_MAX_DIFFERENT_SHARE = 0.05
 
 
-def read_network(predictor: Predictor, rows: Tensor) -> PiecewiseLinear:
-    """The predictor's network as affine maps and kinks, compared with the artefact on ``rows`` (N, d).
+def read_network(predictor: Predictor, rows: Tensor) -> PiecewiseLinearNetwork:
+    """Read the network of a predictor as affine maps and nonlinearities, and compare it with the artefact.
+
+    Args:
+        predictor: Predictor of a module or an ONNX file.
+        rows: Rows to compare on, (N, d).
 
     Raises:
-        ModelError: the predictor is not made of a module or an ONNX file, holds an operation that is not piecewise linear (named), or its
-            artefact does not say what the network read says.
+        ModelError: The predictor has no module or ONNX file, holds an operation that is not piecewise linear, or its artefact computes
+            other margins than the network that was read.
     """
     module = getattr(predictor.twin, "module", None) if isinstance(predictor, ArtefactPredictor) else None
     if not isinstance(module, nn.Module) or not isinstance(predictor, ArtefactPredictor):
-        why = getattr(predictor, "reason", "") or "it is no module"
-        raise ModelError(f"exact recourse needs the weights of a torch module or an ONNX file; {predictor.name} has none to show ({why})")
+        why = getattr(predictor, "reason", "") or "it is not a module"
+        raise ModelError(f"Exact recourse needs the weights of a torch module or an ONNX file, but {predictor.name} has none ({why}).")
     few = rows[:_COMPARED_ROWS].detach()
     network = capture(module, few)
     head = predictor.twin_head or predictor.head
-    threshold = check_threshold(predictor.threshold) if predictor.threshold is not None else 0.0
-    read = piecewise_linear(network, head, threshold)
-    said = predictor.logits(few).double().numpy()
-    apart = np.abs(_margins(read(few.double().numpy())) - _margins(said)).max(1)
-    off = apart > _TOLERANCE * (1 + np.abs(_margins(said)).max())
-    if off.mean() > (_OTHER_ROUNDING if read.rounds else 0.0):
+    threshold = compute_threshold_logit(predictor.threshold) if predictor.threshold is not None else 0.0
+    read = read_piecewise_linear(network, head, threshold)
+    margins = _subtract_first(predictor.logits(few).double().numpy())
+    difference = np.abs(_subtract_first(read(few.double().numpy())) - margins).max(1)
+    is_different = difference > _MARGIN_TOLERANCE * (1 + np.abs(margins).max())
+    if is_different.mean() > (_MAX_DIFFERENT_SHARE if read.has_rounding else 0.0):
         raise ModelError(
-            f"{predictor.name} does not compute what its network says: margins differ by up to {float(apart.max()):.3g} on rows "
-            f'{name_rows(np.flatnonzero(off).tolist())}; exact recourse would be about another model: use method="minimal-cost"'
+            f"{predictor.name} does not compute what its network does. Margins differ by up to {float(difference.max()):.3g} on rows "
+            f'{name_rows(np.flatnonzero(is_different).tolist())}. Use method="minimal-cost".'
         )
     return read
 
 
-def _margins(logits: Array) -> Array:
-    """Differences to the first class: what is left of logits when a constant in each row means nothing."""
+def _subtract_first(logits: Array) -> Array:
+    """Return differences to the logit of the first class, which a constant added to all logits does not change."""
     return np.asarray(logits[:, 1:] - logits[:, :1])
 
 
-def exact(
+def solve_exact(
     predictor: Predictor,
     rows: Tensor,
     space: ActionSpace,
@@ -72,17 +78,22 @@ def exact(
     *,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The cheapest action of each row that is not at its target.
+    """Find the cheapest action of each row that is not at its target, with a proof.
 
     Args:
-        rows: (N, d). target: (N,).
-        heuristic: gives feasible actions (N, d), zero where it found none.
+        predictor: Model to change the decision of.
+        rows: Factual rows without their target, (N, d).
+        space: Action set that defines the admissible actions.
+        target: Target class of each row, (N,) int64.
+        settings: Settings of exact recourse.
+        heuristic: Function that returns feasible actions (N, d) to start from, zero where it finds none.
+        progress: Show a progress bar, default False.
 
     Returns:
-        Actions (N, d), zero where none is known; :class:`Status` codes (N,) int8; bounds of the cost (N,).
+        Actions (N, d), zero where none is known, :class:`Status` codes (N,) int8, and lower bounds of the cost (N,).
     """
-    moves = moves_of(_action_set(space), rows)
-    network = _once(lambda: read_network(predictor, rows))
+    actions = build_action_models(_check_action_set(space), rows)
+    network = cache(lambda: read_network(predictor, rows))
     start = heuristic()
     prices = space.cost(rows, start)
     relaxed = settings.activations == "relaxed"
@@ -94,17 +105,17 @@ def exact(
         known = (start[row].double().numpy(), float(prices[row])) if bool((start[row] != 0).any()) else None
         outcome = solve_row(
             network,
-            moves[row],
+            actions[row],
             int(target[row]),
-            settings.level,
+            settings.required_margin,
             settings.slack,
             known,
-            _checked(predictor, here, space, target[row : row + 1], settings.level),
-            _first_that_holds(predictor, here, space, target[row : row + 1], settings.level + settings.slack),
+            _make_check(predictor, here, space, target[row : row + 1], settings.required_margin),
+            _make_validity_search(predictor, here, space, target[row : row + 1], settings.required_margin + settings.slack),
             time_limit=settings.time_limit,
             gap=settings.gap,
-            listed=settings.listed,
-            regions=settings.regions,
+            max_enumerated=settings.max_enumerated,
+            use_regions=settings.use_regions,
             relaxed=relaxed,
         )
         if outcome.delta is not None:
@@ -113,62 +124,65 @@ def exact(
     return best, status, bounds
 
 
-def _checked(
-    predictor: Predictor, here: Tensor, space: ActionSpace, target: Tensor, level: float
+def _make_check(
+    predictor: Predictor, here: Tensor, space: ActionSpace, target: Tensor, required_margin: float
 ) -> Callable[[Array], tuple[Array, float, bool]]:
+    """Return a function that evaluates one action in the artefact."""
+
     def check(delta: Array) -> tuple[Array, float, bool]:
         with torch.no_grad():
             action = space.project(here, torch.from_numpy(delta).float()[None])
             point = space.apply(here, action)
         margin = float(target_margin(predictor.logits(point), target))
-        return action[0].double().numpy(), float(space.cost(here, action)), margin >= level if level else margin > 0
+        return action[0].double().numpy(), float(space.cost(here, action)), margin >= required_margin if required_margin else margin > 0
 
     return check
 
 
-def _first_that_holds(predictor: Predictor, here: Tensor, space: ActionSpace, target: Tensor, level: float) -> FirstThatHolds:
-    def first_that_holds(delta: Array) -> int | None:
+def _make_validity_search(predictor: Predictor, here: Tensor, space: ActionSpace, target: Tensor, required_margin: float) -> FindFirstValid:
+    """Return a function that finds the first of several actions that is valid in the artefact."""
+
+    def find_first_valid(delta: Array) -> int | None:
         row = here.expand(len(delta), -1)
         with torch.no_grad():
             points = space.apply(row, space.project(row, torch.from_numpy(delta).float()))
-        good = target_margin(predictor.logits(points), target.expand(len(delta))) >= level
+        good = target_margin(predictor.logits(points), target.expand(len(delta))) >= required_margin
         return int(good.int().argmax()) if bool(good.any()) else None
 
-    return first_that_holds
+    return find_first_valid
 
 
-def _once(read: Callable[[], PiecewiseLinear]) -> Callable[[], PiecewiseLinear]:
-    """Read when first asked, once."""
-    kept: list[PiecewiseLinear] = []
+def compute_infeasibility_status(
+    predictor: Predictor, action_set: ActionSet, rows: Tensor, target: Tensor, required_margin: float
+) -> tuple[Tensor, Tensor]:
+    """Compute status and cost bound of rows without recourse from cheap bounds alone.
 
-    def network() -> PiecewiseLinear:
-        if not kept:
-            kept.append(read())
-        return kept[0]
+    Args:
+        predictor: Model that the recourse was solved on.
+        action_set: Admissible actions.
+        rows: Factual rows without recourse, (N, d).
+        target: Target class of each row, (N,) int64.
+        required_margin: Target margin to reach, in logits.
 
-    return network
-
-
-def missing_status(predictor: Predictor, action_set: ActionSet, rows: Tensor, target: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    """For rows without recourse, by the cheap bounds alone: :class:`Status` codes (N,) int8 and bounds of the cost (N,).
+    Returns:
+        :class:`Status` codes (N,) int8 and lower bounds of the cost (N,).
 
     Raises:
-        ModelError: as :func:`read_network`.
+        ModelError: As :func:`read_network`.
     """
     network = read_network(predictor, rows)
     status = torch.full((len(rows),), int(Status.NOT_FOUND), dtype=torch.int8)
     bounds = torch.zeros(len(rows))
-    for row, moves in enumerate(moves_of(action_set, rows)):
+    for row, actions in enumerate(build_action_models(action_set, rows)):
         wanted = int(target[row])
-        if out_of_reach(network, moves, wanted, level):
-            status[row], bounds[row] = int(proven_reason(lambda: network, moves, wanted, level)), inf
+        if is_unreachable(network, actions, wanted, required_margin):
+            status[row], bounds[row] = int(classify_infeasibility(lambda: network, actions, wanted, required_margin)), inf
     return status, bounds
 
 
-def _action_set(space: ActionSpace) -> ActionSet:
+def _check_action_set(space: ActionSpace) -> ActionSet:
     if not isinstance(space, ActionSet):
         raise DataError(
-            f"exact recourse needs a cfptq.ActionSet, whose features say what may move; a {type(space).__name__} is known by its "
-            'projection only: use method="minimal-cost"'
+            f'Exact recourse needs a cfptq.ActionSet, because it reads features, got a {type(space).__name__}. Use method="minimal-cost".'
         )
     return space
