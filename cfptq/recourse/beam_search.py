@@ -45,9 +45,9 @@ def combine_moves(
     max_cost = max_cost.clone()
     states, exists = start, ~start.isnan().any(2)
     margin, cost = torch.full(exists.shape, -inf), torch.full(exists.shape, inf)
-    row, place = exists.nonzero(as_tuple=True)
-    margin[row, place] = evaluate_margins(problem, moves.index[row], states[row, place])
-    cost[row, place] = problem.cost(moves.index[row], states[row, place])
+    row, slot = exists.nonzero(as_tuple=True)
+    margin[row, slot] = evaluate_margins(problem, moves.index[row], states[row, slot])
+    cost[row, slot] = problem.cost(moves.index[row], states[row, slot])
     for _ in range(depth):
         predicted, choice = _predict_costs(problem, moves, states, margin, cost, max_cost)
         most = min(width, predicted[0].numel())
@@ -58,20 +58,24 @@ def combine_moves(
         flat = flat[row, rank]
         move = choice[row, flat // predicted.shape[2], flat % predicted.shape[2]]
         tried = moves.apply_to(problem, row, states[row, flat // predicted.shape[2]], move)
-        fresh = _find_first_occurrences(row, rank, tried, count, most)
-        row, rank, tried = row[fresh], rank[fresh], tried[fresh]
-        reached, paid = evaluate_margins(problem, moves.index[row], tried), problem.cost(moves.index[row], tried)
-        valid = reached >= problem.required_margin
+        is_new = _find_first_occurrences(row, rank, tried, count, most)
+        row, rank, tried = row[is_new], rank[is_new], tried[is_new]
+        new_margin, new_cost = evaluate_margins(problem, moves.index[row], tried), problem.cost(moves.index[row], tried)
+        is_valid = new_margin >= problem.required_margin
         order = torch.full((count, most), inf)
-        order[row[valid], rank[valid]] = best[row[valid], rank[valid]]
+        order[row[is_valid], rank[is_valid]] = best[row[is_valid], rank[is_valid]]
         chosen = order.topk(min(keep, most), dim=1, largest=False)
-        worth = torch.zeros(count, most, dtype=torch.bool).scatter_(1, chosen.indices, chosen.values.isfinite())[row, rank] & valid
-        found.append((moves.index[row[worth]], tried[worth]))
-        max_cost = max_cost.scatter_reduce(0, row[valid], paid[valid], "amin")
-        on = ~valid & (paid < max_cost[row])
+        is_kept = torch.zeros(count, most, dtype=torch.bool).scatter_(1, chosen.indices, chosen.values.isfinite())[row, rank] & is_valid
+        found.append((moves.index[row[is_kept]], tried[is_kept]))
+        max_cost = max_cost.scatter_reduce(0, row[is_valid], new_cost[is_valid], "amin")
+        continues = ~is_valid & (new_cost < max_cost[row])
         states = torch.zeros(count, most, size)
         margin, cost = torch.full((count, most), -inf), torch.full((count, most), inf)
-        states[row[on], rank[on]], margin[row[on], rank[on]], cost[row[on], rank[on]] = tried[on], reached[on], paid[on]
+        states[row[continues], rank[continues]], margin[row[continues], rank[continues]], cost[row[continues], rank[continues]] = (
+            tried[continues],
+            new_margin[continues],
+            new_cost[continues],
+        )
     if not found:
         return moves.index[:0], start[:0, 0]
     return torch.cat([rows for rows, _ in found]), torch.cat([actions for _, actions in found])
@@ -81,22 +85,22 @@ def _predict_costs(
     problem: SearchProblem, moves: MoveTable, states: Tensor, margin: Tensor, cost: Tensor, max_cost: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Predict the total cost of the best moves of each state, (n, S, q), infinite where there is none, and return the moves too."""
-    count, several, size = states.shape
-    changed = problem.find_changed_features(states.reshape(-1, size)).reshape(count, several, -1)
+    count, slots, size = states.shape
+    changed = problem.find_changed_features(states.reshape(-1, size)).reshape(count, slots, -1)
     need = (problem.required_margin - margin)[:, :, None]
     gain = torch.maximum(moves.gain[:, None], _MIN_GAIN_SHARE * need.clamp(max=1e9))
-    part = need / gain.clamp_min(1e-12)
-    may_reach = part <= _PREDICTION_TOLERANCE
-    # Of the lengths of one column, try the shortest that may_reach the target and a few that do not.
-    is_certain = part <= 1 / _PREDICTION_TOLERANCE
+    needed_share = need / gain.clamp_min(1e-12)
+    may_reach = needed_share <= _PREDICTION_TOLERANCE
+    # Of the lengths of one column, try the shortest that reaches the target and a few that do not.
+    is_certain = needed_share <= 1 / _PREDICTION_TOLERANCE
     is_useful = (moves.shorter < 0) | ~is_certain[:, :, moves.shorter.clamp_min(0)]
     is_useful &= may_reach | moves.is_partial
-    total = cost[:, :, None] + moves.cost[:, None] * torch.where(moves.is_level, part.clamp_min(1.0), part)
+    total = cost[:, :, None] + moves.cost[:, None] * torch.where(moves.is_level, needed_share.clamp_min(1.0), needed_share)
     least = cost[:, :, None] + torch.where(moves.is_level | ~may_reach, moves.cost[:, None], 0.0)
     is_full = changed.sum(2) >= (problem.space.max_changes or len(problem.incidence))
     is_excluded = changed[:, :, moves.feature] | is_full[:, :, None] | ~is_useful | (least >= max_cost[:, None, None])
     total = torch.where(is_excluded | moves.cost[:, None].isinf(), inf, total)
-    best, choice = total.topk(min(_MAX_MOVES_PER_STATE if several > 1 else total.shape[2], total.shape[2]), dim=2, largest=False)
+    best, choice = total.topk(min(_MAX_MOVES_PER_STATE if slots > 1 else total.shape[2], total.shape[2]), dim=2, largest=False)
     return best, choice
 
 
@@ -105,8 +109,8 @@ def _find_first_occurrences(row: Tensor, rank: Tensor, delta: Tensor, count: int
     weight = torch.sqrt(torch.arange(2, delta.shape[1] + 2, dtype=torch.float64))
     key = torch.full((count, most), torch.nan, dtype=torch.float64)
     key[row, rank] = delta.to(torch.float64) @ weight
-    ordered, order = key.sort(dim=1, stable=True)
-    repeated = torch.zeros(count, most, dtype=torch.bool)
-    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    is_repeated = torch.zeros_like(repeated).scatter_(1, order, repeated)
+    sorted_key, order = key.sort(dim=1, stable=True)
+    sorted_repeats = torch.zeros(count, most, dtype=torch.bool)
+    sorted_repeats[:, 1:] = sorted_key[:, 1:] == sorted_key[:, :-1]
+    is_repeated = torch.zeros_like(sorted_repeats).scatter_(1, order, sorted_repeats)
     return (~is_repeated[row, rank]).nonzero()[:, 0]

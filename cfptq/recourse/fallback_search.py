@@ -38,22 +38,22 @@ def maximize_margin(problem: SearchProblem, moves: MoveTable, row: Tensor, start
     best = start[:, 0].clone()
     margin = evaluate_margins(problem, moves.index[row], best)
     count, size = moves.cost.shape[1], start.shape[2]
-    live = (margin < problem.required_margin).nonzero()[:, 0]
-    some = max(1, _MAX_TENSOR_NUMBERS // max(1, max(width, start.shape[1]) * count * size))
-    for part in torch.split(live, some) if count and len(live) else ():
+    open_rows = (margin < problem.required_margin).nonzero()[:, 0]
+    chunk_size = max(1, _MAX_TENSOR_NUMBERS // max(1, max(width, start.shape[1]) * count * size))
+    for part in torch.split(open_rows, chunk_size) if count and len(open_rows) else ():
         states = start[part]
         for _ in range(steps):
-            several = states.shape[1]
-            owner = row[part].repeat_interleave(several * count)
-            onto = states.repeat_interleave(count, dim=1).reshape(-1, size)
-            tried = moves.apply_to(problem, owner, onto, torch.arange(count).repeat(len(part) * several))
-            reached = evaluate_margins(problem, moves.index[owner], tried).reshape(len(part), -1)
-            top, chosen = _select_highest(reached, width)
+            kept = states.shape[1]
+            owner = row[part].repeat_interleave(kept * count)
+            base = states.repeat_interleave(count, dim=1).reshape(-1, size)
+            tried = moves.apply_to(problem, owner, base, torch.arange(count).repeat(len(part) * kept))
+            new_margin = evaluate_margins(problem, moves.index[owner], tried).reshape(len(part), -1)
+            top, chosen = _select_highest(new_margin, width)
             states = tried.reshape(len(part), -1, size)[torch.arange(len(part))[:, None], chosen]
             has_risen = top[:, 0] > margin[part] + 1e-6
             best[part[has_risen]], margin[part[has_risen]] = states[has_risen, 0], top[has_risen, 0]
-            on = has_risen & (margin[part] < problem.required_margin)
-            part, states = part[on], states[on]
+            continues = has_risen & (margin[part] < problem.required_margin)
+            part, states = part[continues], states[continues]
             if len(part) == 0:
                 break
     arrived = (margin >= problem.required_margin).nonzero()[:, 0]
@@ -66,23 +66,23 @@ def find_best_pairs(problem: SearchProblem, moves: MoveTable, row: Tensor, width
     Pairs find changes that gain in combination only. ``row`` (M,) holds positions among the rows of ``moves``.
     """
     length = torch.zeros(len(moves.column), dtype=torch.int64)
-    for place, previous in enumerate(moves.shorter.tolist()):
-        length[place] = length[previous] + 1 if previous >= 0 else 0
-    coarse = (moves.is_level | (length % _LENGTH_STRIDE == _LENGTH_STRIDE - 1)).nonzero()[:, 0]
-    first, second = torch.combinations(torch.arange(len(coarse))).T
-    different = (moves.feature[coarse[first]] != moves.feature[coarse[second]]).nonzero()[:, 0]
+    for position, previous in enumerate(moves.shorter.tolist()):
+        length[position] = length[previous] + 1 if previous >= 0 else 0
+    chosen_moves = (moves.is_level | (length % _LENGTH_STRIDE == _LENGTH_STRIDE - 1)).nonzero()[:, 0]
+    first, second = torch.combinations(torch.arange(len(chosen_moves))).T
+    different = (moves.feature[chosen_moves[first]] != moves.feature[chosen_moves[second]]).nonzero()[:, 0]
     different = different[:: 1 + len(different) // _MAX_PAIRS_PER_ROW]
     first, second = first[different], second[different]
     zero = torch.zeros(1, len(problem.unit_cost))
-    some = max(1, _MAX_TENSOR_NUMBERS // zero.shape[1])
+    chunk_size = max(1, _MAX_TENSOR_NUMBERS // zero.shape[1])
     best = []
     for one in row.tolist():
-        alone = moves.apply_to(problem, torch.full_like(coarse, one), zero.expand(len(coarse), -1), coarse)
+        single = moves.apply_to(problem, torch.full_like(chosen_moves, one), zero.expand(len(chosen_moves), -1), chosen_moves)
         kept = zero.repeat(width, 1)  # There may be fewer than ``width`` pairs.
-        for i, j in zip(torch.split(first, some), torch.split(second, some), strict=True):
-            tried = torch.cat((kept, moves.apply_to(problem, torch.full_like(i, one), alone[i], coarse[j])))
-            reached = evaluate_margins(problem, moves.index[one].expand(len(tried)), tried)
-            kept = tried[_select_highest(reached[None], width)[1][0]]
+        for i, j in zip(torch.split(first, chunk_size), torch.split(second, chunk_size), strict=True):
+            tried = torch.cat((kept, moves.apply_to(problem, torch.full_like(i, one), single[i], chosen_moves[j])))
+            new_margin = evaluate_margins(problem, moves.index[one].expand(len(tried)), tried)
+            kept = tried[_select_highest(new_margin[None], width)[1][0]]
         best.append(kept)
     return torch.stack(best)
 
@@ -97,12 +97,12 @@ def draw_random_action(problem: SearchProblem, index: Tensor, seed: int) -> Tens
     return problem.project(index, torch.where(problem.is_single, span, level))[:, None]
 
 
-def _select_highest(reached: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def _select_highest(new_margin: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Select the ``width`` highest distinct margins of each row (M, P) and their positions.
 
     Equal margins are nearly always the same action reached in two ways.
     """
-    ordered, order = reached.sort(dim=1, descending=True)
+    ordered, order = new_margin.sort(dim=1, descending=True)
     is_repeated = torch.zeros_like(ordered, dtype=torch.bool)
     is_repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
     top, rank = torch.where(is_repeated, -inf, ordered).topk(min(width, ordered.shape[1]), dim=1)

@@ -107,6 +107,7 @@ def _descend(
 
 
 def _is_at_target(predictor: Predictor, x: Tensor, space: ActionSpace, delta: Tensor, target: Tensor) -> Tensor:
+    """Return which points have their target in the artefact, (N,) bool."""
     return target_margin(predictor.logits(space.apply(x, delta)), target) > 0
 
 

@@ -86,22 +86,22 @@ def search_combinations(problem: SearchProblem, index: Tensor, best: Tensor, cos
 
     ``cost`` is infinite for rows without an action.
     """
-    lost = index[cost[index].isinf()]
-    if len(lost):
-        moves = _combine_from_factual(problem, lost, best, cost, settings)
+    open_rows = index[cost[index].isinf()]
+    if len(open_rows):
+        moves = _combine_from_factual(problem, open_rows, best, cost, settings)
         if problem.space.max_changes != 1:
             _raise_margins(problem, moves, best, cost)
-    live = index[cost[index].isfinite()]
-    if len(live):  # A finite cost limits the lengths, so that they are spaced more finely.
-        _combine_from_factual(problem, live, best, cost, settings)
+    solved = index[cost[index].isfinite()]
+    if len(solved):  # A finite cost limits the lengths, so that they are spaced more finely.
+        _combine_from_factual(problem, solved, best, cost, settings)
     for _ in range(settings.rounds):
-        if len(live) == 0:
+        if len(solved) == 0:
             break
-        before = cost[live]
-        replace_features(problem, live, best, cost, settings)
+        before = cost[solved]
+        replace_features(problem, solved, best, cost, settings)
         if settings.shift_effort:
-            shift_effort(problem, live, best, cost, settings)
-        live = live[cost[live] < before * (1 - 1e-6)]
+            shift_effort(problem, solved, best, cost, settings)
+        solved = solved[cost[solved] < before * (1 - 1e-6)]
 
 
 def _combine_from_factual(problem: SearchProblem, index: Tensor, best: Tensor, cost: Tensor, settings: GradientFree) -> MoveTable:
@@ -121,8 +121,8 @@ def replace_features(problem: SearchProblem, index: Tensor, best: Tensor, cost: 
     most = int(changed.sum(1).max())
     reduced = torch.full((len(index), most + 1, delta.shape[1]), torch.nan)
     row, feature = changed.nonzero(as_tuple=True)
-    place = changed.to(torch.int64).cumsum(1)[row, feature] - 1
-    reduced[row, place] = torch.where(problem.incidence[feature] > 0, 0, delta[row])
+    slot = changed.to(torch.int64).cumsum(1)[row, feature] - 1
+    reduced[row, slot] = torch.where(problem.incidence[feature] > 0, 0, delta[row])
     moves = tabulate_moves(problem, index, cost[index])
     refine_into(problem, best, cost, *combine_moves(problem, moves, reduced, cost[index], settings.width, 2, settings.keep))
 
@@ -135,17 +135,17 @@ def shift_effort(problem: SearchProblem, index: Tensor, best: Tensor, cost: Tens
     for share in _REMAINING_SHARES:
         for part in torch.split(torch.arange(len(row)), max(1, _MAX_TENSOR_NUMBERS // max(1, count * delta.shape[1]))):
             owner = row[part].repeat_interleave(count)
-            less = delta[row[part]].scatter(1, column[part][:, None], share * delta[row[part], column[part]][:, None])
+            shortened = delta[row[part]].scatter(1, column[part][:, None], share * delta[row[part], column[part]][:, None])
             move = torch.arange(count).repeat(len(part))
-            elsewhere = moves.column[move] != column[part].repeat_interleave(count)
-            owner, move, less = owner[elsewhere], move[elsewhere], less.repeat_interleave(count, dim=0)[elsewhere]
-            tried = moves.apply_to(problem, owner, less, move)
-            paid = problem.cost(index[owner], tried)
-            cheap = (paid < cost[index[owner]]).nonzero()[:, 0]
-            reached = evaluate_margins(problem, index[owner[cheap]], tried[cheap]) >= problem.required_margin
-            good = cheap[reached]
+            other_column = moves.column[move] != column[part].repeat_interleave(count)
+            owner, move, shortened = owner[other_column], move[other_column], shortened.repeat_interleave(count, dim=0)[other_column]
+            tried = moves.apply_to(problem, owner, shortened, move)
+            new_cost = problem.cost(index[owner], tried)
+            cheaper = (new_cost < cost[index[owner]]).nonzero()[:, 0]
+            is_valid = evaluate_margins(problem, index[owner[cheaper]], tried[cheaper]) >= problem.required_margin
+            good = cheaper[is_valid]
             # Only the cheapest candidates of each row are refined.
-            good = good[paid[good].argsort()]
+            good = good[new_cost[good].argsort()]
             good = good[owner[good].argsort(stable=True)]
             rank = torch.arange(len(good)) - torch.searchsorted(owner[good], owner[good])
             good = good[rank < settings.keep]
@@ -154,9 +154,11 @@ def shift_effort(problem: SearchProblem, index: Tensor, best: Tensor, cost: Tens
 
 def _raise_margins(problem: SearchProblem, moves: MoveTable, best: Tensor, cost: Tensor) -> None:
     """Maximize the margin of rows without recourse, first from the best pairs of moves, then from a random action."""
-    for pairs in (True, False):
-        lost = cost[moves.index].isinf().nonzero()[:, 0]
-        for row in torch.split(lost, _MAXIMIZED_ROWS) if len(lost) else ():
-            start = find_best_pairs(problem, moves, row, _START_PAIRS) if pairs else draw_random_action(problem, moves.index[row], seed=0)
+    for from_pairs in (True, False):
+        open_rows = cost[moves.index].isinf().nonzero()[:, 0]
+        for row in torch.split(open_rows, _MAXIMIZED_ROWS) if len(open_rows) else ():
+            start = (
+                find_best_pairs(problem, moves, row, _START_PAIRS) if from_pairs else draw_random_action(problem, moves.index[row], seed=0)
+            )
             arrived, delta = maximize_margin(problem, moves, row, start, _KEPT_ACTIONS, _MAX_MOVES)
             refine_into(problem, best, cost, moves.index[arrived], delta)

@@ -98,23 +98,23 @@ def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, 
     problem = build_search_problem(predictor, rows, space, target, settings.required_margin + settings.slack)
     best = space.zero(rows)
     cost = torch.full((len(rows),), inf)
-    thorough = settings.effort == "thorough"
+    is_thorough = settings.effort == "thorough"
     portfolio = settings.portfolio if problem.is_additive else settings.portfolio + SPREADING_DESCENTS
     _run_portfolio(problem, best, cost, portfolio, settings.steps)
     for index in torch.split(cost.isinf().nonzero()[:, 0], COMBINED_ROWS_PER_BATCH):
         search_combinations(problem, index, best, cost, COMBINATION_SEARCH)
     found = cost.isfinite().nonzero()[:, 0]
     delta, new_cost = best[found], cost[found]
-    search_nearer_segments(problem, found, delta, new_cost, 15 if thorough else 7)
+    search_nearer_segments(problem, found, delta, new_cost, 15 if is_thorough else 7)
     best[found], cost[found] = delta, new_cost
     open_rows = torch.ones(len(rows), dtype=torch.bool)
-    for _ in range(4 if thorough else 1):
+    for _ in range(4 if is_thorough else 1):
         open_rows = _repair(problem, best, cost, open_rows, settings.steps)
         if not bool(open_rows.any()):
             break
     uses_grid = ((best[found] != 0) & (problem.grid_step > 0)).any(1)
-    for index in torch.split(found if thorough else found[uses_grid], COMBINED_ROWS_PER_BATCH):
-        search_combinations(problem, index, best, cost, COMBINATION_SEARCH if thorough else PAIR_SEARCH)
+    for index in torch.split(found if is_thorough else found[uses_grid], COMBINED_ROWS_PER_BATCH):
+        search_combinations(problem, index, best, cost, COMBINATION_SEARCH if is_thorough else PAIR_SEARCH)
     # Refinement treats features as independent. A space that couples features corrects the actions here.
     return space.project(rows, best)
 
@@ -122,13 +122,13 @@ def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, 
 def _run_portfolio(problem: SearchProblem, best: Tensor, cost: Tensor, rules: tuple[Descent, ...], steps: int) -> None:
     """Run every descent, then refine all actions that reach the target."""
     max_cost = torch.full_like(cost, inf)
-    some = max(1, _MAX_TENSOR_NUMBERS // (len(rules) * best.shape[1]))
-    for index in torch.split(torch.arange(len(best)), some):
+    chunk_size = max(1, _MAX_TENSOR_NUMBERS // (len(rules) * best.shape[1]))
+    for index in torch.split(torch.arange(len(best)), chunk_size):
         start = torch.zeros_like(best[index])
         found = [find_grid_steps(problem, index)]
         initial = problem.differentiate_margin(index, start)  # All descents share their first step.
-        for _, alike in groupby(rules, key=lambda rule: (rule.exponent, rule.is_weighted)):
-            found.append(descend_to_target(problem, index, start, tuple(alike), steps, max_cost, initial=initial))
+        for _, group in groupby(rules, key=lambda rule: (rule.exponent, rule.is_weighted)):
+            found.append(descend_to_target(problem, index, start, tuple(group), steps, max_cost, initial=initial))
         refine_into(problem, best, cost, torch.cat([row for row, _ in found]), torch.cat([delta for _, delta in found]))
 
 

@@ -39,16 +39,16 @@ def refine(problem: SearchProblem, index: Tensor, delta: Tensor) -> tuple[Tensor
     least = torch.full((len(problem.rows),), torch.inf).scatter_reduce(0, index, cost, "amin")
     kept = kept[cost[kept] <= _MAX_COST_RATIO * least[index[kept]]]
     index, delta, cost, margins = index[kept], delta[kept], cost[kept], margins[kept]
-    live = torch.arange(len(index))
+    active = torch.arange(len(index))
     for _ in range(_MAX_ROUNDS):
-        gained = shorten(problem, index, delta, cost, live, margins)
+        improved = shorten(problem, index, delta, cost, active, margins)
         # An action of one feature cannot shift effort to another one.
-        live = gained[problem.find_changed_features(delta[gained]).sum(1) > 1]
-        if len(live) == 0:
+        active = improved[problem.find_changed_features(delta[improved]).sum(1) > 1]
+        if len(active) == 0:
             break
-        action, new_cost = delta[live], cost[live]
-        margins = revert_features(problem, index[live], action, new_cost)
-        delta[live], cost[live] = action, new_cost
+        action, new_cost = delta[active], cost[active]
+        margins = revert_features(problem, index[active], action, new_cost)
+        delta[active], cost[active] = action, new_cost
     return index, delta, cost
 
 
@@ -68,23 +68,23 @@ def revert_features(problem: SearchProblem, index: Tensor, delta: Tensor, cost: 
         Margins (M, F) of each resulting action with one more feature reverted. Entries of unchanged features are meaningless.
     """
     margins = problem.initial_margin[index][:, None].repeat(1, len(problem.incidence))
-    live = torch.arange(len(index))
+    active = torch.arange(len(index))
     while True:
-        changed = problem.find_changed_features(delta[live])
+        changed = problem.find_changed_features(delta[active])
         several = changed.sum(1) > 1  # Reverting the last feature would give the factual row.
-        live, changed = live[several], changed[several]
-        if len(live) == 0:
+        active, changed = active[several], changed[several]
+        if len(active) == 0:
             return margins
         owner, feature = changed.nonzero(as_tuple=True)
-        position = live[owner]
+        position = active[owner]
         tried = delta[position] * (1 - problem.incidence[feature])
         margins[position, feature] = margin = problem.compute_margin(index[position], tried)
         new_cost = torch.where(margin >= problem.required_margin, problem.cost(index[position], tried), torch.inf)
-        live = _keep_best(delta, cost, position, tried, new_cost)
-        margins[live] = problem.initial_margin[index[live]][:, None]
+        active = _keep_best(delta, cost, position, tried, new_cost)
+        margins[active] = problem.initial_margin[index[active]][:, None]
 
 
-def shorten(problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, live: Tensor, margins: Tensor) -> Tensor:
+def shorten(problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, active: Tensor, margins: Tensor) -> Tensor:
     """Shorten the column that saves most, in place, and return the actions that became cheaper.
 
     Where the cost is not a sum over features, shortening all columns together is tried too.
@@ -97,25 +97,27 @@ def shorten(problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, 
         live: Positions of the actions to shorten, (L,).
         margins: Margins of these with one feature reverted, (L, F).
     """
-    is_changed = (delta[live] != 0) & problem.is_single
+    is_changed = (delta[active] != 0) & problem.is_single
     owner, column = is_changed.nonzero(as_tuple=True)
     low = margins[owner, problem.feature_of_column[column]]
-    high = problem.compute_margin(index[live], delta[live])
-    worth = _find_shortenable(problem, low, high[owner])
-    owner, column, low = owner[worth], column[worth], low[worth]
+    high = problem.compute_margin(index[active], delta[active])
+    is_shortenable = _find_shortenable(problem, low, high[owner])
+    owner, column, low = owner[is_shortenable], column[is_shortenable], low[is_shortenable]
     part = mask_columns(column, delta.shape[1])
     if not problem.is_additive:
-        together = (is_changed.sum(1) > 1).nonzero()[:, 0]
-        rest = problem.compute_margin(index[live[together]], torch.where(is_changed[together], 0, delta[live[together]]))
-        worth = _find_shortenable(problem, rest, high[together])
+        several_changed = (is_changed.sum(1) > 1).nonzero()[:, 0]
+        reverted_margin = problem.compute_margin(
+            index[active[several_changed]], torch.where(is_changed[several_changed], 0, delta[active[several_changed]])
+        )
+        is_shortenable = _find_shortenable(problem, reverted_margin, high[several_changed])
         owner, part, low = (
-            torch.cat((owner, together[worth])),
-            torch.cat((part, is_changed[together[worth]])),
-            torch.cat((low, rest[worth])),
+            torch.cat((owner, several_changed[is_shortenable])),
+            torch.cat((part, is_changed[several_changed[is_shortenable]])),
+            torch.cat((low, reverted_margin[is_shortenable])),
         )
     if len(owner) == 0:
         return owner
-    position = live[owner]
+    position = active[owner]
     shorter, new_cost = _find_shortest(
         problem,
         index[position],
@@ -145,18 +147,18 @@ def search_nearer_segments(problem: SearchProblem, index: Tensor, delta: Tensor,
     position = owner.repeat_interleave(points)
     share = (torch.arange(1, points + 1) / (points + 1)).repeat(len(owner))
     tried = torch.where(part, share[:, None] * delta[position], delta[position])
-    stepped = (part & ~problem.is_continuous).any(1)
-    if bool(stepped.any()):
-        tried[stepped] = problem.project(index[position[stepped]], tried[stepped])
+    on_grid = (part & ~problem.is_continuous).any(1)
+    if bool(on_grid.any()):
+        tried[on_grid] = problem.project(index[position[on_grid]], tried[on_grid])
     new_cost = torch.where(
         problem.compute_margin(index[position], tried) >= problem.required_margin, problem.cost(index[position], tried), torch.inf
     )
-    gained = _keep_best(delta, cost, position, tried, new_cost)
-    action, new_cost = delta[gained], cost[gained]
-    margins = revert_features(problem, index[gained], action, new_cost)
-    delta[gained], cost[gained] = action, new_cost
-    shorten(problem, index, delta, cost, gained, margins)
-    return gained
+    improved = _keep_best(delta, cost, position, tried, new_cost)
+    action, new_cost = delta[improved], cost[improved]
+    margins = revert_features(problem, index[improved], action, new_cost)
+    delta[improved], cost[improved] = action, new_cost
+    shorten(problem, index, delta, cost, improved, margins)
+    return improved
 
 
 def _find_shortest(
@@ -181,30 +183,30 @@ def _find_shortest(
     best, new_cost = delta.clone(), cost.clone()
     scale = surplus_high - surplus_low
     low, high = torch.zeros(len(index)), torch.ones(len(index))
-    live = torch.arange(len(index))
+    active = torch.arange(len(index))
     for probe in range(_MAX_PROBES):
-        if len(live) == 0:
+        if len(active) == 0:
             break
-        a, b = low[live], high[live]
-        secant = a - (b - a) * surplus_low[live] / (surplus_high[live] - surplus_low[live])
+        a, b = low[active], high[active]
+        secant = a - (b - a) * surplus_low[active] / (surplus_high[active] - surplus_low[active])
         # Probing on alternate sides of the root moves both ends of the bracket. Every fourth probe bisects.
         offset = _BRACKET_TOLERANCE if probe % 2 == 0 else -_BRACKET_TOLERANCE
         share = (a + b) / 2 if probe % 4 == 3 else secant + offset / 2 * (b - a)
         share = torch.minimum(torch.maximum(share, a), b)
-        tried = torch.where(part[live], share[:, None] * delta[live], delta[live])
-        stepped = (part[live] & ~problem.is_continuous).any(1)
-        if bool(stepped.any()):
-            tried[stepped] = problem.project(index[live[stepped]], tried[stepped])
-        surplus = problem.compute_margin(index[live], tried) - problem.required_margin
-        valid = surplus >= 0
-        cheaper = problem.cost(index[live], tried)
-        adopt = valid & (cheaper < new_cost[live])
-        best[live[adopt]], new_cost[live[adopt]] = tried[adopt], cheaper[adopt]
-        high[live], low[live] = torch.where(valid, share, b), torch.where(valid, a, share)
-        surplus_high[live] = torch.where(valid, surplus, surplus_high[live])
-        surplus_low[live] = torch.where(valid, surplus_low[live], surplus)
-        done = (surplus_high[live] <= _BRACKET_TOLERANCE * scale[live]) | (high[live] - low[live] <= _BRACKET_TOLERANCE)
-        live = live[~done]
+        tried = torch.where(part[active], share[:, None] * delta[active], delta[active])
+        on_grid = (part[active] & ~problem.is_continuous).any(1)
+        if bool(on_grid.any()):
+            tried[on_grid] = problem.project(index[active[on_grid]], tried[on_grid])
+        excess = problem.compute_margin(index[active], tried) - problem.required_margin
+        valid = excess >= 0
+        tried_cost = problem.cost(index[active], tried)
+        is_better = valid & (tried_cost < new_cost[active])
+        best[active[is_better]], new_cost[active[is_better]] = tried[is_better], tried_cost[is_better]
+        high[active], low[active] = torch.where(valid, share, b), torch.where(valid, a, share)
+        surplus_high[active] = torch.where(valid, excess, surplus_high[active])
+        surplus_low[active] = torch.where(valid, surplus_low[active], excess)
+        done = (surplus_high[active] <= _BRACKET_TOLERANCE * scale[active]) | (high[active] - low[active] <= _BRACKET_TOLERANCE)
+        active = active[~done]
     return best, new_cost
 
 
@@ -230,10 +232,10 @@ def _find_cheapest_per_pattern(index: Tensor, delta: Tensor, cost: Tensor) -> Te
 def _keep_best(delta: Tensor, cost: Tensor, position: Tensor, tried: Tensor, new_cost: Tensor) -> Tensor:
     """Write the cheapest tried action of each position in place if it is cheaper, and return the positions that gained."""
     least = torch.full_like(cost, torch.inf).scatter_reduce(0, position, new_cost, "amin")
-    gained = least < cost * (1 - 1e-6)
-    winner = ((new_cost == least[position]) & gained[position]).nonzero()[:, 0]
+    improved = least < cost * (1 - 1e-6)
+    winner = ((new_cost == least[position]) & improved[position]).nonzero()[:, 0]
     # Ties go to the first candidate.
-    first = torch.full((len(cost),), len(new_cost)).scatter_reduce(0, position[winner], winner, "amin")[gained]
-    delta[gained] = tried[first]
-    cost[gained] = new_cost[first]
-    return gained.nonzero()[:, 0]
+    first = torch.full((len(cost),), len(new_cost)).scatter_reduce(0, position[winner], winner, "amin")[improved]
+    delta[improved] = tried[first]
+    cost[improved] = new_cost[first]
+    return improved.nonzero()[:, 0]

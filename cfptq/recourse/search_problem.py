@@ -143,11 +143,11 @@ def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace,
             bound[:, columns] = space.project(rows, pushed)[:, columns]
     unit_cost = space.cost(rows[:1].expand(width, *rows.shape[1:]), torch.eye(width)).clamp_min(1e-9)
     is_additive = bool(torch.isclose(space.cost(rows[:1], torch.ones(1, width)), unit_cost.sum(), rtol=1e-4))
-    few = slice(0, _PROBED_ROWS)
-    is_continuous = is_single & _find_continuous_columns(rows[few], space, single_columns, at_once, lowest[few], highest[few])
+    probed = slice(0, _PROBED_ROWS)
+    is_continuous = is_single & _find_continuous_columns(rows[probed], space, single_columns, at_once, lowest[probed], highest[probed])
     is_reachable = _find_reachable_levels(rows[:_PROBED_ROWS], space, at_once)
     current_level = _find_current_levels(rows, space, is_reachable, at_once)
-    has_dropped_level = _find_dropped_levels(rows[few], space, current_level[few], at_once)
+    has_dropped_level = _find_dropped_levels(rows[probed], space, current_level[probed], at_once)
     is_grouped = incidence.sum(1) > 1
     group_incidence = incidence[is_grouped]
     left = (current_level * unit_cost) @ group_incidence.T @ group_incidence
@@ -174,7 +174,7 @@ def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace,
         feature_of_column=feature_of_column,
         is_single=is_single,
         is_continuous=is_continuous,
-        grid_step=_find_grid_steps(rows[few], space, is_continuous, single_columns, at_once, lowest[few], highest[few]),
+        grid_step=_find_grid_steps(rows[probed], space, is_continuous, single_columns, at_once, lowest[probed], highest[probed]),
         is_additive=is_additive,
         incidence=incidence,
         is_grouped=is_grouped,

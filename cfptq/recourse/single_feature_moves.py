@@ -18,7 +18,7 @@ _PARTIAL_SHARES = (0.35, 1.0)
 _LARGE_PUSH = 1e6
 #: A column that can move farther than this, in column units, counts as unbounded. Its lengths are then spaced by a factor of 4.
 _UNBOUNDED_LENGTH = 1e5
-_UNBOUNDED_SHARES = tuple(4.0 ** (place + 1 - len(LENGTH_SHARES)) for place in range(len(LENGTH_SHARES)))
+_UNBOUNDED_SHARES = tuple(4.0 ** (position + 1 - len(LENGTH_SHARES)) for position in range(len(LENGTH_SHARES)))
 #: Largest tensor of candidate actions. More candidates are split into chunks.
 _MAX_TENSOR_NUMBERS = 2**21
 
@@ -78,22 +78,22 @@ def tabulate_moves(problem: SearchProblem, index: Tensor, budget: Tensor) -> Mov
         return table
     zero = torch.zeros_like(problem.lowest[:1])
     start = evaluate_margins(problem, index, zero.expand(count, -1))
-    landed = torch.zeros(count, moves)
-    some = max(1, _MAX_TENSOR_NUMBERS // (moves * zero.shape[1]))
-    for first in range(0, count, some):
-        row = torch.arange(first, min(first + some, count)).repeat_interleave(moves)
+    reached_value = torch.zeros(count, moves)
+    chunk_size = max(1, _MAX_TENSOR_NUMBERS // (moves * zero.shape[1]))
+    for first in range(0, count, chunk_size):
+        row = torch.arange(first, min(first + chunk_size, count)).repeat_interleave(moves)
         move = torch.arange(moves).repeat(len(row) // moves)
         delta = table.apply_to(problem, row, zero.expand(len(row), -1), move)
-        paid = problem.cost(index[row], delta)
-        landed[row, move] = delta.gather(1, column[move][:, None])[:, 0]
-        possible = ((paid > 0) & (paid < budget[row])).nonzero()[:, 0]
+        move_cost = problem.cost(index[row], delta)
+        reached_value[row, move] = delta.gather(1, column[move][:, None])[:, 0]
+        possible = ((move_cost > 0) & (move_cost < budget[row])).nonzero()[:, 0]
         if len(possible) == 0:
             continue
-        row, move, delta, paid = row[possible], move[possible], delta[possible], paid[possible]
-        cost[row, move] = paid
+        row, move, delta, move_cost = row[possible], move[possible], delta[possible], move_cost[possible]
+        cost[row, move] = move_cost
         gain[row, move] = evaluate_margins(problem, index[row], delta) - start[row]
     # Two lengths on a grid may give the same point, which counts as one move.
-    is_repeated = (shorter >= 0) & (landed == landed[:, shorter.clamp_min(0)])
+    is_repeated = (shorter >= 0) & (reached_value == reached_value[:, shorter.clamp_min(0)])
     cost[is_repeated] = inf
     return table
 
@@ -103,20 +103,22 @@ def find_grid_steps(problem: SearchProblem, index: Tensor) -> tuple[Tensor, Tens
     columns = (problem.grid_step > 0).nonzero()[:, 0]
     row = torch.arange(len(index)).repeat_interleave(2 * len(columns))
     column = columns.repeat_interleave(2).repeat(len(index))
-    side = torch.tensor([1.0, -1.0]).repeat(len(index) * len(columns))
-    push = torch.zeros(len(row), len(problem.unit_cost)).scatter_(1, column[:, None], (side * problem.grid_step[column])[:, None])
+    sign = torch.tensor([1.0, -1.0]).repeat(len(index) * len(columns))
+    push = torch.zeros(len(row), len(problem.unit_cost)).scatter_(1, column[:, None], (sign * problem.grid_step[column])[:, None])
     delta = problem.project(index[row], push)
-    moved = (delta != 0).any(1).nonzero()[:, 0]
-    valid = moved[evaluate_margins(problem, index[row[moved]], delta[moved]) >= problem.required_margin]
+    changed = (delta != 0).any(1).nonzero()[:, 0]
+    valid = changed[evaluate_margins(problem, index[row[changed]], delta[changed]) >= problem.required_margin]
     return index[row[valid]], delta[valid]
 
 
 def evaluate_margins(problem: SearchProblem, index: Tensor, delta: Tensor) -> Tensor:
     """Compute target margins (M,) of many actions in chunks that bound memory."""
-    some = max(1, _MAX_TENSOR_NUMBERS // max(1, delta.shape[1]))
-    if len(delta) <= some:
+    chunk_size = max(1, _MAX_TENSOR_NUMBERS // max(1, delta.shape[1]))
+    if len(delta) <= chunk_size:
         return problem.compute_margin(index, delta)
-    return torch.cat([problem.compute_margin(i, d) for i, d in zip(torch.split(index, some), torch.split(delta, some), strict=True)])
+    return torch.cat(
+        [problem.compute_margin(i, d) for i, d in zip(torch.split(index, chunk_size), torch.split(delta, chunk_size), strict=True)]
+    )
 
 
 def _list_moves(problem: SearchProblem, index: Tensor, budget: Tensor) -> tuple[Tensor, ...]:
@@ -129,36 +131,43 @@ def _list_moves(problem: SearchProblem, index: Tensor, budget: Tensor) -> tuple[
     shorter: list[int] = []
     value: list[Tensor] = []
 
-    def add(where: int, push: Tensor, others: float, whole: bool, keep: bool, previous: int) -> None:
-        feature.append(int(problem.feature_of_column[where]))
-        column.append(where)
+    def add(target_column: int, push: Tensor, others: float, level_move: bool, keep: bool, previous: int) -> None:
+        feature.append(int(problem.feature_of_column[target_column]))
+        column.append(target_column)
         fill.append(others)
-        level.append(whole)
+        level.append(level_move)
         partial.append(keep)
         shorter.append(previous)
         value.append(push)
 
-    everyone = torch.ones(len(index))
+    ones = torch.ones(len(index))
     for own in problem.incidence:
         columns = own.nonzero()[:, 0].tolist()
         if len(columns) > 1:
-            reachable = [where for where in columns if bool(problem.is_reachable[where])]
-            for where in reachable:
-                add(where, _LARGE_PUSH * everyone, 0.0, True, True, -1)
+            reachable = [target_column for target_column in columns if bool(problem.is_reachable[target_column])]
+            for target_column in reachable:
+                add(target_column, _LARGE_PUSH * ones, 0.0, True, True, -1)
             if reachable:  # All columns zero, which is the level that an encoder dropped.
-                add(columns[0], -_LARGE_PUSH * everyone, -_LARGE_PUSH, True, True, -1)
+                add(columns[0], -_LARGE_PUSH * ones, -_LARGE_PUSH, True, True, -1)
             continue
-        where = columns[0]
-        stepped = not bool(problem.is_continuous[where])  # On a grid several lengths may give the same point.
-        for bound in (problem.lowest[index, where], problem.highest[index, where]):
+        target_column = columns[0]
+        on_grid = not bool(problem.is_continuous[target_column])  # On a grid several lengths may give the same point.
+        for bound in (problem.lowest[index, target_column], problem.highest[index, target_column]):
             if not bool((bound != 0).any()):
                 continue
-            affordable = torch.nan_to_num(budget / problem.unit_cost[where], posinf=2 * _LARGE_PUSH)
+            affordable = torch.nan_to_num(budget / problem.unit_cost[target_column], posinf=2 * _LARGE_PUSH)
             # The budget limits the length. Without a limit, unbounded columns are tried on all scales.
             reach = torch.minimum(bound.abs(), affordable)[:, None]
             lengths = torch.where(reach > _UNBOUNDED_LENGTH, reach * torch.tensor(_UNBOUNDED_SHARES), reach * torch.tensor(LENGTH_SHARES))
-            for place, push in enumerate((bound.sign()[:, None] * lengths).T):
-                add(where, push, 0.0, False, LENGTH_SHARES[place] in _PARTIAL_SHARES or stepped, len(column) - 1 if place else -1)
+            for position, push in enumerate((bound.sign()[:, None] * lengths).T):
+                add(
+                    target_column,
+                    push,
+                    0.0,
+                    False,
+                    LENGTH_SHARES[position] in _PARTIAL_SHARES or on_grid,
+                    len(column) - 1 if position else -1,
+                )
     empty = torch.zeros(len(index), 0)
     return (
         torch.tensor(feature, dtype=torch.int64),

@@ -1,6 +1,6 @@
-"""The smallest honest action space: bounds, immutable columns, integers, one-hot groups and a cap on changed features.
+"""A minimal action space with bounds, immutable columns, integers, one-hot groups and a cap on changed features.
 
-It shares no code with ``cfptq.actions``, so that the solvers are seen to need nothing but the protocol.
+It shares no code with ``cfptq.actions``, which shows that solvers need nothing but the protocol.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BoxSpace:
-    low: Tensor  # (d,) bounds of the changed row; group columns 0 and 1
+    low: Tensor  # (d,) bounds of the changed row, 0 and 1 in group columns
     high: Tensor
     weight: Tensor  # (d,) price of one unit of a column
     groups: tuple[tuple[int, ...], ...] = ()

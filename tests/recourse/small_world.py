@@ -1,4 +1,4 @@
-"""People with few enough choices that every action can be listed, and the least cost over that list."""
+"""Rows with so few actions that all can be enumerated, and the least cost over them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def filled(model: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
 
 
 def people(count: int, seed: int, max_changes: int | None = None, norm: Norm = "l1", effort: float = 1.0) -> tuple[ActionSet, Tensor]:
-    """Two whole numbers from 0 to 4, an immutable column, one-hot groups of three and four levels."""
+    """Return rows of two integers from 0 to 4, an immutable column, and one-hot groups of three and four levels."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.zeros(count, 10)
     rows[:, :2] = torch.randint(0, 5, (count, 2), generator=generator)
@@ -46,7 +46,7 @@ def people(count: int, seed: int, max_changes: int | None = None, norm: Norm = "
 
 
 def every_action(row: Tensor) -> Tensor:
-    """All points that ``row`` can reach, sparsity aside, minus itself, (M, 10)."""
+    """Return all actions of ``row`` without regard to sparsity, (M, 10)."""
     choices = list(itertools.product(*CHOICES))
     points = row.repeat(len(choices), 1)
     points[:, 3:] = 0
@@ -56,7 +56,7 @@ def every_action(row: Tensor) -> Tensor:
 
 
 def least_cost(model: nn.Module, row: Tensor, action_set: ActionSet, target: int, slack: float = 1e-5) -> float:
-    """The least cost over all admissible actions after which ``model`` gives ``target``; infinite where none does."""
+    """Return the least cost over all admissible actions that reach ``target``, infinite where none does."""
     delta = every_action(row)
     changed = torch.stack([(delta[:, list(columns)] != 0).any(1) for columns in action_set.feature_columns], 1).sum(1)
     allowed = changed <= (action_set.max_changes or len(action_set))

@@ -33,7 +33,7 @@ def _linear(weight: Tensor, bias: float) -> nn.Linear:
 
 
 def _mixed_space(count: int, seed: int, max_changes: int | None) -> tuple[BoxSpace, Tensor]:
-    """Two integers of five values, one immutable column, two groups of three and four levels; and rows in it."""
+    """Return a space of two integers, an immutable column and two one-hot groups, and rows in it."""
     generator = torch.Generator().manual_seed(seed)
     low = torch.tensor([0.0, 0.0, -2.0] + [0.0] * 7)
     high = torch.tensor([4.0, 4.0, 2.0] + [1.0] * 7)
@@ -49,7 +49,7 @@ def _mixed_space(count: int, seed: int, max_changes: int | None) -> tuple[BoxSpa
 
 
 def _cheapest_by_enumeration(model: nn.Module, row: Tensor, space: BoxSpace, target: int) -> float:
-    """The least cost over every single point that the mixed space lets ``row`` reach."""
+    """Return the least cost over all points that ``row`` can reach in the mixed space."""
     combinations = list(itertools.product(range(5), range(5), range(3), range(4)))
     points = row.repeat(len(combinations), 1)
     points[:, 3:] = 0

@@ -71,7 +71,7 @@ def test_without_early_stop_the_final_iterate_is_returned_and_found_says_whether
 
 
 def test_small_steps_change_a_category_only_when_they_accumulate() -> None:
-    # One group of two levels; level 1 is favourable.
+    # One group of two levels, of which level 1 is favourable.
     model = _linear([-1.0, 1.0], 0.0)
     space = BoxSpace(torch.zeros(2), torch.ones(2), torch.ones(2), groups=((0, 1),))
     rows = torch.tensor([[1.0, 0.0]])
@@ -107,7 +107,7 @@ def test_chunks_and_company_change_no_answer() -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_restarts_find_more() -> None:
-    # A flat stretch around the row gives no gradient; a restart elsewhere does.
+    # The model is flat around the row, so only a restart elsewhere has a gradient.
     class Plateau(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.stack((torch.zeros(len(x)), (x[:, 0].abs() - 0.5).relu() - 0.2), 1)

@@ -83,7 +83,7 @@ def test_proofs_survive_indexing_and_a_file_and_old_batches_still_load(tmp_path:
     assert torch.equal(batch[batch.found].status, batch.status[batch.found])  # type: ignore[arg-type]
     batch.save(tmp_path / "exact.safetensors")
     again = RecourseBatch.load(tmp_path / "exact.safetensors")
-    assert again.statuses == batch.statuses() and torch.equal(again.bound, batch.bound)  # type: ignore[arg-type]
+    assert again.statuses == batch.statuses and torch.equal(again.bound, batch.bound)  # type: ignore[arg-type]
     plain = solve(model, rows, action_set, target=1, progress=False)
     assert plain.status is None and plain.bound is None and bool(plain.gap.isnan().all())
     plain.save(tmp_path / "plain.safetensors")

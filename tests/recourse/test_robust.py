@@ -21,7 +21,7 @@ def _linear(weight: list[float], bias: float) -> nn.Linear:
 
 
 def _line() -> tuple[BoxSpace, Tensor]:
-    """One movable column; what a model asks for is then a point on a line."""
+    """Return a space of one mutable column and rows on a line."""
     return BoxSpace(torch.tensor([-9.0]), torch.tensor([9.0]), torch.ones(1)), torch.linspace(-4, 0, 9)[:, None]
 
 

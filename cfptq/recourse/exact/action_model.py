@@ -126,6 +126,7 @@ class ActionModel:
 
 
 def _collect_features(numeric_changes: Sequence[NumericChange], level_changes: Sequence[LevelChange]) -> set[int]:
+    """Collect the indices of all features that can change."""
     return {change.feature for change in numeric_changes} | {change.feature for change in level_changes}
 
 
@@ -168,34 +169,36 @@ def build_action_models(action_set: ActionSet, x: Tensor) -> list[ActionModel]:
     return result
 
 
-def _list_continuous_changes(feature: Continuous, here: float, low: float, high: float) -> list[tuple[float, float, float, float]]:
+def _list_continuous_changes(feature: Continuous, current: float, low: float, high: float) -> list[tuple[float, float, float, float]]:
     """Return sign, shortest and longest length and step of the continuous changes between the bounds."""
-    both = ((1.0, high - here), (-1.0, here - low))
-    return [(sign, 0.0, min(room, MAX_CHANGE_COLUMN_UNITS), 0.0) for sign, room in both if room > 0]
+    directions = ((1.0, high - current), (-1.0, current - low))
+    return [(sign, 0.0, min(room, MAX_CHANGE_COLUMN_UNITS), 0.0) for sign, room in directions if room > 0]
 
 
-def _list_integer_changes(feature: Continuous, here: float, low: float, high: float) -> list[tuple[float, float, float, float]]:
+def _list_integer_changes(feature: Continuous, current: float, low: float, high: float) -> list[tuple[float, float, float, float]]:
     """Return sign, shortest and longest length and step of the integer changes between the bounds.
 
     A value between two integers moves to the next integer first, which is its shortest change.
     """
     scale, offset = feature.scale, feature.offset
-    value = here * scale + offset
-    slack = abs(here * scale) * 2.0**-22 + abs(offset) * 2.0**-48 + 1e-9
+    value = current * scale + offset
+    slack = abs(current * scale) * 2.0**-22 + abs(offset) * 2.0**-48 + 1e-9
     result = []
     for sign, bound in ((1.0, high), (-1.0, low)):
-        if bound == here:
+        if bound == current:
             continue
         end = bound * scale + offset
         if math.isfinite(end):
             end += sign * (abs(bound * scale) * 2.0**-22 + abs(offset) * 2.0**-48 + 1e-9)
         on_grid = abs(value - round(value)) <= slack
         start = round(value) if on_grid else (math.ceil(value) if sign > 0 else math.floor(value))
-        far = MAX_CHANGE_COLUMN_UNITS if not math.isfinite(end) else abs((math.floor(end) if sign > 0 else math.ceil(end)) - start) / scale
+        reach = (
+            MAX_CHANGE_COLUMN_UNITS if not math.isfinite(end) else abs((math.floor(end) if sign > 0 else math.ceil(end)) - start) / scale
+        )
         first = 0.0 if on_grid else abs(start - value) / scale
         if math.isfinite(end) and (end - start) * sign < 0:
             continue
-        most = min(first + far, MAX_CHANGE_COLUMN_UNITS)
+        most = min(first + reach, MAX_CHANGE_COLUMN_UNITS)
         if most > 0:
             result.append((sign, first, most, 1.0 / scale))
     return result

@@ -60,6 +60,7 @@ class Region:
         return best
 
     def _sum_largest(self, gain: Array) -> Array:
+        """Sum the k largest gains over features, (R,), for gains of end points (R, M)."""
         each = np.maximum(np.maximum.reduceat(gain, self.starts, axis=1), 0)
         if self.max_changes >= each.shape[1]:
             return np.asarray(each.sum(1))

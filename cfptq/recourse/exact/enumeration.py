@@ -50,13 +50,13 @@ def enumerate_cheapest(actions: ActionModel, budget: float, find_first_valid: Fi
     cost = first * absolute + second * np.sqrt(square)
     order = np.argsort(cost, kind="stable")
     order = order[cost[order] <= budget]
-    start, many = 0, _FIRST_BATCH_ACTIONS
+    start, batch = 0, _FIRST_BATCH_ACTIONS
     while start < len(order):
-        part = order[start : start + many]
-        found = find_first_valid(vectors[chosen[part]].sum(1))
-        if found is not None:
-            return SearchResult(vectors[chosen[part[found]]].sum(0), float(cost[part[found]]), True)
-        start, many = start + many, min(4 * many, _MAX_BATCH_ACTIONS)
+        part = order[start : start + batch]
+        position = find_first_valid(vectors[chosen[part]].sum(1))
+        if position is not None:
+            return SearchResult(vectors[chosen[part[position]]].sum(0), float(cost[part[position]]), True)
+        start, batch = start + batch, min(4 * batch, _MAX_BATCH_ACTIONS)
     return SearchResult(None, math.inf, True)
 
 
@@ -94,15 +94,15 @@ def _list_actions(actions: ActionModel, budget: float) -> tuple[Array, Array, Ar
     count = np.zeros(1, dtype=np.intp)
     absolute, square = np.zeros(1), np.zeros(1)
     for options in by_feature.values():
-        own = np.array(options, dtype=np.intp)
-        room = np.flatnonzero(count < actions.max_changes)
-        more_absolute = absolute[room, None] + norms[own, 0]
-        more_square = square[room, None] + norms[own, 1]
+        indices = np.array(options, dtype=np.intp)
+        extendable = np.flatnonzero(count < actions.max_changes)
+        more_absolute = absolute[extendable, None] + norms[indices, 0]
+        more_square = square[extendable, None] + norms[indices, 1]
         base, option = np.nonzero(first * more_absolute + second * np.sqrt(more_square) <= budget)
-        added = chosen[room[base]]
-        added[np.arange(len(added)), count[room[base]]] = own[option]
+        added = chosen[extendable[base]]
+        added[np.arange(len(added)), count[extendable[base]]] = indices[option]
         chosen = np.concatenate((chosen, added))
-        count = np.concatenate((count, count[room[base]] + 1))
+        count = np.concatenate((count, count[extendable[base]] + 1))
         absolute = np.concatenate((absolute, more_absolute[base, option]))
         square = np.concatenate((square, more_square[base, option]))
     return np.array(vectors), absolute[1:], square[1:], chosen[1:]

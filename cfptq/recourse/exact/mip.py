@@ -195,6 +195,7 @@ def _read_result(built: _RowProgram, result: Any) -> SearchResult:
 def _build_program(
     network: PiecewiseLinearNetwork, actions: ActionModel, bounds: Bounds, target: int, required_margin: float, relaxed: bool
 ) -> _RowProgram:
+    """Build the program of one row."""
     program = _Program()
     variables: list[int] = []
     steps: list[Array] = []
@@ -218,21 +219,21 @@ def _build_program(
     for change in actions.numeric_changes:
         unit = np.zeros(network.width)
         unit[change.column] = change.sign
-        gate = switch.get(change.feature)
+        switch_variable = switch.get(change.feature)
         if change.shortest:
             starts = program.add_variable(0, 1, True)
             add_move(starts, unit * change.shortest, change.feature, change.weight * change.shortest, change.weight * change.shortest)
-            if gate is not None:
-                program.add_constraint(-math.inf, {starts: 1.0, gate: -1.0}, 0.0)
-            gate = starts
+            if switch_variable is not None:
+                program.add_constraint(-math.inf, {starts: 1.0, switch_variable: -1.0}, 0.0)
+            switch_variable = starts
         count = round((change.longest - change.shortest) / change.step) if change.step else change.longest
         if count <= 0:
             continue
         size = change.step or 1.0
         amount = program.add_variable(0, count, change.step != 0)
         add_move(amount, unit * size, change.feature, change.weight * size, change.weight * size)
-        if gate is not None:
-            program.add_constraint(-math.inf, {amount: 1.0, gate: -float(count)}, 0.0)
+        if switch_variable is not None:
+            program.add_constraint(-math.inf, {amount: 1.0, switch_variable: -float(count)}, 0.0)
     by_feature: dict[int, dict[int, float]] = {feature: {} for feature in level_features}
     for level_change in actions.level_changes:
         key = program.add_variable(0, 1, True)
@@ -248,9 +249,9 @@ def _build_program(
     if is_limited:
         program.add_constraint(-math.inf, counts, float(actions.max_changes))
     directions = np.array(steps).T if steps else np.zeros((network.width, 0))
-    where = np.array(variables, dtype=np.intp)
-    _add_network(program, network, actions.row, where, directions, bounds, target, required_margin, relaxed)
-    return _RowProgram(program, where, directions, absolute, tuple(lengths.values()))
+    variable_indices = np.array(variables, dtype=np.intp)
+    _add_network(program, network, actions.row, variable_indices, directions, bounds, target, required_margin, relaxed)
+    return _RowProgram(program, variable_indices, directions, absolute, tuple(lengths.values()))
 
 
 def _add_network(
@@ -264,6 +265,7 @@ def _add_network(
     required_margin: float,
     relaxed: bool,
 ) -> None:
+    """Add the network and the required target margin to the program."""
     keys = variables
 
     def expression(function: Affine) -> tuple[Array, Array]:
@@ -289,24 +291,26 @@ def _add_network(
 
 
 def _add_relu(program: _Program, keys: npt.NDArray[np.intp], terms: Array, constant: float, low: float, high: float, relaxed: bool) -> int:
+    """Add a ReLU with a big-M encoding and return its output variable."""
     if high <= 0:
         return program.add_variable(0.0, 0.0)
-    out = program.add_variable(max(low, 0.0), high)
-    keys, terms = np.append(keys, out), np.append(-terms, 1.0)
+    output = program.add_variable(max(low, 0.0), high)
+    keys, terms = np.append(keys, output), np.append(-terms, 1.0)
     if low >= 0:
         program.add_dense_constraint(constant, keys, terms, constant)
-        return out
-    on = program.add_variable(0, 1, True)
+        return output
+    is_active = program.add_variable(0, 1, True)
     program.add_dense_constraint(constant, keys, terms, math.inf)
-    program.add_dense_constraint(-math.inf, np.append(keys, on), np.append(terms, -low), constant - low)
-    program.add_constraint(-math.inf, {out: 1.0, on: -high}, 0.0)
-    return out
+    program.add_dense_constraint(-math.inf, np.append(keys, is_active), np.append(terms, -low), constant - low)
+    program.add_constraint(-math.inf, {output: 1.0, is_active: -high}, 0.0)
+    return output
 
 
 def _add_rounding(
     program: _Program, keys: npt.NDArray[np.intp], terms: Array, constant: float, low: float, high: float, relaxed: bool
 ) -> int:
+    """Add a rounding and return its output variable."""
     least, most = (low - _HALF_STEP, high + _HALF_STEP) if relaxed else (math.ceil(low - _HALF_STEP), math.floor(high + _HALF_STEP))
-    out = program.add_variable(least, most, not relaxed)
-    program.add_dense_constraint(constant - _HALF_STEP, np.append(keys, out), np.append(-terms, 1.0), constant + _HALF_STEP)
-    return out
+    output = program.add_variable(least, most, not relaxed)
+    program.add_dense_constraint(constant - _HALF_STEP, np.append(keys, output), np.append(-terms, 1.0), constant + _HALF_STEP)
+    return output

@@ -160,6 +160,7 @@ class _Reader:
         self.output_heads: dict[str, Head] = {}
 
     def read(self, head: Head, log_odds: float) -> PiecewiseLinearNetwork:
+        """Read the whole graph."""
         for node in self.root.graph.nodes:
             if node.op == "placeholder":
                 self.values[node.name] = Affine(np.eye(self.width), np.zeros(self.width))
@@ -182,12 +183,13 @@ class _Reader:
         return PiecewiseLinearNetwork(self.width, tuple(self.nonlinearities), Affine(matrix, offset))
 
     def _read_node(self, node: fx.Node) -> Any:
+        """Read one call as an affine map, or as a constant if it does not depend on the rows."""
         target = node.target
         inputs = [argument for argument in node.all_input_nodes if isinstance(self.values.get(argument.name), Affine)]
         if not inputs:
             return self._evaluate_constant(node)
         if any(argument.name in self.output_heads for argument in inputs) and target not in _IDENTITY_OPERATIONS:
-            raise self._unsupported(node, "behind a sigmoid or softmax")
+            raise self._build_error(node, "behind a sigmoid or softmax")
         first = node.args[0]
         if target in _IDENTITY_OPERATIONS:
             source = cast(fx.Node, first)
@@ -198,7 +200,7 @@ class _Reader:
             source_value = self._get_affine(cast(fx.Node, first))
             self.output_heads[node.name] = Head.LOGITS if source_value.size > 1 else _OUTPUT_ACTIVATIONS[target]
             if target is aten.sigmoid.default and source_value.size > 1:
-                raise self._unsupported(node, "with several outputs")
+                raise self._build_error(node, "with several outputs")
             return source_value
         if target is aten.linear.default:
             bias = node.args[2] if len(node.args) > 2 else None
@@ -237,7 +239,7 @@ class _Reader:
             return self._add_nonlinearity(Nonlinearity("round", self._get_affine(cast(fx.Node, first)), self.total_width))
         if target in (aten.clamp.default, aten.clamp_.default, aten.hardtanh.default):
             return self._apply_clamp(node)
-        raise self._unsupported(node)
+        raise self._build_error(node)
 
     def _evaluate_constant(self, node: fx.Node) -> Any:
         """Evaluate a node that depends on parameters alone."""
@@ -248,9 +250,10 @@ class _Reader:
         try:
             return cast(Any, node.target)(*fx.map_arg(node.args, known), **fx.map_arg(node.kwargs, known))
         except Exception as error:
-            raise self._unsupported(node) from error
+            raise self._build_error(node) from error
 
-    def _unsupported(self, node: fx.Node, where: str = "") -> ModelError:
+    def _build_error(self, node: fx.Node, where: str = "") -> ModelError:
+        """Build the error for an operation that is not supported."""
         operation = str(node.target).removeprefix("aten.").split(".")[0]
         return ModelError(
             f"Exact recourse cannot read the operation {operation!r}{' ' + where if where else ''} (node {node.name!r}). It reads Linear, "
@@ -258,12 +261,14 @@ class _Reader:
         )
 
     def _get_affine(self, node: fx.Node) -> Affine:
+        """Return the affine map of a node that depends on the rows."""
         value = self.values[node.name]
         if not isinstance(value, Affine):
             raise ModelError(f"Exact recourse cannot read node {node.name!r}, because it does not depend on the rows.")
         return value
 
     def _get_array(self, argument: Any) -> Array:
+        """Return an argument that does not depend on the rows as an array."""
         value = self.values[argument.name] if isinstance(argument, fx.Node) else argument
         if isinstance(value, Affine):
             raise ModelError("Exact recourse cannot read a product of two values that both depend on the rows.")
@@ -277,10 +282,12 @@ class _Reader:
         return Affine(np.zeros((len(constant), self.total_width)), constant)
 
     def _apply_linear(self, value: Affine, weight: Array, bias: Array | None) -> Affine:
+        """Apply a linear layer to an affine map."""
         offset = weight @ value.offset
         return Affine(weight @ value.matrix, offset if bias is None else offset + bias)
 
     def _add_nonlinearity(self, layer: Nonlinearity) -> Affine:
+        """Append a nonlinearity and return its outputs as an affine map of v."""
         self.nonlinearities.append(layer)
         self.total_width += layer.size
         matrix = np.zeros((layer.size, self.total_width))
@@ -288,18 +295,21 @@ class _Reader:
         return Affine(matrix, np.zeros(layer.size))
 
     def _add(self, left: Affine, right: Affine) -> Affine:
+        """Add two affine maps of the same size."""
         return Affine(left.pad(self.total_width) + right.pad(self.total_width), left.offset + right.offset)
 
     def _multiply(self, node: fx.Node) -> Affine:
+        """Read a product with, or a division by, a constant."""
         left, right = node.args[0], node.args[1]
         if not (isinstance(left, fx.Node) and isinstance(self.values[left.name], Affine)):
             left, right = right, left
             if node.target is aten.div.Tensor:
-                raise self._unsupported(node, "by a value that depends on the rows")
+                raise self._build_error(node, "by a value that depends on the rows")
         factor = self._get_array(right).reshape(-1)
         return _scale(self._get_affine(cast(fx.Node, left)), 1 / factor if node.target is aten.div.Tensor else factor)
 
     def _apply_batch_norm(self, node: fx.Node) -> Affine:
+        """Read a BatchNorm in eval mode."""
         with_mode = node.target is aten.batch_norm.default
         epsilon = float(cast(float, node.args[7 if with_mode else 6]))
         gamma, beta, mean, variance = (None if argument is None else self._get_array(argument) for argument in node.args[1:5])
@@ -325,10 +335,12 @@ class _Reader:
 
 
 def _shift(value: Affine, constant: float) -> Affine:
+    """Add a constant to an affine map."""
     return Affine(value.matrix, value.offset + constant)
 
 
 def _scale(value: Affine, factor: float | Array) -> Affine:
+    """Multiply an affine map by a factor for each output."""
     column = np.broadcast_to(np.asarray(factor, dtype=np.float64), (value.size,))
     return Affine(value.matrix * column[:, None], value.offset * column)
 

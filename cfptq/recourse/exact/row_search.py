@@ -93,27 +93,35 @@ def solve_row(
     if not near.features and best is not None:
         return Outcome(best, cost, Status.OPTIMAL, cost * (1 - gap))
     if near.features and count_actions(near) <= max_enumerated:
-        answer = enumerate_cheapest(near, cost * (1 - gap), find_first_valid)
-        if answer.delta is not None:
-            delta, price, _ = check(answer.delta)
-            return Outcome(delta, price, Status.OPTIMAL, min(answer.bound, price))
+        result = enumerate_cheapest(near, cost * (1 - gap), find_first_valid)
+        if result.delta is not None:
+            delta, new_cost, _ = check(result.delta)
+            return Outcome(delta, new_cost, Status.OPTIMAL, min(result.bound, new_cost))
         if best is not None:
             return Outcome(best, cost, Status.OPTIMAL, cost * (1 - gap))
         if not actions.is_truncated:
             return Outcome(None, math.inf, classify_infeasibility(network, actions, target, required_margin + slack), math.inf)
     for factor in _SLACK_FACTORS:
-        left = deadline - time.perf_counter()
-        answer = _search_network(
-            network(), actions, target, required_margin + slack * factor, cost, left, gap, relaxed and network().has_rounding, use_regions
+        remaining = deadline - time.perf_counter()
+        result = _search_network(
+            network(),
+            actions,
+            target,
+            required_margin + slack * factor,
+            cost,
+            remaining,
+            gap,
+            relaxed and network().has_rounding,
+            use_regions,
         )
         if factor == 1.0:
-            bound = min(answer.bound, cost)
-        if answer.delta is None:
+            bound = min(result.bound, cost)
+        if result.delta is None:
             break
-        delta, price, holds = check(answer.delta)
-        if holds:
-            if price < cost:
-                best, cost = delta, price
+        delta, new_cost, is_valid = check(result.delta)
+        if is_valid:
+            if new_cost < cost:
+                best, cost = delta, new_cost
             break
         if (relaxed and network().has_rounding) or deadline - time.perf_counter() <= 0:
             break
@@ -143,12 +151,12 @@ def _search_network(
     """
     budget = cost * (1 - gap) if math.isfinite(cost) else math.inf
     near = actions.restrict_to(budget)
-    none = SearchResult(None, budget, True)
+    no_action = SearchResult(None, budget, True)
     if not near.features:
-        return none
+        return no_action
     bounds = compute_bounds(network, build_region(near, budget), near.row, target)
     if bool((bounds.margin_high < required_margin).any()):
-        return none
+        return no_action
     closed_form = _solve_closed_form(network, near, target, required_margin)
     if closed_form is not None:
         return closed_form
@@ -160,26 +168,28 @@ def _search_network(
     if by_regions is not None:
         return by_regions
     time_limit -= time.perf_counter() - started
-    answer = solve_program(network, near, bounds, target, required_margin, budget, time_limit=time_limit, gap=gap, relaxed=relaxed)
-    bound = min(answer.bound, budget)
-    if not answer.is_complete:
+    result = solve_program(network, near, bounds, target, required_margin, budget, time_limit=time_limit, gap=gap, relaxed=relaxed)
+    bound = min(result.bound, budget)
+    if not result.is_complete:
         bound = max(bound, _bound_cost(network, near, target, required_margin, budget))
-    return SearchResult(answer.delta, bound, answer.is_complete)
+    return SearchResult(result.delta, bound, result.is_complete)
 
 
 def _bound_cost(network: PiecewiseLinearNetwork, actions: ActionModel, target: int, required_margin: float, budget: float) -> float:
     """Return the largest cost below which cheap bounds prove that no action reaches the target."""
     first, second = actions.norm_weights
-    dearest = sum(change.weight * change.longest for change in actions.numeric_changes) + sum(change.l1 for change in actions.level_changes)
-    low, high = 0.0, min(budget, (first + second) * dearest)
+    largest_cost = sum(change.weight * change.longest for change in actions.numeric_changes) + sum(
+        change.l1 for change in actions.level_changes
+    )
+    low, high = 0.0, min(budget, (first + second) * largest_cost)
     for _ in range(_BISECTION_STEPS):
-        middle = (low + high) / 2
-        near = actions.restrict_to(middle)
-        nothing = not near.features
-        if nothing or bool((compute_bounds(network, build_region(near, middle), near.row, target).margin_high < required_margin).any()):
-            low = middle
+        midpoint = (low + high) / 2
+        near = actions.restrict_to(midpoint)
+        is_empty = not near.features
+        if is_empty or bool((compute_bounds(network, build_region(near, midpoint), near.row, target).margin_high < required_margin).any()):
+            low = midpoint
         else:
-            high = middle
+            high = midpoint
     return low
 
 

@@ -47,13 +47,13 @@ def read_network(predictor: Predictor, rows: Tensor) -> PiecewiseLinearNetwork:
     if not isinstance(module, nn.Module) or not isinstance(predictor, ArtefactPredictor):
         why = getattr(predictor, "reason", "") or "it is not a module"
         raise ModelError(f"Exact recourse needs the weights of a torch module or an ONNX file, but {predictor.name} has none ({why}).")
-    few = rows[:_COMPARED_ROWS].detach()
-    network = capture(module, few)
+    compared = rows[:_COMPARED_ROWS].detach()
+    network = capture(module, compared)
     head = predictor.twin_head or predictor.head
     threshold = compute_threshold_logit(predictor.threshold) if predictor.threshold is not None else 0.0
     read = read_piecewise_linear(network, head, threshold)
-    margins = _subtract_first(predictor.logits(few).double().numpy())
-    difference = np.abs(_subtract_first(read(few.double().numpy())) - margins).max(1)
+    margins = _subtract_first(predictor.logits(compared).double().numpy())
+    difference = np.abs(_subtract_first(read(compared.double().numpy())) - margins).max(1)
     is_different = difference > _MARGIN_TOLERANCE * (1 + np.abs(margins).max())
     if is_different.mean() > (_MAX_DIFFERENT_SHARE if read.has_rounding else 0.0):
         raise ModelError(
@@ -101,7 +101,7 @@ def solve_exact(
     status = torch.zeros(len(rows), dtype=torch.int8)
     bounds = torch.zeros(len(rows))
     for row in track(range(len(rows)), "exact recourse", enabled=progress):
-        here = rows[row : row + 1]
+        factual = rows[row : row + 1]
         known = (start[row].double().numpy(), float(prices[row])) if bool((start[row] != 0).any()) else None
         outcome = solve_row(
             network,
@@ -110,8 +110,8 @@ def solve_exact(
             settings.required_margin,
             settings.slack,
             known,
-            _make_check(predictor, here, space, target[row : row + 1], settings.required_margin),
-            _make_validity_search(predictor, here, space, target[row : row + 1], settings.required_margin + settings.slack),
+            _make_check(predictor, factual, space, target[row : row + 1], settings.required_margin),
+            _make_validity_search(predictor, factual, space, target[row : row + 1], settings.required_margin + settings.slack),
             time_limit=settings.time_limit,
             gap=settings.gap,
             max_enumerated=settings.max_enumerated,
@@ -125,29 +125,31 @@ def solve_exact(
 
 
 def _make_check(
-    predictor: Predictor, here: Tensor, space: ActionSpace, target: Tensor, required_margin: float
+    predictor: Predictor, factual: Tensor, space: ActionSpace, target: Tensor, required_margin: float
 ) -> Callable[[Array], tuple[Array, float, bool]]:
     """Return a function that evaluates one action in the artefact."""
 
     def check(delta: Array) -> tuple[Array, float, bool]:
         with torch.no_grad():
-            action = space.project(here, torch.from_numpy(delta).float()[None])
-            point = space.apply(here, action)
+            action = space.project(factual, torch.from_numpy(delta).float()[None])
+            point = space.apply(factual, action)
         margin = float(target_margin(predictor.logits(point), target))
-        return action[0].double().numpy(), float(space.cost(here, action)), margin >= required_margin if required_margin else margin > 0
+        return action[0].double().numpy(), float(space.cost(factual, action)), margin >= required_margin if required_margin else margin > 0
 
     return check
 
 
-def _make_validity_search(predictor: Predictor, here: Tensor, space: ActionSpace, target: Tensor, required_margin: float) -> FindFirstValid:
+def _make_validity_search(
+    predictor: Predictor, factual: Tensor, space: ActionSpace, target: Tensor, required_margin: float
+) -> FindFirstValid:
     """Return a function that finds the first of several actions that is valid in the artefact."""
 
     def find_first_valid(delta: Array) -> int | None:
-        row = here.expand(len(delta), -1)
+        row = factual.expand(len(delta), -1)
         with torch.no_grad():
             points = space.apply(row, space.project(row, torch.from_numpy(delta).float()))
-        good = target_margin(predictor.logits(points), target.expand(len(delta))) >= required_margin
-        return int(good.int().argmax()) if bool(good.any()) else None
+        is_valid = target_margin(predictor.logits(points), target.expand(len(delta))) >= required_margin
+        return int(is_valid.int().argmax()) if bool(is_valid.any()) else None
 
     return find_first_valid
 
