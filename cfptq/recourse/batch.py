@@ -201,6 +201,7 @@ class RecourseBatch:
         return pd.concat(parts, axis=1)
 
     def _tensors(self) -> dict[str, Tensor]:
+        """Return all fields that are tensors, by name."""
         every = {name: getattr(self, name) for name in (*_TENSORS, *_PROOFS)}
         return {name: value for name, value in every.items() if value is not None}
 

@@ -90,6 +90,7 @@ class WorstCasePredictor:
         return target_margin(every, torch.full((len(every),), self.target)).reshape(len(logits), -1)
 
     def _margin_to_logits(self, margin: Tensor) -> Tensor:
+        """Return logits (N, C) that are the margin for the target and zero for other classes."""
         column = nn.functional.one_hot(torch.tensor(self.target), self.n_classes).to(margin.dtype)
         return margin[:, None] * column
 

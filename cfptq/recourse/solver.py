@@ -156,6 +156,7 @@ def _search_checked(predictor: Predictor, x: Tensor, space: ActionSpace, target:
 
 
 def _search(predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost | GradientFree) -> Tensor:
+    """Run the search that belongs to the settings."""
     if isinstance(settings, GradientFree):
         return search_without_gradient(predictor, x, space, target, settings)
     return search_minimal_cost(predictor, x, space, target, settings)
@@ -179,10 +180,12 @@ def _has_reached(margin: Tensor, settings: Method) -> Tensor:
 
 
 def _get_confidence(settings: Method) -> float:
+    """Return the confidence that a method requires."""
     return settings.confidence if isinstance(settings, MinimalCost | GradientFree | Exact) else 0.5
 
 
 def _get_name(settings: Method) -> str:
+    """Return the name of a method, as batches show it."""
     if isinstance(settings, Exact):
         return "exact" if settings.activations == "rounded" else "exact with relaxed activations"
     if isinstance(settings, GradientFree):
@@ -191,6 +194,7 @@ def _get_name(settings: Method) -> str:
 
 
 def _resolve_method(method: str | Method) -> Method:
+    """Return the settings of a method given by name or settings."""
     if isinstance(method, Method):
         return method
     if method in METHODS:

@@ -72,6 +72,7 @@ def resolve_target(target: Target, rows: Tensor, logits: Tensor) -> Tensor:
 
 
 def _as_tensor(answer: Any, count: int) -> Tensor:
+    """Return the answer of a target rule as a tensor, or raise DataError."""
     try:
         return torch.as_tensor(answer)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -183,6 +183,7 @@ def compute_infeasibility_status(
 
 
 def _check_action_set(space: ActionSpace) -> ActionSet:
+    """Return ``space`` if it is an action set, or raise DataError."""
     if not isinstance(space, ActionSet):
         raise DataError(
             f'Exact recourse needs a cfptq.ActionSet, because it reads features, got a {type(space).__name__}. Use method="minimal-cost".'
