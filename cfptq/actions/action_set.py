@@ -1,4 +1,4 @@
-"""The action set: which features a person may change, how far, at what cost, and how the model sees them."""
+"""The action set, which declares the changes a person can make, their cost and their encoding."""
 
 from __future__ import annotations
 
@@ -14,33 +14,45 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cfptq.actions.columns import as_columns, checked_column_names, require_shape
-from cfptq.actions.compiled import Compiled, compile_features
-from cfptq.actions.cost import Norm, Weights, checked_norm, checked_weights, column_weights, row_costs
+from cfptq.actions.bounds import compute_column_bounds
+from cfptq.actions.columns import require_one_feature_per_column, require_shape, resolve_column_names, to_columns
+from cfptq.actions.compiled import CompiledFeatures, compile_features
+from cfptq.actions.cost import Norm, Weights, compute_column_weights, compute_row_costs, parse_norm, parse_weights
+from cfptq.actions.describe import describe_actions, format_table
+from cfptq.actions.encoding import decode_columns, encode_frame
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
-from cfptq.actions.projection import active, arrived, projected
+from cfptq.actions.infer_features import infer_from_columns, infer_from_frame
+from cfptq.actions.projection import compute_counterfactual_points, compute_gradient_mask, project_rows
+from cfptq.actions.scikit_learn import map_to_encoder
 from cfptq.actions.straight_through import straight_through
 from cfptq.actions.suggestions import did_you_mean
-from cfptq.actions.validation import plain
+from cfptq.actions.validation import to_python_value
+from cfptq.actions.violations import find_violations_in_columns, find_violations_in_frame, require_valid_columns
+from cfptq.actions.yaml_format import construct, format_yaml, read_yaml
 from cfptq.errors import ActionSetError
+from cfptq.io.atomic import write_text
 
 
 @dataclass(frozen=True)
 class ActionSet:
-    """𝒜(x) of the paper's eq. 5 with its cost (eq. 4), declared on features. Implements :class:`~cfptq.actions.ActionSpace`.
+    """Actions that a person can take, 𝒜(x) of the paper's eq. 5, with their cost (eq. 4).
 
-    Build it with :meth:`from_frame` and :meth:`encoded_by`, with :meth:`from_columns`, or load it with :meth:`load`; refine it by name.
-    A person may always stay where she is: an observed range never makes a row invalid, and her own value always counts as within bounds.
-    Declared bounds and domains do refuse a row that breaks them: :meth:`check`, :meth:`validate`.
+    An action set implements :class:`~cfptq.actions.ActionSpace` and is declared on features. Build it with :meth:`from_frame` and
+    :meth:`encoded_by`, with :meth:`from_columns`, or with :meth:`load`.
+
+    The action that changes nothing is always feasible. An observed range never makes a row invalid, and the row's own value always
+    counts as within bounds. Declared bounds and domains make a row invalid, which :meth:`check` and :meth:`validate` report.
 
     Attributes:
-        features: in the order of the frame. Ties in sparsity go to the earlier one.
-        width: number of the model's columns d; ``None`` until encoded.
-        column_names: one for each column.
+        features: the features in the order of the frame. Ties in sparsity go to the earlier feature.
+        width: number d of the model's columns; ``None`` before encoding.
+        column_names: one name for each column; ``None`` before encoding.
         unseen: features of the frame that the encoder does not pass to the model.
-        max_changes: k, the most features that one action changes; ``None`` for no limit.
+        max_changes: k, the largest number of features that one action changes; ``None`` for no limit.
         favourable: index of the class that people want.
-        norm, weights, epsilon: the cost; see :mod:`cfptq.actions.cost`.
+        norm: ``"l1"``, ``"l2"`` or ``("mix", λ1, λ2)``. Default: ``"l1"``.
+        weights: rule for the cost of one unit of each column, ``"std"``, ``"uniform"`` or ``"mad"``. Default: ``"std"``.
+        epsilon: ε of eq. 13, which is added to σ. Default: 1e-6.
     """
 
     features: tuple[AnyFeature, ...]
@@ -56,31 +68,32 @@ class ActionSet:
     def __post_init__(self) -> None:
         features = tuple(self.features)
         if not features:
-            raise ActionSetError("an action set without features; give at least one")
+            raise ActionSetError("An action set must have at least one feature, got none.")
         for feature in features:
             if not isinstance(feature, Continuous | Ordinal | Categorical):
-                raise ActionSetError(f"features are Continuous, Integer, Ordinal or Categorical, not {feature!r}")
+                raise ActionSetError(f"Features must be Continuous, Integer, Ordinal or Categorical, got {feature!r}.")
         names = [feature.name for feature in features]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ActionSetError(f"features named twice: {', '.join(twice)}; names must differ")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ActionSetError(f"Feature names must differ, got {', '.join(repeated)} more than once.")
         object.__setattr__(self, "features", features)
         for name, least in (("max_changes", 1), ("favourable", 0)):
-            value = plain(getattr(self, name))
+            value = to_python_value(getattr(self, name))
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ActionSetError(f"{name} is a whole number from {least}, or None; not {value!r}")
+                raise ActionSetError(f"{name} must be None or a whole number of at least {least}, got {value!r}.")
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "norm", checked_norm(self.norm))
-        object.__setattr__(self, "weights", checked_weights(self.weights))
+        object.__setattr__(self, "norm", parse_norm(self.norm))
+        object.__setattr__(self, "weights", parse_weights(self.weights))
         if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float) or not 0 < self.epsilon < 1:
-            raise ActionSetError(f"epsilon lies between 0 and 1, not {self.epsilon!r}")
+            raise ActionSetError(f"epsilon must lie between 0 and 1, both excluded, got {self.epsilon!r}.")
         object.__setattr__(self, "unseen", tuple(self.unseen))
         if self.width is None:
             object.__setattr__(self, "column_names", None)
         else:
-            object.__setattr__(self, "column_names", checked_column_names(features, self.width, self.column_names))
+            require_one_feature_per_column(features, self.width)
+            object.__setattr__(self, "column_names", resolve_column_names(self.width, self.column_names))
 
-    # Building -----------------------------------------------------------------------------------------------------------------------
+    # Construction -----------------------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_frame(
@@ -103,30 +116,36 @@ class ActionSet:
         norm: Norm = "l1",
         weights: Weights = "std",
     ) -> ActionSet:
-        """Infer features from raw rows: types from dtypes, ranges and level frequencies from values; keywords refine by name.
+        """Infer features from raw training rows, refined by the keywords.
 
-        Whole numbers become :class:`Integer`; other numbers :class:`Continuous`; an ordered ``category`` dtype :class:`Ordinal`; strings,
-        booleans and other categories :class:`Categorical`.
+        Types follow from the dtypes. Whole numbers become :class:`Integer`, other numbers :class:`Continuous`, and an ordered ``category``
+        dtype :class:`Ordinal`. Strings, booleans and other categories become :class:`Categorical`. Ranges and frequencies follow from
+        the values.
 
         Args:
-            frame: people, one a row, raw features; the training rows, since ranges and σ are taken from them.
-            immutable, increase_only, decrease_only: names of features that may not move, or only one way.
-            bounds: raw ``(lowest, highest)`` by name; ``None`` leaves a side to the observed range, ±inf opens it. Of an ordinal feature:
-                members of its domain. A row outside declared bounds is refused.
-            bounds_share: the same as shares of the observed range.
-            reachable: for categorical features, the levels that an action may lead to.
-            effort: factors on the cost, by name.
-            continuous, integer, categorical: names whose inferred type is overruled.
-            ordinal: names with their ordered domains.
-            max_changes, favourable, norm, weights: see the class.
+            frame: training rows with raw features, one person a row. Ranges and σ are computed from them.
+            immutable: names of features that an action may not change.
+            increase_only: names of features that an action may only increase.
+            decrease_only: names of features that an action may only decrease.
+            bounds: ``(lowest, highest)`` in raw units by name. ``None`` keeps the observed range on a side, and ±inf leaves it open.
+                Bounds of an ordinal feature are members of its domain. A row outside declared bounds is invalid.
+            bounds_share: bounds as shares of the observed range, by name. ``(0.0, 0.9)`` ends at 90 % of the way to the maximum.
+            reachable: levels that an action may lead to, by name of a categorical feature. Default: all levels.
+            effort: factor on the cost of a change, by name. Default: 1.
+            continuous: names of features that are real numbers, whatever their dtype.
+            integer: names of features that are whole numbers, whatever their dtype.
+            ordinal: values in order, lowest first, by name of an ordinal feature.
+            categorical: names of features that have levels without an order, whatever their dtype.
+            max_changes: largest number of features that one action changes. Default: no limit.
+            favourable: index of the class that people want. Default: not declared.
+            norm: norm of the cost, ``"l1"``, ``"l2"`` or ``("mix", λ1, λ2)``. Default: ``"l1"``.
+            weights: rule for the cost of one unit, ``"std"``, ``"uniform"`` or ``"mad"``. Default: ``"std"``.
 
         Raises:
-            ActionSetError: an unknown name (with the nearest known one), contradictory declarations, bounds that leave nothing.
-            DataError: an empty frame, repeated column names, infinite values, a dtype that is none of the above.
+            ActionSetError: a name is unknown, declarations contradict one another, or bounds leave no value.
+            DataError: the frame is empty, repeats a column name, holds infinity, or has a dtype that is none of the above.
         """
-        from cfptq.actions.infer_features import inferred_features
-
-        features = inferred_features(
+        features = infer_from_frame(
             frame,
             immutable=immutable,
             increase_only=increase_only,
@@ -156,76 +175,98 @@ class ActionSet:
         norm: Norm = "l1",
         weights: Weights = "std",
     ) -> ActionSet:
-        """Declare features directly on the model's columns: ``Continuous("hours", column=3)``, ``Categorical("job", columns=(4, 5), …)``.
+        """Declare features directly on the model's columns.
+
+        Example features are ``Continuous("hours", column=3)`` and ``Categorical("job", levels=("a", "b"), columns=(4, 5))``.
 
         Args:
-            columns: training rows as the model sees them, ``(N, d)``; statistics are taken from them.
-            features: each with its ``column`` or ``columns``. Columns that no feature claims become immutable features of their own.
-            means, scales: by column, where the columns are standardized: raw = column · scale + mean. Numeric features that give no
-                ``offset`` or ``scale`` of their own take these, so that bounds and whole numbers are meant in raw units.
-            column_names: for messages and tables.
-            max_changes, favourable, norm, weights: see the class.
+            columns: training rows as the model sees them, ``(N, d)``. Statistics are computed from them.
+            features: features with their ``column`` or ``columns``. Each remaining column becomes an immutable feature.
+            means: mean of each column before standardization, ``(d,)``, so that raw = column · scale + mean. Default: 0.
+                Numeric features with an ``offset`` or ``scale`` of their own ignore ``means`` and ``scales``.
+            scales: scale of each column before standardization, ``(d,)``. Default: 1. Bounds and whole numbers are in raw units.
+            column_names: names of the columns for messages and tables. Default: ``column_0``, ``column_1``, and so on.
+            max_changes: largest number of features that one action changes. Default: no limit.
+            favourable: index of the class that people want. Default: not declared.
+            norm: norm of the cost, ``"l1"``, ``"l2"`` or ``("mix", λ1, λ2)``. Default: ``"l1"``.
+            weights: rule for the cost of one unit, ``"std"``, ``"uniform"`` or ``"mad"``. Default: ``"std"``.
 
         Raises:
-            ActionSetError: columns claimed twice or out of range, whole numbers that are not whole.
-            DataError: not ``(N, d)``, NaN, one-hot groups that are not one-hot.
+            ActionSetError: a column is out of range or belongs to two features, or an integer feature holds another number.
+            DataError: ``columns`` is not ``(N, d)``, or holds NaN or infinity.
         """
-        from cfptq.actions.infer_features import features_on_columns
-
-        placed, width, names = features_on_columns(columns, features, means=means, scales=scales, column_names=column_names)
+        complete, names = infer_from_columns(columns, features, means=means, scales=scales, column_names=column_names)
         return cls(
-            features=placed, width=width, column_names=names, max_changes=max_changes, favourable=favourable, norm=norm, weights=weights
+            features=complete,
+            width=len(names),
+            column_names=names,
+            max_changes=max_changes,
+            favourable=favourable,
+            norm=norm,
+            weights=weights,
         )
 
     def encoded_by(self, encoder: Any) -> ActionSet:
-        """The same action set on the columns of a fitted scikit-learn ``ColumnTransformer`` or ``Pipeline``, which is read, not kept.
+        """Place the action set on the columns of a fitted scikit-learn ``ColumnTransformer`` or ``Pipeline``.
 
-        Read are ``StandardScaler``, ``MinMaxScaler``, ``MaxAbsScaler``, ``RobustScaler``, ``OneHotEncoder`` (with ``drop`` and
-        ``handle_unknown``), ``OrdinalEncoder``, ``SimpleImputer``, ``"passthrough"``, ``"drop"``, and pipelines of these.
+        The encoder is read and not kept. Supported are ``StandardScaler``, ``MinMaxScaler``, ``MaxAbsScaler``, ``RobustScaler``,
+        ``OneHotEncoder`` (with ``drop`` and ``handle_unknown``), ``OrdinalEncoder``, ``SimpleImputer``, ``"passthrough"``, ``"drop"``,
+        and pipelines of these.
+
+        Args:
+            encoder: the fitted encoder. The predictor at the end of a pipeline is ignored.
+
+        Returns:
+            A new action set.
 
         Raises:
-            ActionSetError: the encoder is not fitted, uses a step that is not read, or reads a column that the action set does not know.
+            ActionSetError: the encoder is not fitted, has an unsupported step, or reads a column that is no feature of the action set.
         """
-        from cfptq.actions.scikit_learn import placed_by
-
-        features, names, unseen = placed_by(encoder, self.features)
+        features, names, unseen = map_to_encoder(encoder, self.features)
         return dataclasses.replace(self, features=features, width=len(names), column_names=names, unseen=unseen)
 
     def refine(self, name: str, **changes: Any) -> ActionSet:
-        """A copy with one feature changed: ``refine("hours", bounds=(1, 80), effort=2.0)``.
+        """Return a copy with one feature changed, as in ``refine("hours", bounds=(1, 80), effort=2.0)``.
+
+        Args:
+            name: the feature.
+            **changes: new values of its attributes.
 
         Raises:
-            ActionSetError: no such feature or no such attribute (the nearest is named), or a contradiction.
+            ActionSetError: the feature or an attribute is unknown, or the new values contradict one another.
         """
         feature = self[name]
         known = [field.name for field in dataclasses.fields(feature) if field.name != "name"]
         for attribute in changes:
             if attribute not in known:
                 meant = did_you_mean(attribute, known)
-                raise ActionSetError(f"{name}: a feature of kind {feature.kind} has no {attribute!r}{meant}; it has {', '.join(known)}")
-        new = dataclasses.replace(feature, **changes)
-        return dataclasses.replace(self, features=tuple(new if one.name == name else one for one in self.features))
+                raise ActionSetError(
+                    f"{name}: a feature of kind {feature.kind} has no attribute {attribute!r}{meant}. It has {', '.join(known)}."
+                )
+        changed = dataclasses.replace(feature, **changes)
+        return dataclasses.replace(self, features=tuple(changed if other.name == name else other for other in self.features))
 
     def replace(self, **changes: Any) -> ActionSet:
-        """A copy with settings of the whole set changed: ``replace(max_changes=3, norm="l2")``."""
+        """Return a copy with settings of the whole set changed, as in ``replace(max_changes=3, norm="l2")``."""
         known = [field.name for field in dataclasses.fields(self)]
         for attribute in changes:
             if attribute not in known:
-                raise ActionSetError(f"an action set has no {attribute!r}{did_you_mean(attribute, known)}; it has {', '.join(known)}")
+                meant = did_you_mean(attribute, known)
+                raise ActionSetError(f"An action set has no attribute {attribute!r}{meant}. It has {', '.join(known)}.")
         return dataclasses.replace(self, **changes)
 
-    # Looking ------------------------------------------------------------------------------------------------------------------------
+    # Inspection ------------------------------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the features, in order."""
+        """Names of the features in order."""
         return tuple(feature.name for feature in self.features)
 
     def __getitem__(self, name: str) -> AnyFeature:
         for feature in self.features:
             if feature.name == name:
                 return feature
-        raise ActionSetError(f"no feature {name!r}{did_you_mean(name, self.names)}; there are {', '.join(self.names)}")
+        raise ActionSetError(f"The action set has no feature {name!r}{did_you_mean(name, self.names)}. It has {', '.join(self.names)}.")
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -238,160 +279,173 @@ class ActionSet:
 
     @property
     def is_encoded(self) -> bool:
-        """Whether the features are placed on a model's columns."""
+        """True if the features are placed on a model's columns."""
         return self.width is not None
 
     @cached_property
     def feature_columns(self) -> tuple[tuple[int, ...], ...]:
-        """For every feature, in order, the columns that show it; together they are all columns."""
+        """Columns of each feature in order. Together they are all columns."""
         self._encoded_width()
-        return tuple(feature.placed for feature in self.features)
+        return tuple(feature.model_columns for feature in self.features)
 
     @cached_property
     def mutable_columns(self) -> Tensor:
-        """Columns that an action may move, ``(d,)`` booleans."""
+        """Mask of the columns that an action may change, ``(d,)`` booleans."""
         mask = torch.zeros(self._encoded_width(), dtype=torch.bool)
         mask[self._tensors.columns] = True
         return mask
 
     @property
     def column_weights(self) -> Tensor:
-        """w of eq. 4 (with efforts), ``(d,)``."""
+        """Weights w of eq. 4 multiplied by the efforts, ``(d,)``."""
         return self._tensors.weights.clone()
 
     def zero(self, x: Tensor) -> Tensor:
-        """The action that changes nothing, ``(N, d)``."""
+        """Return the action that changes nothing, ``(N, d)``."""
         self._check_shape(x)
         return torch.zeros_like(x)
 
     def project(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Π of Algorithm 1 for every row: ``(N, d)`` → ``(N, d)``; always feasible, idempotent.
+        """Project actions onto the feasible set (Π of Algorithm 1). Projecting twice equals projecting once.
 
-        The gradient passes straight through where a coordinate stays active and is zero on immutable, clamped and reverted ones
-        (Appendix B). NaN in ``delta`` counts as no change.
+        The gradient passes straight through where a column is free to move. It is zero on immutable, clamped and reverted columns
+        (Appendix B).
+
+        Args:
+            x: rows, float32 ``(N, d)``.
+            delta: actions, float32 ``(N, d)``. NaN counts as no change.
+
+        Returns:
+            Feasible actions, ``(N, d)``.
         """
         self._check_shape(x, delta)
         with torch.no_grad():
-            result = projected(self._tensors, x, delta, self.max_changes, self.norm)
+            result = project_rows(self._tensors, x, delta, self.max_changes, self.norm)
         if torch.is_grad_enabled() and delta.requires_grad:
             with torch.no_grad():
-                passing = active(self._tensors, x, delta, result)
-            return straight_through(delta, result, passing)
+                mask = compute_gradient_mask(self._tensors, x, delta, result)
+            return straight_through(delta, result, mask)
         return result
 
     def apply(self, x: Tensor, delta: Tensor) -> Tensor:
-        """x′ = x + δ, ``(N, d)``, with one-hot groups, whole numbers and ordinals exactly on values the encoder would give.
+        """Return the counterfactual points x′ = x + δ, ``(N, d)``.
 
-        The gradient is that of x + δ.
+        One-hot groups, whole numbers and ordinals are exactly at values that the encoder gives. The gradient is that of x + δ.
+
+        Args:
+            x: rows, float32 ``(N, d)``.
+            delta: actions, float32 ``(N, d)``.
         """
         self._check_shape(x, delta)
         with torch.no_grad():
-            point = arrived(self._tensors, x, delta)
+            point = compute_counterfactual_points(self._tensors, x, delta)
         if torch.is_grad_enabled() and (delta.requires_grad or x.requires_grad):
             return straight_through(x + delta, point)
         return point
 
     def cost(self, x: Tensor, delta: Tensor) -> Tensor:
-        """c(δ) = ‖Wδ‖ (eq. 4), ``(N,)``."""
+        """Return the cost of each row's action, c(δ) = ‖Wδ‖ of eq. 4, ``(N,)``."""
         self._check_shape(x, delta)
-        return row_costs(delta * self._tensors.weights, self.norm)
+        return compute_row_costs(delta * self._tensors.weights, self.norm)
 
     def column_bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """For each row the least and greatest value of every column that an action may lead to, two ``(N, d)``.
+        """Return the least and the greatest value of each column that an action may lead to, two tensors ``(N, d)``.
 
-        Columns of immutable features, and the slots of a one-hot group that cannot be reached, keep the row's own value.
+        Columns of immutable features keep the row's own value. So do the columns of unreachable levels.
         """
         self._check_shape(x)
-        from cfptq.actions.bounds import column_reach
-
-        return column_reach(self.features, x)
+        return compute_column_bounds(self.features, x)
 
     def describe(self, x: Tensor, delta: Tensor) -> list[str]:
-        """Each row's action in words: ``"hours-per-week 40 → 46; occupation Sales → Tech-support"``."""
+        """Describe each row's action in words, as in ``"hours-per-week 40 → 46; occupation Sales → Tech-support"``."""
         self._check_shape(x, delta)
-        from cfptq.actions.describe import described
-
-        return described(self.features, x, self.apply(x, delta.detach()), delta.detach())
+        return describe_actions(self.features, x, self.apply(x, delta.detach()), delta.detach())
 
     # Rows ---------------------------------------------------------------------------------------------------------------------------
 
     def encode(self, frame: pd.DataFrame) -> Tensor:
-        """Raw rows as the model's columns, float32 ``(N, d)``: what the scikit-learn encoder would give.
+        """Return the columns that the scikit-learn encoder gives for raw rows, float32 ``(N, d)``.
+
+        Args:
+            frame: raw rows with a column for each feature.
 
         Raises:
-            DataError: a feature is missing from the frame, a value is missing and the encoder has no rule for it, an unknown category.
+            DataError: a feature is missing from the frame, a category is unknown, or a value is missing without a rule for it.
         """
-        from cfptq.actions.encoding import encoded
-
-        return encoded(self.features, self._encoded_width(), frame)
+        return encode_frame(self.features, self._encoded_width(), frame)
 
     def decode(self, columns: Tensor) -> pd.DataFrame:
-        """The model's columns ``(N, d)`` as raw rows. What the encoder filled in for a missing value stays filled in."""
+        """Return raw rows for the model's columns ``(N, d)``. Values that the encoder imputed remain imputed."""
         self._check_shape(columns)
-        from cfptq.actions.encoding import decoded
-
-        return decoded(self.features, columns)
+        return decode_columns(self.features, columns)
 
     def validate(self, rows: pd.DataFrame | Tensor | npt.NDArray[Any]) -> pd.DataFrame:
-        """Which rows break which rule: a frame with ``row`` (counted from 0), ``feature``, ``rule`` and ``value``; empty if none does.
+        """List each violation of a declared rule. Observed ranges are no rule.
 
-        Takes raw rows (a DataFrame) or the model's columns. Observed ranges are no rule.
+        Args:
+            rows: raw rows (a DataFrame), or the model's columns (float32 ``(N, d)``).
+
+        Returns:
+            A frame with the columns ``row`` (counted from 0), ``feature``, ``rule`` and ``value``, empty if no rule is broken.
 
         Raises:
-            DataError: not rows of this action set at all: a feature or column missing, a wrong width or dtype.
+            DataError: a feature or column is missing, or the width or dtype is wrong.
         """
-        from cfptq.actions.violations import found_in_columns, found_in_frame
-
         if isinstance(rows, pd.DataFrame):
-            return found_in_frame(self.features, rows)
-        return found_in_columns(self.features, as_columns(self._encoded_width(), rows))
+            return find_violations_in_frame(self.features, rows)
+        return find_violations_in_columns(self.features, to_columns(self._encoded_width(), rows))
 
     def check(self, x: Tensor) -> None:
-        """Raise unless every row can be acted upon.
+        """Raise unless every row of ``x`` ``(N, d)`` is valid.
 
         Raises:
-            DataError: a wrong width or dtype, NaN or infinity.
-            ActionSetError: rows that break declared bounds or domains, or whose one-hot groups are not one-hot.
+            DataError: the width or dtype is wrong, or a value is NaN or infinite.
+            ActionSetError: a row breaks declared bounds or a domain, or a one-hot group is not one-hot.
         """
-        from cfptq.actions.violations import refuse_columns
-
-        refuse_columns(self.features, as_columns(self._encoded_width(), x), self.column_names or ())
+        require_valid_columns(self.features, to_columns(self._encoded_width(), x), self.column_names or ())
 
     # Files --------------------------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write YAML that carries everything: features, encoding, statistics, cost."""
-        from cfptq.actions.yaml_format import to_text
-        from cfptq.io.atomic import write_text
-
-        write_text(path, to_text(self))
+        """Write the action set as YAML with features, encoding, statistics and cost."""
+        settings = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if field.name != "features" and (value := getattr(self, field.name)) != field.default
+        }
+        write_text(path, format_yaml(self.features, settings))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ActionSet:
-        """Read what :meth:`save` wrote.
+        """Read an action set that :meth:`save` wrote.
 
         Raises:
-            FileError: no such file, not YAML, not an action set, or from a newer cfptq.
-            ActionSetError: it contradicts itself.
+            FileError: the file does not exist, is not YAML, is not an action set, or has another version.
+            ActionSetError: the action set contradicts itself.
         """
-        from cfptq.actions.yaml_format import from_file
-
-        return from_file(path)
+        return construct(cls, read_yaml(path, [field.name for field in dataclasses.fields(cls)]), str(path))
 
     def __str__(self) -> str:
-        from cfptq.actions.describe import as_table
-
-        return as_table(self)
+        return format_table(
+            self.features,
+            width=self.width,
+            unseen=self.unseen,
+            max_changes=self.max_changes,
+            favourable=self.favourable,
+            norm=self.norm,
+            weights=self.weights,
+        )
 
     @cached_property
-    def _tensors(self) -> Compiled:
+    def _tensors(self) -> CompiledFeatures:
         width = self._encoded_width()
-        return compile_features(self.features, width, column_weights(self.features, width, self.weights, self.epsilon))
+        return compile_features(self.features, width, compute_column_weights(self.features, width, self.weights, self.epsilon))
 
     def _encoded_width(self) -> int:
         if self.width is None:
             raise ActionSetError(
-                "this action set is on raw features; place it on the model's columns first: action_set.encoded_by(column_transformer)"
+                "The action set must be placed on the model's columns, but it is on raw features. "
+                "Call action_set.encoded_by(column_transformer)."
             )
         return self.width
 

@@ -1,4 +1,4 @@
-"""The one protocol through which everything else in cfptq talks about actions."""
+"""The protocol through which the rest of cfptq uses actions."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from torch import Tensor
 
 @runtime_checkable
 class ActionSpace(Protocol):
-    """What may be changed about a row, and what a change costs: 𝒜(x) and c(δ) of the paper's eq. 3.
+    """Feasible changes of a row and their cost, 𝒜(x) and c(δ) of the paper's eq. 3.
 
-    ``x`` is a float32 tensor ``(N, d)`` of model inputs. An action ``δ`` is a float32 tensor ``(N, k)``; ``k`` equals ``d`` where
-    actions live on the model's own columns (:class:`~cfptq.actions.ActionSet`) and is the size of the latent or semantic code where they
-    do not. Nothing outside an action space adds δ to x.
+    ``x`` is a float32 tensor ``(N, d)`` of model inputs. An action ``δ`` is a float32 tensor ``(N, k)``. For an
+    :class:`~cfptq.actions.ActionSet`, ``k`` equals ``d``. For a latent or semantic space, ``k`` is the size of the code.
+    Code outside an action space never adds δ to x.
     """
 
     @property
     def max_changes(self) -> int | None:
-        """k, the number of features that one action may change; None where any number may."""
+        """Largest number of features that one action may change; ``None`` for no limit."""
         ...
 
     @property
     def feature_columns(self) -> tuple[tuple[int, ...], ...]:
-        """For every feature the δ-columns that belong to it; sparsity counts these, and reverting a feature zeroes them."""
+        """Columns of δ that belong to each feature. Sparsity counts features, and reverting one zeroes its columns."""
         ...
 
     def zero(self, x: Tensor) -> Tensor:
-        """The action that changes nothing, ``(N, k)``."""
+        """Return the action that changes nothing, ``(N, k)``."""
         ...
 
     def project(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Π of Algorithm 1: a feasible action near ``delta``, for every row. Idempotent."""
+        """Project each action onto the feasible set (Π of Algorithm 1). Projecting twice equals projecting once."""
         ...
 
     def apply(self, x: Tensor, delta: Tensor) -> Tensor:
-        """The counterfactual point x′, ``(N, d)``; differentiable with respect to ``delta``."""
+        """Return the counterfactual point x′, ``(N, d)``, differentiable with respect to ``delta``."""
         ...
 
     def cost(self, x: Tensor, delta: Tensor) -> Tensor:
-        """The effort of each row's action, ``(N,)``; differentiable with respect to ``delta``."""
+        """Return the cost of each row's action, ``(N,)``, differentiable with respect to ``delta``."""
         ...
 
     def describe(self, x: Tensor, delta: Tensor) -> list[str]:
-        """Each row's action in words."""
+        """Describe each row's action in words."""
         ...
 
     def check(self, x: Tensor) -> None:
-        """Raise ``DataError`` or ``ActionSetError``, naming rows and rules, where ``x`` cannot be acted upon."""
+        """Raise ``DataError`` or ``ActionSetError`` if a row of ``x`` is invalid. The message names rows and rules."""
         ...

@@ -1,4 +1,4 @@
-"""The model's columns: each shows one feature, and rows of them have the right shape and dtype."""
+"""Checks of the model's columns, which each show one feature."""
 
 from __future__ import annotations
 
@@ -12,48 +12,57 @@ from cfptq.actions.features import AnyFeature
 from cfptq.errors import ActionSetError, DataError
 
 
-def checked_column_names(features: Sequence[AnyFeature], width: int, names: Sequence[str] | None) -> tuple[str, ...]:
-    """A name for each of ``width`` columns, given ones or ``column_0`` and so on.
+def resolve_column_names(width: int, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return one name for each of ``width`` columns, the given ones or ``column_0``, ``column_1``, and so on.
 
     Raises:
-        ActionSetError: a feature without columns, a column that shows no feature or two, a wrong number of names.
+        ActionSetError: the number of names differs from ``width``.
     """
-    owner: dict[int, str] = {}
+    if names is None:
+        return tuple(f"column_{column}" for column in range(width))
+    if len(names) != width:
+        raise ActionSetError(f"column_names must hold one name for each of the {width} columns, got {len(names)}.")
+    return tuple(str(name) for name in names)
+
+
+def require_one_feature_per_column(features: Sequence[AnyFeature], width: int) -> None:
+    """Raise ``ActionSetError`` unless each of ``width`` columns shows exactly one feature and each feature has a column."""
+    feature_of: dict[int, str] = {}
     for feature in features:
-        if not feature.placed:
-            raise ActionSetError(f"{feature.name}: no column is given for it, though the action set is encoded")
-        for column in feature.placed:
+        if not feature.model_columns:
+            raise ActionSetError(f"{feature.name}: its column is missing. Give column=…, or columns=(…) for a one-hot group.")
+        for column in feature.model_columns:
             if column >= width:
-                raise ActionSetError(f"{feature.name}: column {column} does not exist; the model has {width}, counted from 0")
-            if column in owner:
-                raise ActionSetError(f"column {column} belongs to both {owner[column]} and {feature.name}; a column shows one feature")
-            owner[column] = feature.name
-    free = [column for column in range(width) if column not in owner]
+                raise ActionSetError(f"{feature.name}: column must be below {width}, the number of columns, got {column}.")
+            if column in feature_of:
+                raise ActionSetError(f"Column {column} belongs to both {feature_of[column]} and {feature.name}. Give it to one of them.")
+            feature_of[column] = feature.name
+    free = [column for column in range(width) if column not in feature_of]
     if free:
-        raise ActionSetError(f"columns {free} belong to no feature; declare them (immutable if nobody can act on them)")
-    result = tuple(f"column_{column}" for column in range(width)) if names is None else tuple(str(name) for name in names)
-    if len(result) != width:
-        raise ActionSetError(f"{len(result)} column names for {width} columns; give one for each")
-    return result
+        raise ActionSetError(f"Columns {free} belong to no feature. Declare them, as immutable if an action may not change them.")
 
 
 def require_shape(width: int, x: Tensor, delta: Tensor | None = None) -> None:
-    """Raise ``DataError`` unless ``x`` is ``(N, width)`` and ``delta``, if given, is shaped like it."""
+    """Raise ``DataError`` unless ``x`` is ``(N, width)`` and ``delta``, if given, has the same shape."""
     if x.ndim != 2 or x.shape[1] != width:
-        raise DataError(f"rows have shape {tuple(x.shape)}; this action set needs (N, {width}), one column for each of the model's inputs")
+        raise DataError(f"Rows must have shape (N, {width}), one column for each input of the model, got {tuple(x.shape)}.")
     if delta is not None and delta.shape != x.shape:
-        raise DataError(f"actions have shape {tuple(delta.shape)}, rows {tuple(x.shape)}; they must be the same")
+        raise DataError(f"Actions must have the shape of the rows, {tuple(x.shape)}, got {tuple(delta.shape)}.")
 
 
-def as_columns(width: int, rows: Any) -> Tensor:
-    """``rows`` as a float32 tensor ``(N, width)`` without history, else ``DataError``."""
+def to_columns(width: int, rows: Any) -> Tensor:
+    """Return ``rows`` as a detached float32 tensor ``(N, width)``.
+
+    Raises:
+        DataError: ``rows`` is no tensor or array, or has another shape or dtype.
+    """
     if not isinstance(rows, Tensor):
         try:
             rows = torch.as_tensor(rows)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"rows are a float32 tensor or array of shape (N, {width}), not {type(rows).__name__}") from error
+            raise DataError(f"Rows must be a float32 tensor or array of shape (N, {width}), got {type(rows).__name__}.") from error
     require_shape(width, rows)
     if rows.dtype != torch.float32:
-        raise DataError(f"rows are {str(rows.dtype).removeprefix('torch.')}; convert them to float32 (rows.float())")
+        raise DataError(f"Rows must be float32, got {str(rows.dtype).removeprefix('torch.')}. Convert them with rows.float().")
     columns: Tensor = rows.detach()
     return columns

@@ -1,4 +1,4 @@
-"""What a change costs: weights w_j (eq. 13) and the norms of eq. 4 and Table 7."""
+"""Cost of a change, from weights w_j (eq. 13) and the norms of eq. 4 and Table 7."""
 
 from __future__ import annotations
 
@@ -11,88 +11,104 @@ from torch import Tensor
 
 from cfptq.actions.features import AnyFeature, Continuous
 from cfptq.actions.suggestions import did_you_mean
-from cfptq.actions.validation import Level, finite_number
+from cfptq.actions.validation import Level, parse_finite_number
 from cfptq.errors import ActionSetError
 
 Norm: TypeAlias = Literal["l1", "l2"] | tuple[Literal["mix"], float, float]
-"""``"l1"``, ``"l2"`` or ``("mix", λ1, λ2)`` for λ1·ℓ1 + λ2·ℓ2."""
+"""Norm of the weighted changes, ``"l1"``, ``"l2"``, or ``("mix", λ1, λ2)`` for λ1·ℓ1 + λ2·ℓ2."""
 
 Weights: TypeAlias = Literal["std", "uniform", "mad"]
-"""How w_j is made: 1/(σ_j + ε), 1, or 1/(1.4826·MAD_j + ε)."""
+"""Rule for w_j: ``"std"`` is 1/(σ_j + ε), ``"uniform"`` is 1, and ``"mad"`` is 1/(1.4826·MAD_j + ε)."""
 
 WEIGHTINGS: tuple[Weights, ...] = ("std", "uniform", "mad")
-MAD_TO_STD = 1.4826  # makes the MAD of a normal sample estimate its σ, so that costs under both weightings are comparable
+MAD_TO_STD = 1.4826
+"""Factor that makes the MAD of a normal sample an estimate of its σ, so that costs under both rules are comparable."""
 
 
-def checked_norm(norm: object) -> Norm:
-    """``norm`` in its canonical form.
+def parse_norm(norm: object) -> Norm:
+    """Return ``norm`` in its canonical form.
 
     Raises:
-        ActionSetError: not one of the three forms, a negative λ, or both λ zero.
+        ActionSetError: ``norm`` has none of the three forms, a λ is negative, or both are zero.
     """
     if norm == "l1":
         return "l1"
     if norm == "l2":
         return "l2"
     if isinstance(norm, tuple | list) and len(norm) == 3 and norm[0] == "mix":
-        first, second = (finite_number(part, "norm") for part in norm[1:])
+        first, second = (parse_finite_number(part, "norm") for part in norm[1:])
         if first < 0 or second < 0 or first + second == 0:
-            raise ActionSetError(f'norm ("mix", {first:g}, {second:g}): the two factors are at least 0 and not both 0')
+            raise ActionSetError(f"The factors of norm must be at least 0 and not both 0, got {first:g} and {second:g}.")
         return ("mix", first, second)
-    raise ActionSetError(f'norm is "l1", "l2" or ("mix", λ1, λ2), not {norm!r}{did_you_mean(norm, ("l1", "l2"))}')
+    raise ActionSetError(f'norm must be "l1", "l2" or ("mix", λ1, λ2), got {norm!r}{did_you_mean(norm, ("l1", "l2"))}.')
 
 
-def checked_weights(weights: object) -> Weights:
-    """``weights`` if it is a known way to make them, else ``ActionSetError``."""
+def parse_weights(weights: object) -> Weights:
+    """Return ``weights``, or raise ``ActionSetError`` if it is none of :data:`WEIGHTINGS`."""
     for known in WEIGHTINGS:
         if weights == known:
             return known
-    raise ActionSetError(f"weights is one of {', '.join(WEIGHTINGS)}, not {weights!r}{did_you_mean(weights, WEIGHTINGS)}")
+    raise ActionSetError(f"weights must be one of {', '.join(WEIGHTINGS)}, got {weights!r}{did_you_mean(weights, WEIGHTINGS)}.")
 
 
-def column_weights(features: Sequence[AnyFeature], width: int, weights: Weights, epsilon: float) -> Tensor:
-    """w of eq. 4 for every column, ``(width,)``, each multiplied by its feature's effort. σ is that of the encoded column.
+def compute_column_weights(features: Sequence[AnyFeature], width: int, weights: Weights, epsilon: float) -> Tensor:
+    """Compute w of eq. 4 for every column, ``(width,)``, each multiplied by its feature's effort.
 
-    Columns with a MAD of zero (most one-hot columns, and numbers that are mostly one value) fall back to σ under ``"mad"``.
+    σ is that of the encoded column. Under ``"mad"``, one-hot columns, codes and numbers with a MAD of zero have their σ instead.
+
+    Args:
+        features: features placed on the columns.
+        width: number of columns.
+        weights: rule for the weights.
+        epsilon: ε of eq. 13, which is added to σ.
 
     Raises:
-        ActionSetError: a feature that may move carries no statistics to take σ from.
+        ActionSetError: a mutable feature has no statistics.
     """
     result = torch.ones(width, dtype=torch.float64)
     for feature in features:
-        for place, column in enumerate(feature.placed):
+        for place, column in enumerate(feature.model_columns):
             if weights == "uniform":
                 result[column] = feature.effort
                 continue
-            spread = _spread(feature, place, robust=weights == "mad")
+            spread = _compute_spread(feature, place, robust=weights == "mad")
             if spread is None:
-                if feature.immutable:
+                if feature.is_immutable:
                     continue
                 raise ActionSetError(
-                    f'{feature.name}: weights="{weights}" needs its statistics (frequencies for levels); '
-                    'build the action set with from_frame or from_columns, or use weights="uniform"'
+                    f'{feature.name}: weights="{weights}" needs its statistics, or frequencies for levels. '
+                    'Build the action set with from_frame or from_columns, or use weights="uniform".'
                 )
             result[column] = feature.effort / (spread + epsilon)
     return result.to(torch.float32)
 
 
-def row_costs(weighted: Tensor, norm: Norm) -> Tensor:
-    """Norm of each row of weighted changes ``(N, d)``, eq. 4 and Table 7; ``(N,)``."""
+def compute_row_costs(weighted: Tensor, norm: Norm) -> Tensor:
+    """Return the norm of each row of weighted changes ``(N, d)`` (eq. 4 and Table 7), ``(N,)``."""
     if norm == "l1":
         return weighted.abs().sum(1)
     if norm == "l2":
-        return _lengths(weighted)
+        return _compute_l2_norms(weighted)
     _, first, second = norm
-    return first * weighted.abs().sum(1) + second * _lengths(weighted)
+    return first * weighted.abs().sum(1) + second * _compute_l2_norms(weighted)
 
 
-def _lengths(weighted: Tensor) -> Tensor:
+def _compute_l2_norms(weighted: Tensor) -> Tensor:
     lengths: Tensor = torch.linalg.vector_norm(weighted, dim=1)
     return lengths
 
 
-def _spread(feature: AnyFeature, place: int, *, robust: bool) -> float | None:
-    """σ (or 1.4826·MAD) of one encoded column of the feature over the training rows."""
+def _compute_spread(feature: AnyFeature, place: int, *, robust: bool) -> float | None:
+    """Return σ, or 1.4826·MAD, of one encoded column of the feature over the training rows.
+
+    Args:
+        feature: the feature.
+        place: index of the column among ``feature.model_columns``.
+        robust: whether to use the MAD of a number, if it is above 0.
+
+    Returns:
+        ``None`` if the feature has no statistics.
+    """
     if isinstance(feature, Continuous):
         seen = feature.statistics
         if seen is None:
@@ -107,7 +123,7 @@ def _spread(feature: AnyFeature, place: int, *, robust: bool) -> float | None:
         return math.sqrt(max(square - mean**2, 0.0)) / feature.scale
     if feature.frequencies is None:
         return None
-    shares = filled_shares(feature.states, feature.frequencies, feature.fill)
+    shares = compute_filled_shares(feature.states, feature.frequencies, feature.fill)
     if feature.columns is None:
         codes = feature.codes or ()
         mean = sum(share * code for share, code in zip(shares, codes, strict=True))
@@ -117,8 +133,8 @@ def _spread(feature: AnyFeature, place: int, *, robust: bool) -> float | None:
     return math.sqrt(max(shares[level] * (1 - shares[level]), 0.0)) * (feature.on[level] - feature.off[level])
 
 
-def filled_shares(states: Sequence[Level], frequencies: Sequence[float], fill: Level) -> list[float]:
-    """Share of the training rows that the model sees at each level: missing rows stand at the level they are filled with."""
+def compute_filled_shares(states: Sequence[Level], frequencies: Sequence[float], fill: Level) -> list[float]:
+    """Return the share of training rows that the model sees at each level, where missing rows are at the level ``fill``."""
     missing = max(0.0, 1 - sum(frequencies))
     if fill is None:
         return list(frequencies)

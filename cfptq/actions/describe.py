@@ -1,23 +1,21 @@
-"""Actions and action sets in words."""
+"""Descriptions of actions and of action sets in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from cfptq.actions.encoding import raw_values
+from cfptq.actions.cost import Norm, Weights
+from cfptq.actions.encoding import decode_feature
 from cfptq.actions.features import AnyFeature, Continuous, Mutability, Ordinal
 from cfptq.actions.validation import Level
 
-if TYPE_CHECKING:
-    from cfptq.actions.action_set import ActionSet
-
 NO_CHANGE = "no change"
 
-_WAYS = {
+_MAX_SHOWN_LEVELS = 4  # The table lists this many levels and then their number.
+_MUTABILITY_WORDS = {
     Mutability.FREE: "free",
     Mutability.IMMUTABLE: "immutable",
     Mutability.INCREASE: "only up",
@@ -25,93 +23,108 @@ _WAYS = {
 }
 
 
-def described(features: Sequence[AnyFeature], x: Tensor, point: Tensor, delta: Tensor) -> list[str]:
-    """For each row what changes between ``x`` and ``point`` ``(N, d)``, features in order; :data:`NO_CHANGE` where nothing does."""
+def describe_actions(features: Sequence[AnyFeature], x: Tensor, point: Tensor, delta: Tensor) -> list[str]:
+    """Describe for each row the changes between ``x`` and ``point``, or :data:`NO_CHANGE`.
+
+    Args:
+        features: features placed on the columns. Changes are listed in their order.
+        x: rows, ``(N, d)``.
+        point: counterfactual points, ``(N, d)``.
+        delta: actions, ``(N, d)``. A feature is listed where one of its columns is not zero.
+    """
     parts: list[list[str]] = [[] for _ in range(len(x))]
     for feature in features:
-        if not feature.placed:
+        if not feature.model_columns:
             continue
-        rows = (delta[:, list(feature.placed)] != 0).any(1).nonzero().squeeze(1)
+        rows = (delta[:, list(feature.model_columns)] != 0).any(1).nonzero().squeeze(1)
         if not len(rows):
             continue
-        before, after = raw_values(feature, x[rows]), raw_values(feature, point[rows])
+        before, after = decode_feature(feature, x[rows]), decode_feature(feature, point[rows])
         for row, old, new in zip(rows.tolist(), before.tolist(), after.tolist(), strict=True):
-            parts[row].append(f"{feature.name} {' → '.join(shown_pair(old, new))}")
+            parts[row].append(f"{feature.name} {' → '.join(format_pair(old, new))}")
     return ["; ".join(changes) or NO_CHANGE for changes in parts]
 
 
-def shown_pair(old: Level, new: Level) -> tuple[str, str]:
-    """Two values as short as they can be told apart."""
+def format_pair(old: Level, new: Level) -> tuple[str, str]:
+    """Format two values with as few digits as tell them apart, but at least six."""
     if isinstance(old, float) and isinstance(new, float):
         for digits in range(6, 17):
-            first, second = _number(old, digits), _number(new, digits)
+            first, second = _format_number(old, digits), _format_number(new, digits)
             if first != second:
                 return first, second
-    return shown(old), shown(new)
+    return format_value(old), format_value(new)
 
 
-def shown(value: Level) -> str:
-    """One raw value."""
+def format_value(value: Level) -> str:
+    """Format one raw value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "(missing)"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return _number(value, 6) if isinstance(value, float) else str(value)
+    return _format_number(value, 6) if isinstance(value, float) else str(value)
 
 
-def _number(value: float, digits: int) -> str:
+def _format_number(value: float, digits: int) -> str:
     text = f"{value:.{digits}g}"
     return f"{float(text):.0f}" if "e" in text and abs(value) < 1e15 and float(text).is_integer() else text
 
 
-def as_table(action_set: ActionSet) -> str:
-    """The action set as a text table, one feature a line."""
-    head = ["feature", "kind", "may move", "to", "columns", "effort"]
-    lines = [head]
-    for feature in action_set.features:
+def format_table(
+    features: Sequence[AnyFeature],
+    *,
+    width: int | None,
+    unseen: Sequence[str],
+    max_changes: int | None,
+    favourable: int | None,
+    norm: Norm,
+    weights: Weights,
+) -> str:
+    """Format an action set as a text table with one line for each feature. The arguments are the fields of the set."""
+    header = ["feature", "kind", "may move", "to", "columns", "effort"]
+    lines = [header]
+    for feature in features:
         lines.append(
             [
                 feature.name,
                 feature.kind,
-                _WAYS[feature.mutability],
-                _reach(feature),
-                _columns(feature.placed) if action_set.is_encoded else "",
+                _MUTABILITY_WORDS[feature.mutability],
+                _format_reachable(feature),
+                "" if width is None else _format_columns(feature.model_columns),
                 f"{feature.effort:g}",
             ]
         )
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
-    body = ["  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in lines]
-    body.insert(1, "  ".join("-" * size for size in widths))
-    movable = sum(not feature.immutable for feature in action_set.features)
-    most = "any number" if action_set.max_changes is None else f"at most {action_set.max_changes}"
-    norm = action_set.norm if isinstance(action_set.norm, str) else "{}({:g}, {:g})".format(*action_set.norm)
-    place = f"{action_set.width} columns" if action_set.is_encoded else "not encoded"
+    sizes = [max(len(line[place]) for line in lines) for place in range(len(header))]
+    body = ["  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip() for line in lines]
+    body.insert(1, "  ".join("-" * size for size in sizes))
+    movable = sum(not feature.is_immutable for feature in features)
+    limit = "any number" if max_changes is None else f"at most {max_changes}"
+    norm_text = norm if isinstance(norm, str) else "{}({:g}, {:g})".format(*norm)
+    place = "not encoded" if width is None else f"{width} columns"
     title = (
-        f"ActionSet: {len(action_set)} features, {movable} of them mutable, {place}; an action changes {most}; "
-        f"cost {norm}, weights {action_set.weights}"
-        + ("" if action_set.favourable is None else f"; favourable class {action_set.favourable}")
+        f"ActionSet: {len(features)} features, {movable} of them mutable, {place}; an action changes {limit}; "
+        f"cost {norm_text}, weights {weights}" + ("" if favourable is None else f"; favourable class {favourable}")
     )
-    if action_set.unseen:
-        body.append(f"not seen by the model: {', '.join(action_set.unseen)}")
+    if unseen:
+        body.append(f"not seen by the model: {', '.join(unseen)}")
     return "\n".join([title, *body])
 
 
-def _reach(feature: AnyFeature) -> str:
-    if feature.immutable:
+def _format_reachable(feature: AnyFeature) -> str:
+    if feature.is_immutable:
         return "itself"
     if isinstance(feature, Continuous):
-        low, high = feature.reach
-        inferred = feature.bounds == (None, None) and feature.bounds_share is None
+        low, high = feature.reachable_bounds
+        is_observed = feature.bounds == (None, None) and feature.bounds_share is None
         if math.isinf(low) and math.isinf(high):
             return "any value"
-        return f"{shown(float(low))} to {shown(float(high))}{' (observed)' if inferred else ''}"
-    reachable = [shown(state) for state, allowed in zip(feature.states, feature.destinations, strict=True) if allowed]
-    joint = " < " if isinstance(feature, Ordinal) else ", "
-    text = joint.join(reachable[:4])
-    return text + (f"{joint}… ({len(reachable)} values)" if len(reachable) > 4 else "")
+        return f"{format_value(float(low))} to {format_value(float(high))}{' (observed)' if is_observed else ''}"
+    reachable = [format_value(state) for state, allowed in zip(feature.states, feature.destinations, strict=True) if allowed]
+    separator = " < " if isinstance(feature, Ordinal) else ", "
+    text = separator.join(reachable[:_MAX_SHOWN_LEVELS])
+    return text + (f"{separator}… ({len(reachable)} values)" if len(reachable) > _MAX_SHOWN_LEVELS else "")
 
 
-def _columns(columns: Sequence[int]) -> str:
+def _format_columns(columns: Sequence[int]) -> str:
     ordered = sorted(columns)
     if len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1:
         return f"{ordered[0]}–{ordered[-1]}"

@@ -1,4 +1,4 @@
-"""Raw rows to the model's columns and back, from what the features carry: no scikit-learn object is needed."""
+"""Conversion between raw rows and the model's columns, from the features alone and without scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,43 +12,28 @@ import torch
 from torch import Tensor
 
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
-from cfptq.actions.infer_features import numbers_of, places_of
+from cfptq.actions.raw_values import parse_level_numbers, parse_numbers, read_level_numbers, select_series
 from cfptq.actions.suggestions import did_you_mean
-from cfptq.actions.validation import plain
-from cfptq.actions.violations import columns_as_places
+from cfptq.actions.validation import to_python_value
 from cfptq.errors import DataError, name_rows
 
-
-def feature_series(frame: pd.DataFrame, name: str, names: Sequence[str]) -> pd.Series[Any]:
-    """The frame's column for a feature.
-
-    Raises:
-        DataError: there is none, or two.
-    """
-    if name not in frame.columns:
-        present = [str(column) for column in frame.columns]
-        unused = [column for column in present if column not in names]
-        raise DataError(f"the frame has no column {name!r}{did_you_mean(name, unused)}; it has {', '.join(present)}")
-    series = frame[name]
-    if isinstance(series, pd.DataFrame):
-        raise DataError(f"the frame has two columns named {name!r}; keep one")
-    return series
+_MAX_SHOWN_LEVELS = 12  # A message lists this many levels and then an ellipsis.
 
 
-def encoded(features: Sequence[AnyFeature], width: int, frame: pd.DataFrame) -> Tensor:
-    """The model's columns for raw rows, float32 ``(N, width)``. Computed in float64, rounded once."""
+def encode_frame(features: Sequence[AnyFeature], width: int, frame: pd.DataFrame) -> Tensor:
+    """Return the model's columns for raw rows, float32 ``(N, width)``, computed in float64 and rounded once."""
     if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"encode takes a DataFrame of raw features, not {type(frame).__name__}")
+        raise DataError(f"encode takes a DataFrame of raw features, got {type(frame).__name__}.")
     result = np.zeros((len(frame), width), dtype=np.float32)
     names = [feature.name for feature in features]
     for feature in features:
-        series = feature_series(frame, feature.name, names)
+        series = select_series(frame, feature.name, names)
         if isinstance(feature, Continuous):
-            values = numbers_of(series)
+            values = parse_numbers(series)
             missing = np.isnan(values)
             if missing.any():
                 if not isinstance(feature.fill, int | float):
-                    _refuse_missing(feature, missing)
+                    _raise_missing(feature, missing)
                 values = np.where(missing, feature.fill, values)
             result[:, feature.column] = (values - feature.offset) / feature.scale
         else:
@@ -56,25 +41,28 @@ def encoded(features: Sequence[AnyFeature], width: int, frame: pd.DataFrame) -> 
     return torch.from_numpy(result)
 
 
-def decoded(features: Sequence[AnyFeature], columns: Tensor) -> pd.DataFrame:
-    """Raw rows for the model's columns ``(N, d)``. Encoding them again gives the same columns."""
+def decode_columns(features: Sequence[AnyFeature], columns: Tensor) -> pd.DataFrame:
+    """Return raw rows for the model's columns ``(N, d)``. Encoding them gives the same columns."""
     rows = columns.detach().to(torch.float32)
-    return pd.DataFrame({feature.name: raw_values(feature, rows) for feature in features})
+    return pd.DataFrame({feature.name: decode_feature(feature, rows) for feature in features})
 
 
-def raw_values(feature: AnyFeature, rows: Tensor) -> pd.Series[Any]:
-    """One feature's raw values ``(N,)`` from the model's columns. A row at no level is missing."""
+def decode_feature(feature: AnyFeature, rows: Tensor) -> pd.Series[Any]:
+    """Return one feature's raw values ``(N,)`` for the model's columns ``(N, d)``, missing for a row at no level."""
     if isinstance(feature, Continuous):
-        values = _numbers(feature, rows[:, feature.column].numpy())
+        values = _decode_numbers(feature, rows[:, feature.column].numpy())
         if isinstance(feature, Integer) and bool(np.all(values == np.rint(values))):
             return pd.Series(values.astype(np.int64))
         return pd.Series(values)
-    places = columns_as_places(feature, rows)
-    return pd.Series([None if place < 0 else feature.states[place] for place in places.tolist()])
+    numbers = read_level_numbers(feature, rows)
+    return pd.Series([None if number < 0 else feature.states[number] for number in numbers.tolist()])
 
 
-def _numbers(feature: Continuous, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """The shortest decimal numbers that encode to ``values``: 37.5 and not 37.499998. A bound decodes to itself."""
+def _decode_numbers(feature: Continuous, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the shortest decimal numbers that encode to ``values``, such as 37.5 for 37.499998.
+
+    The encoded value of a bound decodes to the bound itself.
+    """
     exact = values.astype(np.float64) * feature.scale + feature.offset
     if isinstance(feature, Integer):
         whole = np.rint(exact)
@@ -82,17 +70,17 @@ def _numbers(feature: Continuous, values: npt.NDArray[np.float32]) -> npt.NDArra
     result = exact.copy()
     with np.errstate(divide="ignore", invalid="ignore"):
         magnitude = np.where(exact == 0, 0, np.floor(np.log10(np.abs(exact))))
-    open_ = np.isfinite(exact)
+    remaining = np.isfinite(exact)
     for digits in range(1, 10):
         unit = 10.0 ** (digits - 1 - magnitude)
         short = np.rint(exact * unit) / unit
-        fits = open_ & _encodes_to(feature, short, values)
+        fits = remaining & _encodes_to(feature, short, values)
         result[fits] = short[fits]
-        open_ &= ~fits
-        if not open_.any():
+        remaining &= ~fits
+        if not remaining.any():
             break
-    for side in feature.reach:
-        result[_encodes_to(feature, np.full_like(exact, side), values)] = side
+    for bound in feature.reachable_bounds:
+        result[_encodes_to(feature, np.full_like(exact, bound), values)] = bound
     return result
 
 
@@ -101,35 +89,43 @@ def _encodes_to(feature: Continuous, raw: npt.NDArray[np.float64], values: npt.N
 
 
 def _write_levels(result: npt.NDArray[np.float32], feature: Ordinal | Categorical, series: pd.Series[Any]) -> None:
-    places = places_of(series, feature.states)
-    missing = series.isna().to_numpy(dtype=bool) & (places < 0)
+    """Write the columns of an ordinal or categorical feature into ``result`` ``(N, d)``."""
+    numbers = parse_level_numbers(series, feature.states)
+    missing = series.isna().to_numpy(dtype=bool) & (numbers < 0)
     if missing.any() and feature.fill is not None:
-        places = np.where(missing, feature.states.index(feature.fill), places)
+        numbers = np.where(missing, feature.states.index(feature.fill), numbers)
         missing = np.zeros_like(missing)
     if feature.unknown == "error":
         if missing.any():
-            _refuse_missing(feature, missing)
-        unknown = np.flatnonzero(places < 0)
+            _raise_missing(feature, missing)
+        unknown = np.flatnonzero(numbers < 0)
         if len(unknown):
-            value = plain(series.iloc[int(unknown[0])])
-            kind = "" if value in map(str, feature.states) or not isinstance(value, str) else did_you_mean(value, feature.states)
-            if str(value) in map(str, feature.states):
-                kind = f" (there is {next(s for s in feature.states if str(s) == str(value))!r}, of another type)"
-            raise DataError(
-                f"{feature.name}: unknown value {value!r} in rows {name_rows(unknown.tolist())}{kind}; "
-                f"the encoder knows {', '.join(map(repr, feature.states[:12]))}{', …' if len(feature.states) > 12 else ''}"
-            )
+            _raise_unknown(feature, series, unknown)
     if feature.columns is None:
         assert feature.codes is not None
         other = feature.unknown if isinstance(feature.unknown, int | float) else np.nan
-        result[:, feature.column] = np.array([*feature.codes, other])[places]
+        result[:, feature.column] = np.array([*feature.codes, other])[numbers]
         return
     assert feature.off is not None and feature.on is not None
-    for place, column in enumerate(feature.columns):
+    for number, column in enumerate(feature.columns):
         if column is not None:
-            result[:, column] = np.where(places == place, feature.on[place], feature.off[place])
+            result[:, column] = np.where(numbers == number, feature.on[number], feature.off[number])
 
 
-def _refuse_missing(feature: AnyFeature, missing: npt.NDArray[np.bool_]) -> NoReturn:
-    where = name_rows(np.flatnonzero(missing).tolist())
-    raise DataError(f"{feature.name}: no value in rows {where}, and the encoder has no rule for missing ones; impute or drop them")
+def _raise_unknown(feature: Ordinal | Categorical, series: pd.Series[Any], rows: npt.NDArray[np.intp]) -> NoReturn:
+    value = to_python_value(series.iloc[int(rows[0])])
+    same_text = next((state for state in feature.states if str(state) == str(value)), None)
+    if same_text is not None:
+        hint = f" (the level {same_text!r} has another type)"
+    else:
+        hint = did_you_mean(value, feature.states) if isinstance(value, str) else ""
+    shown = ", ".join(map(repr, feature.states[:_MAX_SHOWN_LEVELS]))
+    raise DataError(
+        f"{feature.name}: unknown value {value!r} in rows {name_rows(rows.tolist())}{hint}. "
+        f"The encoder knows {shown}{', …' if len(feature.states) > _MAX_SHOWN_LEVELS else ''}."
+    )
+
+
+def _raise_missing(feature: AnyFeature, missing: npt.NDArray[np.bool_]) -> NoReturn:
+    rows = name_rows(np.flatnonzero(missing).tolist())
+    raise DataError(f"{feature.name}: no value in rows {rows}, and the encoder has no rule for missing values. Impute or drop these rows.")

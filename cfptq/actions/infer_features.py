@@ -1,4 +1,4 @@
-"""Features inferred from training rows: from a raw DataFrame, or from the model's columns."""
+"""Inference of features from training rows, raw or on the model's columns."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cfptq.actions.columns import require_one_feature_per_column, resolve_column_names
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal
-from cfptq.actions.statistics import measured, shares
+from cfptq.actions.raw_values import list_levels, parse_level_numbers, parse_numbers, read_level_numbers
+from cfptq.actions.statistics import compute_level_shares, compute_statistics
 from cfptq.actions.suggestions import did_you_mean
-from cfptq.actions.validation import Level, plain
-from cfptq.actions.violations import columns_as_places, refuse_columns
+from cfptq.actions.validation import to_python_value
+from cfptq.actions.violations import require_valid_columns
 from cfptq.errors import ActionSetError, DataError, name_rows
 
 
-def inferred_features(
+def infer_from_frame(
     frame: pd.DataFrame,
     *,
     immutable: Iterable[str],
@@ -35,91 +37,91 @@ def inferred_features(
     ordinal: Mapping[str, Sequence[Any]],
     categorical: Iterable[str],
 ) -> tuple[AnyFeature, ...]:
-    """One feature for each column of ``frame``; see :meth:`cfptq.actions.ActionSet.from_frame`."""
-    _check_frame(frame)
-    ways = {
-        "immutable": (Mutability.IMMUTABLE, _names(immutable)),
-        "increase_only": (Mutability.INCREASE, _names(increase_only)),
-        "decrease_only": (Mutability.DECREASE, _names(decrease_only)),
+    """Infer one feature for each column of ``frame``. :meth:`cfptq.actions.ActionSet.from_frame` explains the arguments."""
+    _require_frame(frame)
+    mutabilities = {
+        "immutable": (Mutability.IMMUTABLE, _to_names(immutable)),
+        "increase_only": (Mutability.INCREASE, _to_names(increase_only)),
+        "decrease_only": (Mutability.DECREASE, _to_names(decrease_only)),
     }
     kinds = {
-        "continuous": (Continuous, _names(continuous)),
-        "integer": (Integer, _names(integer)),
+        "continuous": (Continuous, _to_names(continuous)),
+        "integer": (Integer, _to_names(integer)),
         "ordinal": (Ordinal, tuple(ordinal)),
-        "categorical": (Categorical, _names(categorical)),
+        "categorical": (Categorical, _to_names(categorical)),
     }
-    mentioned = {
-        **{word: names for word, (_, names) in ways.items()},
-        **{word: names for word, (_, names) in kinds.items()},
+    declared = {
+        **{keyword: names for keyword, (_, names) in (mutabilities | kinds).items()},
         "bounds": tuple(bounds),
         "bounds_share": tuple(bounds_share),
         "reachable": tuple(reachable),
         "effort": tuple(effort),
     }
     known = [str(name) for name in frame.columns]
-    for word, names in mentioned.items():
+    for keyword, names in declared.items():
         for name in names:
             if name not in known:
-                raise ActionSetError(f"{word}: no column {name!r} in the frame{did_you_mean(name, known)}; it has {', '.join(known)}")
-    mutability = _one_each({word: (value, names) for word, (value, names) in ways.items()})
-    kind = _one_each({word: (value, names) for word, (value, names) in kinds.items()})
+                meant = did_you_mean(name, known)
+                raise ActionSetError(f"{keyword}: the frame has no column {name!r}{meant}. It has {', '.join(known)}.")
+    mutability_of = _group_by_name(mutabilities)
+    kind_of = _group_by_name(kinds)
     features: list[AnyFeature] = []
     for name in known:
         series = frame[name]
-        chosen: type[AnyFeature] = kind.get(name) or _natural_kind(series)
-        common = {"mutability": mutability.get(name, Mutability.FREE), "effort": effort.get(name, 1.0)}
-        if issubclass(chosen, Continuous):
-            feature: AnyFeature = _numeric(series, name, chosen, common, bounds.get(name), bounds_share.get(name))
+        kind: type[AnyFeature] = kind_of.get(name) or _infer_kind(series)
+        common = {"mutability": mutability_of.get(name, Mutability.FREE), "effort": effort.get(name, 1.0)}
+        if issubclass(kind, Continuous):
             if name in reachable:
-                raise ActionSetError(f"reachable: {name} is numeric; give it bounds, or list it as categorical")
+                raise ActionSetError(f"reachable: {name} is numeric. Give it bounds, or list it as categorical.")
+            features.append(_infer_numeric(series, name, kind, common, bounds.get(name), bounds_share.get(name)))
         else:
             if name in bounds_share:
-                raise ActionSetError(f"bounds_share: {name} has levels, not a range; give it bounds (ordinal) or reachable (categorical)")
-            feature = _levelled(series, name, chosen, common, ordinal.get(name), bounds.get(name), reachable.get(name))
-        features.append(feature)
+                raise ActionSetError(
+                    f"bounds_share: {name} has levels and no range. Give it bounds if it is ordinal, or reachable if it is categorical."
+                )
+            features.append(_infer_levels(series, name, kind, common, ordinal.get(name), bounds.get(name), reachable.get(name)))
     return tuple(features)
 
 
-def features_on_columns(
+def infer_from_columns(
     columns: Tensor | npt.NDArray[Any],
     features: Sequence[AnyFeature],
     *,
     means: Sequence[float] | None,
     scales: Sequence[float] | None,
     column_names: Sequence[str] | None,
-) -> tuple[tuple[AnyFeature, ...], int, tuple[str, ...]]:
-    """Features with statistics of ``columns`` ``(N, d)``, d, and the columns' names; see :meth:`cfptq.actions.ActionSet.from_columns`."""
+) -> tuple[tuple[AnyFeature, ...], tuple[str, ...]]:
+    """Complete features by statistics of the training rows ``columns`` ``(N, d)``.
+
+    :meth:`cfptq.actions.ActionSet.from_columns` explains the arguments.
+
+    Returns:
+        The features, with an immutable one for each column that none declares, and the names of the d columns.
+    """
     rows = torch.as_tensor(columns)
     if rows.ndim != 2 or not len(rows) or not rows.shape[1]:
-        raise DataError(f"columns have shape {tuple(rows.shape)}; give training rows as (N, d) with at least one row")
+        raise DataError(f"columns must have shape (N, d) with at least one row and one column, got {tuple(rows.shape)}.")
     if not (rows.is_floating_point() or rows.dtype in (torch.int64, torch.int32, torch.uint8, torch.bool)):
-        raise DataError(f"columns are {rows.dtype}; give numbers")
+        raise DataError(f"columns must hold real numbers, got {rows.dtype}.")
     rows = rows.detach().to(torch.float32)
     width = rows.shape[1]
-    names = tuple(f"column_{place}" for place in range(width)) if column_names is None else tuple(str(name) for name in column_names)
-    if len(names) != width:
-        raise ActionSetError(f"{len(names)} column names for {width} columns; give one for each")
-    for word, vector in (("means", means), ("scales", scales)):
+    names = resolve_column_names(width, column_names)
+    for keyword, vector in (("means", means), ("scales", scales)):
         if vector is not None and len(vector) != width:
-            raise ActionSetError(f"{word}: {len(vector)} values for {width} columns; give one for each")
-    claimed: set[int] = set()
-    for feature in features:
-        if not feature.placed:
-            raise ActionSetError(f"{feature.name}: say where it stands: column=…, or columns=(…) for a one-hot group")
-        for column in feature.placed:
-            if column >= width:
-                raise ActionSetError(f"{feature.name}: column {column} does not exist; there are {width}, counted from 0")
-        claimed.update(feature.placed)
+            raise ActionSetError(f"{keyword} must hold one value for each of the {width} columns, got {len(vector)}.")
+    declared = {column for feature in features for column in feature.model_columns}
     rest = tuple(
-        Continuous(names[column], column=column, mutability=Mutability.IMMUTABLE) for column in range(width) if column not in claimed
+        Continuous(names[column], column=column, mutability=Mutability.IMMUTABLE) for column in range(width) if column not in declared
     )
-    scaled = tuple(_scaled(feature, means, scales) for feature in (*features, *rest))
-    structural = tuple(_undeclared(feature) for feature in scaled)
-    refuse_columns(structural, rows, names)
-    return tuple(_with_statistics(feature, rows) for feature in scaled), width, names
+    placed = (*features, *rest)
+    require_one_feature_per_column(placed, width)
+    scaled = tuple(_apply_scaling(feature, means, scales) for feature in placed)
+    require_valid_columns([_drop_declared_bounds(feature) for feature in scaled], rows, names)
+    return tuple(_add_statistics(feature, rows) for feature in scaled), names
 
 
-def _scaled(feature: AnyFeature, means: Sequence[float] | None, scales: Sequence[float] | None) -> AnyFeature:
+def _apply_scaling(feature: AnyFeature, means: Sequence[float] | None, scales: Sequence[float] | None) -> AnyFeature:
+    """Set offset and scale of a numeric feature that gives none of its own."""
     if not isinstance(feature, Continuous) or feature.column is None or (feature.offset, feature.scale) != (0.0, 1.0):
         return feature
     offset = 0.0 if means is None else float(means[feature.column])
@@ -127,8 +129,8 @@ def _scaled(feature: AnyFeature, means: Sequence[float] | None, scales: Sequence
     return dataclasses.replace(feature, offset=offset, scale=scale)
 
 
-def _undeclared(feature: AnyFeature) -> AnyFeature:
-    """Without declared bounds: training rows may lie outside what is declared, but not off their one-hot groups."""
+def _drop_declared_bounds(feature: AnyFeature) -> AnyFeature:
+    """Remove declared bounds, because training rows may lie outside them. One-hot groups are still checked."""
     if isinstance(feature, Continuous):
         return dataclasses.replace(feature, bounds=(None, None), bounds_share=None, statistics=None)
     if isinstance(feature, Ordinal):
@@ -136,58 +138,59 @@ def _undeclared(feature: AnyFeature) -> AnyFeature:
     return feature
 
 
-def _with_statistics(feature: AnyFeature, rows: Tensor) -> AnyFeature:
-    if isinstance(feature, Continuous):
-        if feature.statistics is not None or feature.column is None:
+def _add_statistics(feature: AnyFeature, rows: Tensor) -> AnyFeature:
+    """Add statistics or level frequencies of ``rows`` to a feature that has none."""
+    if not isinstance(feature, Continuous):
+        if feature.frequencies is not None:
             return feature
-        raw = rows[:, feature.column].to(torch.float64).numpy() * feature.scale + feature.offset
-        if isinstance(feature, Integer):
-            whole = np.rint(raw)
-            off = np.abs(raw - whole) > 1e-3 + 1e-6 * np.abs(raw)
-            if off.any():
-                worst = np.flatnonzero(off)
-                raise ActionSetError(
-                    f"{feature.name}: not a whole number in rows {name_rows(worst.tolist())} (row {worst[0]}: {raw[worst[0]]:g}); "
-                    "give offset and scale if the column is standardized, or declare it continuous"
-                )
-            raw = whole
-        return dataclasses.replace(feature, statistics=measured(raw))
-    if feature.frequencies is not None:
+        return dataclasses.replace(feature, frequencies=compute_level_shares(read_level_numbers(feature, rows), feature.states))
+    if feature.statistics is not None or feature.column is None:
         return feature
-    return dataclasses.replace(feature, frequencies=shares(columns_as_places(feature, rows), feature.states))
+    raw = rows[:, feature.column].to(torch.float64).numpy() * feature.scale + feature.offset
+    if isinstance(feature, Integer):
+        whole = np.rint(raw)
+        broken = np.flatnonzero(np.abs(raw - whole) > 1e-3 + 1e-6 * np.abs(raw))
+        if len(broken):
+            raise ActionSetError(
+                f"{feature.name}: values must be whole numbers, got {raw[broken[0]]:g} in row {broken[0]} "
+                f"(rows {name_rows(broken.tolist())}). Give offset and scale if the column is standardized, or declare it continuous."
+            )
+        raw = whole
+    return dataclasses.replace(feature, statistics=compute_statistics(raw))
 
 
-def _check_frame(frame: pd.DataFrame) -> None:
+def _require_frame(frame: pd.DataFrame) -> None:
     if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"people are a pandas DataFrame of raw features, not {type(frame).__name__}; for arrays use ActionSet.from_columns")
+        raise DataError(
+            f"frame must be a pandas DataFrame of raw features, got {type(frame).__name__}. Use ActionSet.from_columns for arrays."
+        )
     if frame.shape[0] == 0 or frame.shape[1] == 0:
-        raise DataError(f"the frame has {frame.shape[0]} rows and {frame.shape[1]} columns; give training rows")
+        raise DataError(f"The frame must hold training rows, got {frame.shape[0]} rows and {frame.shape[1]} columns.")
     repeated = frame.columns[frame.columns.duplicated()]
     if len(repeated):
-        raise DataError(f"columns named twice: {', '.join(map(str, repeated))}; names must differ")
+        raise DataError(f"Column names must differ, got {', '.join(map(str, repeated))} more than once.")
     for name in frame.columns:
         if not isinstance(name, str):
-            raise DataError(f"column {name!r} is not named by a string; rename it, e.g. frame.rename(columns=str)")
+            raise DataError(f"Column names must be strings, got {name!r}. Convert them with frame.rename(columns=str).")
 
 
-def _names(names: Iterable[str]) -> tuple[str, ...]:
+def _to_names(names: Iterable[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _one_each(declared: Mapping[str, tuple[Any, tuple[str, ...]]]) -> dict[str, Any]:
-    """From ``{word: (value, names)}`` to ``{name: value}``; a name under two words is a contradiction."""
+def _group_by_name(declared: Mapping[str, tuple[Any, tuple[str, ...]]]) -> dict[str, Any]:
+    """Turn ``{keyword: (value, names)}`` into ``{name: value}``, refusing a name under two keywords."""
     result: dict[str, Any] = {}
-    word_of: dict[str, str] = {}
-    for word, (value, names) in declared.items():
+    keyword_of: dict[str, str] = {}
+    for keyword, (value, names) in declared.items():
         for name in names:
-            if name in word_of and word_of[name] != word:
-                raise ActionSetError(f"{name} is listed as both {word_of[name]} and {word}; keep one")
+            if keyword_of.setdefault(name, keyword) != keyword:
+                raise ActionSetError(f"{name} is listed as both {keyword_of[name]} and {keyword}. Keep one of them.")
             result[name] = value
-            word_of[name] = word
     return result
 
 
-def _natural_kind(series: pd.Series[Any]) -> type[AnyFeature]:
+def _infer_kind(series: pd.Series[Any]) -> type[AnyFeature]:
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         return Ordinal if dtype.ordered else Categorical
@@ -196,31 +199,15 @@ def _natural_kind(series: pd.Series[Any]) -> type[AnyFeature]:
     if pd.api.types.is_integer_dtype(dtype):
         return Integer
     if pd.api.types.is_float_dtype(dtype):
-        values = numbers_of(series)
+        values = parse_numbers(series)
         present = values[~np.isnan(values)]
         return Integer if len(present) and bool(np.all(present == np.rint(present))) else Continuous
     if pd.api.types.is_string_dtype(dtype) or pd.api.types.is_object_dtype(dtype):
         return Categorical
-    raise DataError(f"{series.name}: values of dtype {dtype} are neither numbers nor levels; convert the column (a date: to days since)")
+    raise DataError(f"{series.name}: values must be numbers or levels, got dtype {dtype}. Convert a date to a number of days.")
 
 
-def numbers_of(series: pd.Series[Any]) -> npt.NDArray[np.float64]:
-    """Raw numbers, NaN where missing.
-
-    Raises:
-        DataError: text that is no number, or infinity.
-    """
-    try:
-        values = pd.to_numeric(series).to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{series.name}: {error}; list the feature as categorical, or mend the values") from error
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
-        raise DataError(f"{series.name}: infinite in rows {name_rows(infinite.tolist())}; replace or drop them")
-    return values
-
-
-def _numeric(
+def _infer_numeric(
     series: pd.Series[Any],
     name: str,
     kind: type[Continuous],
@@ -228,21 +215,23 @@ def _numeric(
     bounds: tuple[Any, Any] | None,
     bounds_share: tuple[float, float] | None,
 ) -> Continuous:
-    values = numbers_of(series)
+    values = parse_numbers(series)
     if kind is Integer:
-        off = np.flatnonzero(~np.isnan(values) & (values != np.rint(values)))
-        if len(off):
-            raise ActionSetError(f"{name}: not a whole number in rows {name_rows(off.tolist())}; list it as continuous")
-    statistics = measured(values)
+        broken = np.flatnonzero(~np.isnan(values) & (values != np.rint(values)))
+        if len(broken):
+            raise ActionSetError(
+                f"{name}: values must be whole numbers, unlike those in rows {name_rows(broken.tolist())}. List it as continuous."
+            )
+    statistics = compute_statistics(values)
     if statistics is None:
-        raise DataError(f"{name}: every value is missing; drop the column")
+        raise DataError(f"{name}: every value is missing. Drop the column.")
     given: dict[str, Any] = {} if bounds is None else {"bounds": bounds}
     if bounds_share is not None:
         given["bounds_share"] = bounds_share
     return kind(name, statistics=statistics, **given, **common)
 
 
-def _levelled(
+def _infer_levels(
     series: pd.Series[Any],
     name: str,
     kind: type[Ordinal] | type[Categorical],
@@ -251,52 +240,23 @@ def _levelled(
     bounds: tuple[Any, Any] | None,
     reachable: Sequence[Any] | None,
 ) -> Ordinal | Categorical:
-    levels = level_order(series) if domain is None else Ordinal(name, domain=tuple(domain)).domain
+    levels = list_levels(series) if domain is None else Ordinal(name, domain=tuple(domain)).domain
     if not levels:
-        raise DataError(f"{name}: every value is missing; drop the column")
-    places = places_of(series, levels)
-    unknown = np.flatnonzero((places < 0) & ~series.isna().to_numpy(dtype=bool))
+        raise DataError(f"{name}: every value is missing. Drop the column.")
+    numbers = parse_level_numbers(series, levels)
+    unknown = np.flatnonzero((numbers < 0) & ~series.isna().to_numpy(dtype=bool))
     if len(unknown):
-        value = plain(series.iloc[int(unknown[0])])
-        where = name_rows(unknown.tolist())
-        raise ActionSetError(f"{name}: {value!r} in rows {where} is not in its domain {list(levels)}{did_you_mean(value, levels)}")
-    frequencies = shares(places, levels)
+        value = to_python_value(series.iloc[int(unknown[0])])
+        rows = name_rows(unknown.tolist())
+        meant = did_you_mean(value, levels)
+        raise ActionSetError(f"{name}: values must be in its domain {list(levels)}, got {value!r}{meant} in rows {rows}.")
+    frequencies = compute_level_shares(numbers, levels)
     if kind is Ordinal:
         if reachable is not None:
-            raise ActionSetError(f"reachable: {name} is ordinal; give it bounds, members of its domain")
+            raise ActionSetError(f"reachable: {name} is ordinal. Give it bounds, which are members of its domain.")
         return Ordinal(name, domain=levels, frequencies=frequencies, bounds=(None, None) if bounds is None else bounds, **common)
     if bounds is not None:
         raise ActionSetError(
-            f"bounds: {name} is categorical and has no order; use reachable, or say ordinal={{{name!r}: [its values in order]}}"
+            f"bounds: {name} is categorical and has no order. Use reachable, or declare ordinal={{{name!r}: [its values in order]}}."
         )
     return Categorical(name, levels=levels, frequencies=frequencies, reachable=None if reachable is None else tuple(reachable), **common)
-
-
-def level_order(series: pd.Series[Any]) -> tuple[Level, ...]:
-    """The levels seen in a column, missing aside: as a ``category`` dtype orders them, else sorted."""
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        return tuple(plain(level) for level in series.dtype.categories)
-    found = [plain(level) for level in series.dropna().unique()]
-    try:
-        return tuple(sorted(found))
-    except TypeError:
-        return tuple(sorted(found, key=lambda level: (type(level).__name__, str(level))))
-
-
-def places_of(series: pd.Series[Any], levels: Sequence[Level]) -> npt.NDArray[np.int64]:
-    """The number of each row's level, ``(N,)``; -1 where it is none of them. Missing is the level ``None``, where there is one."""
-    missing = series.isna().to_numpy(dtype=bool)
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        own = pd.Index([plain(level) for level in series.dtype.categories], dtype=object)
-        known = _index(levels).get_indexer(own)
-        codes = series.cat.codes.to_numpy()
-        places = np.where(codes < 0, -1, known[codes]) if len(known) else np.full(len(series), -1)
-    else:
-        places = _index(levels).get_indexer(pd.Index(series.astype(object)))
-    places = np.where(missing, levels.index(None) if None in levels else -1, places)
-    return places.astype(np.int64)
-
-
-def _index(levels: Sequence[Level]) -> pd.Index[Any]:
-    # A level that no value equals stands in for None, so that positions stay those of ``levels``.
-    return pd.Index([object() if level is None else level for level in levels], dtype=object)

@@ -1,6 +1,7 @@
-"""A fitted scikit-learn encoder, read: which of the model's columns shows which feature, and how.
+"""Reading of a fitted scikit-learn encoder, which gives the content of each of the model's columns.
 
-Every column is followed symbolically through the encoder's steps. What cannot be followed exactly is refused by name.
+Every column is traced symbolically through the encoder's steps. A step that cannot be traced exactly is an error that names it.
+scikit-learn is imported inside functions, because it is slow to import and only encoders need it.
 """
 
 from __future__ import annotations
@@ -11,50 +12,61 @@ from typing import Any
 
 import numpy as np
 
-from cfptq.actions.column_mapping import Followed, placed
+from cfptq.actions.column_mapping import TracedColumn, map_to_columns
 from cfptq.actions.features import AnyFeature, Continuous
 from cfptq.actions.suggestions import did_you_mean
-from cfptq.actions.validation import Level, plain
+from cfptq.actions.validation import Level, to_python_value
 from cfptq.errors import ActionSetError
 
-READ = (
+SUPPORTED_STEPS = (
     "StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, OneHotEncoder, OrdinalEncoder, SimpleImputer, "
     "'passthrough', 'drop', and Pipeline or ColumnTransformer of these"
 )
 
 
-def placed_by(encoder: Any, features: Sequence[AnyFeature]) -> tuple[tuple[AnyFeature, ...], tuple[str, ...], tuple[str, ...]]:
-    """Features on the encoder's columns, the columns' names, and names of features that it does not pass on."""
+def map_to_encoder(encoder: Any, features: Sequence[AnyFeature]) -> tuple[tuple[AnyFeature, ...], tuple[str, ...], tuple[str, ...]]:
+    """Place features on the columns of a fitted encoder.
+
+    Args:
+        encoder: the fitted encoder.
+        features: the raw features.
+
+    Returns:
+        The features on the columns, the names of the columns, and the names of features that the encoder does not pass on.
+
+    Raises:
+        ActionSetError: the encoder is not fitted, has an unsupported step, or does not fit the features.
+    """
     _check_fitted(encoder)
-    inputs = [Followed(name) for name in _input_names(encoder)]
+    inputs = [TracedColumn(name) for name in _get_input_names(encoder)]
     by_name = {feature.name: feature for feature in features}
-    followed = _through(encoder, inputs)
-    for name in dict.fromkeys(column.feature for column in followed):
+    traced = _trace_step(encoder, inputs)
+    for name in dict.fromkeys(column.feature for column in traced):
         if name not in by_name:
             raise ActionSetError(
-                f"the encoder reads column {name!r}, which the action set does not know{did_you_mean(name, by_name)}; "
-                "build the action set from a frame that has it"
+                f"The encoder reads column {name!r}, which is no feature of the action set{did_you_mean(name, by_name)}. "
+                "Build the action set from a frame that has it."
             )
-    if not followed:
-        raise ActionSetError("the encoder passes no column on to the model")
-    _refuse_numbers_as_levels(followed, by_name)
+    if not traced:
+        raise ActionSetError("The encoder passes no column on to the model.")
+    _refuse_numbers_as_levels(traced, by_name)
     seen = []
     for feature in features:
-        own = [(place, column) for place, column in enumerate(followed) if column.feature == feature.name]
+        own = [(place, column) for place, column in enumerate(traced) if column.feature == feature.name]
         if own:
-            seen.append(placed(feature, own))
-    names = _output_names(encoder, followed)
+            seen.append(map_to_columns(feature, own))
+    names = _get_output_names(encoder, traced)
     present = {feature.name for feature in seen}
     return tuple(seen), names, tuple(feature.name for feature in features if feature.name not in present)
 
 
-def _refuse_numbers_as_levels(followed: Sequence[Followed], by_name: dict[str, AnyFeature]) -> None:
-    numbers = [c.feature for c in followed if c.base != "raw" and isinstance(by_name[c.feature], Continuous)]
+def _refuse_numbers_as_levels(traced: Sequence[TracedColumn], by_name: dict[str, AnyFeature]) -> None:
+    numbers = [c.feature for c in traced if c.base != "raw" and isinstance(by_name[c.feature], Continuous)]
     if numbers:
         names = list(dict.fromkeys(numbers))
         raise ActionSetError(
-            f"the encoder treats {', '.join(names)} as categories, the action set as numbers; "
-            f"say from_frame(…, categorical={names!r}), or give their order with ordinal={{…}}"
+            f"The encoder treats {', '.join(names)} as categories, but the action set treats them as numbers. "
+            f"Call from_frame(…, categorical={names!r}), or give their order with ordinal={{…}}."
         )
 
 
@@ -65,27 +77,29 @@ def _check_fitted(encoder: Any) -> None:
     try:
         check_is_fitted(encoder)
     except NotFittedError:
-        raise ActionSetError(f"the {type(encoder).__name__} is not fitted; fit it on the training frame first") from None
+        raise ActionSetError(f"The {type(encoder).__name__} is not fitted. Fit it on the training frame first.") from None
     except TypeError:
-        raise ActionSetError(f"encoded_by takes a fitted scikit-learn encoder, not {type(encoder).__name__}; read are {READ}") from None
+        raise ActionSetError(
+            f"encoder must be a fitted scikit-learn encoder, got {type(encoder).__name__}. Supported are {SUPPORTED_STEPS}."
+        ) from None
 
 
-def _input_names(encoder: Any) -> list[str]:
+def _get_input_names(encoder: Any) -> list[str]:
     names = getattr(encoder, "feature_names_in_", None)
     if names is None:
-        raise ActionSetError(f"the {type(encoder).__name__} was fitted on an array, so it knows no feature names; fit it on a DataFrame")
+        raise ActionSetError(f"The {type(encoder).__name__} was fitted on an array, so it knows no feature names. Fit it on a DataFrame.")
     return [str(name) for name in names]
 
 
-def _output_names(encoder: Any, followed: Sequence[Followed]) -> tuple[str, ...]:
+def _get_output_names(encoder: Any, traced: Sequence[TracedColumn]) -> tuple[str, ...]:
     try:
         steps = getattr(encoder, "steps", None)
         reader = encoder[:-1] if steps and _is_predictor(steps[-1][1]) else encoder
         names = tuple(str(name) for name in reader.get_feature_names_out())
     except (AttributeError, ValueError):
         names = ()
-    if len(names) != len(followed):
-        names = tuple(f"{c.feature}_{c.categories[c.place]}" if c.base == "slot" else c.feature for c in followed)
+    if len(names) != len(traced):
+        names = tuple(f"{c.feature}_{c.categories[c.place]}" if c.base == "slot" else c.feature for c in traced)
     return names
 
 
@@ -93,8 +107,8 @@ def _is_predictor(step: Any) -> bool:
     return hasattr(step, "predict") and not hasattr(step, "transform")
 
 
-def _through(step: Any, columns: list[Followed]) -> list[Followed]:
-    """The columns after one step of any kind."""
+def _trace_step(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
+    """Return the columns after one step of any kind."""
     from sklearn import compose, impute, pipeline, preprocessing
 
     if step is None or (isinstance(step, str) and step == "passthrough"):
@@ -105,49 +119,49 @@ def _through(step: Any, columns: list[Followed]) -> list[Followed]:
         for place, (_, part) in enumerate(step.steps):
             if place == len(step.steps) - 1 and _is_predictor(part):
                 break
-            columns = _through(part, columns)
+            columns = _trace_step(part, columns)
         return columns
     if isinstance(step, compose.ColumnTransformer):
-        return _through_each(step, columns)
+        return _trace_column_transformer(step, columns)
     if isinstance(step, preprocessing.StandardScaler):
-        return _scaled(columns, step.mean_ if step.with_mean else None, step.scale_)
+        return _trace_scaler(columns, step.mean_ if step.with_mean else None, step.scale_)
     if isinstance(step, preprocessing.RobustScaler):
-        return _scaled(columns, step.center_, step.scale_)
+        return _trace_scaler(columns, step.center_, step.scale_)
     if isinstance(step, preprocessing.MaxAbsScaler) and not getattr(step, "clip", False):
-        return _scaled(columns, None, step.scale_)
+        return _trace_scaler(columns, None, step.scale_)
     if isinstance(step, preprocessing.MinMaxScaler):
         if step.clip:
-            raise ActionSetError("MinMaxScaler(clip=True) maps different people to the same column value; use clip=False")
-        return _scaled(columns, -step.min_ / step.scale_, 1 / step.scale_)
+            raise ActionSetError("MinMaxScaler(clip=True) maps different people to the same column value. Use clip=False.")
+        return _trace_scaler(columns, -step.min_ / step.scale_, 1 / step.scale_)
     if isinstance(step, impute.SimpleImputer):
-        return _imputed(step, columns)
+        return _trace_imputer(step, columns)
     if isinstance(step, preprocessing.OneHotEncoder):
-        return _one_hot(step, columns)
+        return _trace_one_hot(step, columns)
     if isinstance(step, preprocessing.OrdinalEncoder):
-        return _coded(step, columns)
+        return _trace_ordinal(step, columns)
     if isinstance(step, preprocessing.FunctionTransformer) and step.func is None:
         return columns
     names = ", ".join(dict.fromkeys(column.feature for column in columns))
-    raise ActionSetError(f"{type(step).__name__} (on {names}) cannot be read; what can: {READ}")
+    raise ActionSetError(f"{type(step).__name__} (on {names}) is not supported. Supported are {SUPPORTED_STEPS}.")
 
 
-def _through_each(step: Any, columns: list[Followed]) -> list[Followed]:
+def _trace_column_transformer(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
     known = getattr(step, "feature_names_in_", None)
     names = [str(name) for name in known] if known is not None else []
-    result: list[Followed] = []
+    result: list[TracedColumn] = []
     for name, part, chosen in step.transformers_:
-        places = _positions(chosen, names, len(columns))
-        passed = _through(part, [columns[place] for place in places]) if places else []
+        places = _resolve_positions(chosen, names, len(columns))
+        passed = _trace_step(part, [columns[place] for place in places]) if places else []
         expected = getattr(step, "output_indices_", {}).get(name)
         if expected is not None and expected.stop - expected.start != len(passed):
             width = expected.stop - expected.start
-            raise ActionSetError(f"step {name!r} of the ColumnTransformer gives {width} columns, {len(passed)} were read")
+            raise ActionSetError(f"Step {name!r} of the ColumnTransformer gives {width} columns, but {len(passed)} were traced.")
         result.extend(passed)
     return result
 
 
-def _positions(chosen: Any, names: list[str], count: int) -> list[int]:
-    """A ColumnTransformer's column specification as positions."""
+def _resolve_positions(chosen: Any, names: list[str], count: int) -> list[int]:
+    """Return the positions that a ColumnTransformer's column specification chooses."""
     if isinstance(chosen, str | int):
         chosen = [chosen]
     if isinstance(chosen, slice):
@@ -160,27 +174,29 @@ def _positions(chosen: Any, names: list[str], count: int) -> list[int]:
     return [names.index(item) if isinstance(item, str) else range(count)[int(item)] for item in listed]
 
 
-def _scaled(columns: list[Followed], offsets: Any, scales: Any) -> list[Followed]:
+def _trace_scaler(columns: list[TracedColumn], offsets: Any, scales: Any) -> list[TracedColumn]:
     return [
-        column.rescaled(0.0 if offsets is None else float(offsets[place]), 1.0 if scales is None else float(scales[place]))
+        column.rescale(0.0 if offsets is None else float(offsets[place]), 1.0 if scales is None else float(scales[place]))
         for place, column in enumerate(columns)
     ]
 
 
-def _imputed(step: Any, columns: list[Followed]) -> list[Followed]:
+def _trace_imputer(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
     if step.add_indicator:
-        raise ActionSetError("SimpleImputer(add_indicator=True) shows one feature in two columns; impute without the indicator")
-    if len(step.statistics_) != len(columns) or any(plain(value) is None for value in step.statistics_):
-        raise ActionSetError("SimpleImputer met a column without any value and dropped it; drop it from the frame too")
-    marker = plain(step.missing_values)
+        raise ActionSetError("SimpleImputer(add_indicator=True) shows one feature in two columns. Impute without the indicator.")
+    if len(step.statistics_) != len(columns) or any(to_python_value(value) is None for value in step.statistics_):
+        raise ActionSetError("SimpleImputer dropped a column without any value. Drop it from the frame too.")
+    marker = to_python_value(step.missing_values)
     if marker is not None:
         names = ", ".join(column.feature for column in columns)
-        raise ActionSetError(f"SimpleImputer(missing_values={marker!r}) on {names}: replace {marker!r} by NaN in the frame first")
-    result: list[Followed] = []
+        raise ActionSetError(
+            f"SimpleImputer on {names}: missing_values must be NaN, got {marker!r}. Replace {marker!r} by NaN in the frame first."
+        )
+    result: list[TracedColumn] = []
     for column, statistic in zip(columns, step.statistics_, strict=True):
-        value = plain(statistic)
+        value = to_python_value(statistic)
         if column.base == "slot" or column.fill is not None or (column.base == "code" and column.missing_code is not None):
-            result.append(column)  # nothing is missing any more
+            result.append(column)  # An earlier step has filled or coded the missing values.
         elif column.base == "code":
             result.append(dataclasses.replace(column, missing_code=float(value) * column.scale + column.offset))
         elif (column.offset, column.scale) == (0.0, 1.0):
@@ -190,25 +206,17 @@ def _imputed(step: Any, columns: list[Followed]) -> list[Followed]:
     return result
 
 
-def _require_raw(step: Any, column: Followed) -> None:
+def _require_raw(step: Any, column: TracedColumn) -> None:
     if column.base != "raw" or (column.offset, column.scale) != (0.0, 1.0):
-        raise ActionSetError(f"{type(step).__name__} stands after another encoder or a scaler on {column.feature!r}; encode the raw column")
+        raise ActionSetError(f"{type(step).__name__} follows another encoder or a scaler on {column.feature!r}. Encode the raw column.")
 
 
-def _one_hot(step: Any, columns: list[Followed]) -> list[Followed]:
-    rare = getattr(step, "infrequent_categories_", None) if step.min_frequency is not None or step.max_categories is not None else None
-    result: list[Followed] = []
+def _trace_one_hot(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
+    result: list[TracedColumn] = []
     for place, column in enumerate(columns):
-        _require_raw(step, column)
-        if rare is not None and rare[place] is not None:
-            raise ActionSetError(
-                f"OneHotEncoder lumps {len(rare[place])} infrequent categories of {column.feature!r} into one column, so no action "
-                "could name where it leads; fit without min_frequency and max_categories, or merge the categories in the frame first"
-            )
-        categories = tuple(plain(category) for category in step.categories_[place])
+        categories = _get_categories(step, place, column)
         drop = step.drop_idx_
         dropped = None if drop is None or drop[place] is None else int(drop[place])
-        _require_known_fill(step, column, categories)
         common = dataclasses.replace(
             column,
             base="slot",
@@ -221,24 +229,16 @@ def _one_hot(step: Any, columns: list[Followed]) -> list[Followed]:
     return result
 
 
-def _coded(step: Any, columns: list[Followed]) -> list[Followed]:
-    rare = getattr(step, "infrequent_categories_", None) if step.min_frequency is not None or step.max_categories is not None else None
+def _trace_ordinal(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
     result = []
     for place, column in enumerate(columns):
-        _require_raw(step, column)
-        if rare is not None and rare[place] is not None:
-            raise ActionSetError(
-                f"OrdinalEncoder lumps {len(rare[place])} infrequent categories of {column.feature!r} into one code; "
-                "fit without min_frequency and max_categories, or merge the categories in the frame first"
-            )
-        categories = tuple(plain(category) for category in step.categories_[place])
-        _require_known_fill(step, column, categories)
-        missing = plain(step.encoded_missing_value)
+        categories = _get_categories(step, place, column)
+        missing = to_python_value(step.encoded_missing_value)
         if None not in categories:
             missing = None
         unknown: str | float = "error"
         if step.handle_unknown == "use_encoded_value":
-            given = plain(step.unknown_value)
+            given = to_python_value(step.unknown_value)
             if given is not None:
                 unknown = float(given)
         result.append(
@@ -253,9 +253,20 @@ def _coded(step: Any, columns: list[Followed]) -> list[Followed]:
     return result
 
 
-def _require_known_fill(step: Any, column: Followed, categories: Sequence[Level]) -> None:
+def _get_categories(step: Any, place: int, column: TracedColumn) -> tuple[Level, ...]:
+    """Return the categories of a one-hot or ordinal encoder for its input ``place``, refusing what cannot be traced."""
+    _require_raw(step, column)
+    if step.min_frequency is not None or step.max_categories is not None:
+        infrequent = step.infrequent_categories_[place]
+        if infrequent is not None:
+            raise ActionSetError(
+                f"{type(step).__name__} merges {len(infrequent)} infrequent categories of {column.feature!r}, so that no action could tell "
+                "them apart. Fit it without min_frequency and max_categories, or merge the categories in the frame first."
+            )
+    categories = tuple(to_python_value(category) for category in step.categories_[place])
     if column.fill is not None and column.fill not in categories:
         raise ActionSetError(
-            f"{column.feature!r}: missing values are filled with {column.fill!r}, which the {type(step).__name__} does not know; "
-            "fit both on rows that have missing values, or list the category"
+            f"{column.feature!r}: missing values are filled with {column.fill!r}, which the {type(step).__name__} does not know. "
+            "Fit both on rows that have missing values, or list the category."
         )
+    return categories

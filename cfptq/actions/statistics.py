@@ -1,4 +1,4 @@
-"""What training rows say about a feature: statistics of numbers, shares of levels, and the levels themselves."""
+"""Statistics of one feature over the training rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cfptq.actions.features import Statistics
 from cfptq.actions.validation import Level
 
 
-def measured(values: npt.NDArray[Any]) -> Statistics | None:
-    """Statistics of raw ``values`` ``(N,)``, NaN where missing; ``None`` where all are missing."""
+def compute_statistics(values: npt.NDArray[Any]) -> Statistics | None:
+    """Return statistics of raw ``values`` ``(N,)`` with NaN where missing, or ``None`` if all are missing."""
     numbers = np.asarray(values, dtype=np.float64)
     present = numbers[~np.isnan(numbers)]
     if not len(present):
@@ -28,7 +28,7 @@ def measured(values: npt.NDArray[Any]) -> Statistics | None:
     )
 
 
-def shares(places: npt.NDArray[Any], levels: Sequence[Level]) -> tuple[float, ...]:
-    """Share of rows at each level; ``places`` ``(N,)`` are level numbers, -1 where a row is at none."""
-    counts = np.bincount(places[places >= 0], minlength=len(levels))
-    return tuple(float(count) / max(len(places), 1) for count in counts)
+def compute_level_shares(level_numbers: npt.NDArray[Any], levels: Sequence[Level]) -> tuple[float, ...]:
+    """Return the share of rows at each level, from each row's level number ``(N,)``, -1 for a row at none."""
+    counts = np.bincount(level_numbers[level_numbers >= 0], minlength=len(levels))
+    return tuple(float(count) / max(len(level_numbers), 1) for count in counts)

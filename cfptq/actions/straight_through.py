@@ -1,4 +1,4 @@
-"""Exact values forward, the gradient of what they replaced backward (Appendix B)."""
+"""The straight-through estimator of Appendix B."""
 
 from __future__ import annotations
 
@@ -8,21 +8,30 @@ import torch
 from torch import Tensor
 
 
-def straight_through(wish: Tensor, exact: Tensor, passing: Tensor | None = None) -> Tensor:
-    """``exact``, with the gradient of ``wish``; all three ``(N, d)``. Where ``passing`` is 0 no gradient passes."""
-    result: Tensor = _StraightThrough.apply(wish, exact, passing)  # type: ignore[no-untyped-call]
+def straight_through(source: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return ``value`` with the gradient of ``source``.
+
+    Args:
+        source: tensor that receives the gradient, ``(N, d)``.
+        value: tensor that is returned, ``(N, d)``.
+        mask: 1 where the gradient passes and 0 where it stops, ``(N, d)``. Default: it passes everywhere.
+    """
+    result: Tensor = _StraightThrough.apply(source, value, mask)  # type: ignore[no-untyped-call]
     return result
 
 
 class _StraightThrough(torch.autograd.Function):
-    """See :func:`straight_through`. The backward pass is made of differentiable operations, so unrolled steps can be differentiated."""
+    """Autograd function of :func:`straight_through`.
+
+    The backward pass consists of differentiable operations, so that unrolled steps can be differentiated.
+    """
 
     @staticmethod
-    def forward(ctx: Any, wish: Tensor, exact: Tensor, passing: Tensor | None) -> Tensor:
-        ctx.save_for_backward(passing)
-        return exact.view_as(exact)
+    def forward(ctx: Any, source: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(mask)
+        return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (passing,) = ctx.saved_tensors
-        return gradients[0] if passing is None else gradients[0] * passing, None, None
+        (mask,) = ctx.saved_tensors
+        return gradients[0] if mask is None else gradients[0] * mask, None, None

@@ -1,4 +1,4 @@
-"""Checks of single values: numbers, pairs, levels, column numbers. Each names what is wrong and where."""
+"""Checks of single values that raise errors naming the feature and the value."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 from cfptq.errors import ActionSetError
 
 Level: TypeAlias = str | int | float | bool | None
-"""One value of an ordinal or categorical feature; ``None`` is the level that stands for a missing value."""
+"""One value of an ordinal or categorical feature. ``None`` stands for a missing value."""
 
 
-def plain(value: Any) -> Any:
-    """A NumPy scalar as the Python value it holds; NaN and pandas' NA as ``None``."""
+def to_python_value(value: Any) -> Any:
+    """Return a NumPy scalar as a Python value, and NaN or pandas' NA as ``None``."""
     if hasattr(value, "item") and callable(value.item) and getattr(value, "shape", None) == ():
         value = value.item()
     if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value)):
@@ -20,40 +20,40 @@ def plain(value: Any) -> Any:
     return value
 
 
-def level_tuple(values: Any, what: str) -> tuple[Level, ...]:
-    """``values`` as a tuple of plain Python values."""
+def parse_levels(values: Any, label: str) -> tuple[Level, ...]:
+    """Return ``values`` as a tuple of Python values. ``label`` begins the error message, here and below."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise ActionSetError(f"{what} is a list of values, not {values!r}")
-    return tuple(plain(value) for value in values)
+        raise ActionSetError(f"{label} must be a list of values, got {values!r}. Write [{values!r}] for a single value.")
+    return tuple(to_python_value(value) for value in values)
 
 
-def number(value: Any, what: str) -> float:
-    """``value`` as a float that is not NaN."""
-    plainly = plain(value)
-    if isinstance(plainly, bool) or not isinstance(plainly, int | float):
-        raise ActionSetError(f"{what}: {value!r} is not a number")
-    return float(plainly)
+def parse_number(value: Any, label: str) -> float:
+    """Return ``value`` as a float that is not NaN."""
+    number = to_python_value(value)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ActionSetError(f"{label} must be a number, got {value!r}.")
+    return float(number)
 
 
-def finite_number(value: Any, what: str) -> float:
-    """``value`` as a finite float."""
-    result = number(value, what)
-    if not math.isfinite(result):
-        raise ActionSetError(f"{what}: {result} is not finite")
-    return result
+def parse_finite_number(value: Any, label: str) -> float:
+    """Return ``value`` as a finite float."""
+    number = parse_number(value, label)
+    if not math.isfinite(number):
+        raise ActionSetError(f"{label} must be finite, got {number}.")
+    return number
 
 
-def pair(value: Any, what: str) -> tuple[Any, Any]:
-    """``value`` as two things."""
+def parse_pair(value: Any, label: str) -> tuple[Any, Any]:
+    """Return ``value`` as a tuple of two elements."""
     if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
-        raise ActionSetError(f"{what}: give a pair (lowest, highest), not {value!r}")
+        raise ActionSetError(f"{label} must be a pair (lowest, highest), got {value!r}.")
     first, second = value
     return first, second
 
 
-def column_number(value: Any, name: str) -> int:
-    """``value`` as a column index."""
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ActionSetError(f"{name}: a column is a whole number from 0, not {value!r}")
-    return value
+def parse_column_number(value: Any, name: str) -> int:
+    """Return ``value`` as the index of one of the model's columns, counted from 0."""
+    number = to_python_value(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ActionSetError(f"{name}: a column must be a whole number of at least 0, got {value!r}.")
+    return number

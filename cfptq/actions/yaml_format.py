@@ -1,17 +1,16 @@
-"""The action set as a YAML document: versioned, read with the safe loader, and complete, encoding and statistics included."""
+"""The YAML format of action sets, which is versioned and complete with encoding and statistics."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from cfptq.actions.action_set import ActionSet
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal, Statistics
 from cfptq.actions.suggestions import did_you_mean
 from cfptq.errors import ActionSetError, FileError
@@ -22,120 +21,131 @@ VERSION = 1
 
 _KINDS: dict[str, type[AnyFeature]] = {"continuous": Continuous, "integer": Integer, "ordinal": Ordinal, "categorical": Categorical}
 _SEQUENCES = ("bounds", "bounds_share", "domain", "levels", "reachable", "frequencies", "codes", "columns", "off", "on")
+_SETTING_SEQUENCES = ("column_names", "unseen", "norm")
+
+T = TypeVar("T")
 
 
-def to_text(action_set: ActionSet) -> str:
-    """YAML that :func:`from_text` reads back to an equal action set."""
+def format_yaml(features: Sequence[AnyFeature], settings: Mapping[str, Any]) -> str:
+    """Format features and the settings of their action set as YAML, which :func:`parse_yaml` reads back.
+
+    Args:
+        features: the features.
+        settings: further fields of the action set that differ from their defaults, by name.
+    """
     document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-    for field in dataclasses.fields(action_set):
-        value = getattr(action_set, field.name)
-        if field.name != "features" and value != field.default:
-            document[field.name] = _plain(value)
-    document["features"] = [_feature(feature) for feature in action_set.features]
+    document.update((name, _to_yaml_value(value)) for name, value in settings.items())
+    document["features"] = [_format_feature(feature) for feature in features]
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def from_file(path: str | os.PathLike[str]) -> ActionSet:
-    """Read an action set's file; see :meth:`cfptq.ActionSet.load`."""
-    where = Path(path)
+def read_yaml(path: str | os.PathLike[str], known: Iterable[str]) -> dict[str, Any]:
+    """Read the fields of an action set from a file, as :func:`parse_yaml` does."""
+    source = Path(path)
     try:
-        text = where.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileError(f"no action-set file {where}; ActionSet.save writes one") from None
+        raise FileError(f"There is no action-set file {source}. ActionSet.save writes one.") from None
     except UnicodeDecodeError as error:
-        raise FileError(f"{where} is not a text file; give the YAML that ActionSet.save wrote") from error
+        raise FileError(f"{source} is not a text file. Give the YAML that ActionSet.save wrote.") from error
     except OSError as error:
-        raise FileError(f"cannot read {where}: {error.strerror}") from error
-    return from_text(text, str(where))
+        raise FileError(f"Cannot read {source}: {error.strerror}.") from error
+    return parse_yaml(text, known, str(source))
 
 
-def from_text(text: str, where: str = "the document") -> ActionSet:
-    """The action set of a YAML document; ``where`` is for messages.
+def parse_yaml(text: str, known: Iterable[str], source: str) -> dict[str, Any]:
+    """Parse the fields of an action set from YAML.
+
+    Args:
+        text: the YAML document.
+        known: names of the action set's fields.
+        source: where the text comes from, for messages.
 
     Raises:
-        FileError: not YAML, not an action set, unknown or repeated keys, or from a newer cfptq.
-        ActionSetError: it contradicts itself.
+        FileError: the text is not YAML, is not an action set, has an unknown or repeated key, or has another version.
+        ActionSetError: a feature contradicts itself.
     """
     try:
         document = yaml.load(text, Loader=UniqueKeyLoader)
     except RepeatedKeyError as error:
-        raise FileError(f"{where}: {error}; keep one of them") from error
+        raise FileError(f"{source}: {error}. Keep one of them.") from error
     except yaml.YAMLError as error:
-        raise FileError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        raise FileError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
-        raise FileError(f"{where} is not an action set: its first line should be `format: {FORMAT}`")
+        raise FileError(f"{source} is not an action set. Its first line must be `format: {FORMAT}`.")
     version = document.get("version")
     if version != VERSION:
-        raise FileError(f"{where} is version {version!r}; this cfptq reads version {VERSION}. Update cfptq, or save the action set again")
-    given = {key: value for key, value in document.items() if key not in ("format", "version")}
-    known = [field.name for field in dataclasses.fields(ActionSet)]
-    _refuse_unknown(given, known, where)
-    rows = given.pop("features", None)
-    if not isinstance(rows, list):
-        raise FileError(f"{where}: features is a list, one entry for each feature")
-    features = tuple(_read_feature(row, where) for row in rows)
-    for key in ("column_names", "unseen", "norm"):
-        if isinstance(given.get(key), list):
-            given[key] = tuple(given[key])
-    return _built(ActionSet, {"features": features, **given}, where)  # type: ignore[no-any-return]
+        raise FileError(f"{source}: version must be {VERSION}, got {version!r}. Update cfptq, or save the action set again.")
+    fields = {key: value for key, value in document.items() if key not in ("format", "version")}
+    _require_known_keys(fields, list(known), source)
+    entries = fields.pop("features", None)
+    if not isinstance(entries, list):
+        raise FileError(f"{source}: features must be a list with one entry for each feature, got {entries!r}.")
+    _lists_to_tuples(fields, _SETTING_SEQUENCES)
+    return {"features": tuple(_parse_feature(entry, source) for entry in entries), **fields}
 
 
-def _feature(feature: AnyFeature) -> dict[str, Any]:
+def construct(kind: type[T], fields: Mapping[str, Any], source: str) -> T:
+    """Construct ``kind`` from fields of a document, naming ``source`` in errors."""
+    try:
+        return kind(**fields)
+    except ActionSetError as error:
+        raise ActionSetError(f"{source}: {error}") from error
+    except TypeError as error:
+        raise FileError(f"{source}: {str(error).replace('__init__() ', '')}") from error
+
+
+def _format_feature(feature: AnyFeature) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": feature.name, "kind": feature.kind}
     for field in dataclasses.fields(feature):
         value = getattr(feature, field.name)
         if field.name != "name" and (value != field.default or isinstance(value, bool) != isinstance(field.default, bool)):
-            entry[field.name] = _plain(value)
+            entry[field.name] = _to_yaml_value(value)
     return entry
 
 
-def _read_feature(entry: Any, where: str) -> AnyFeature:
+def _parse_feature(entry: Any, source: str) -> AnyFeature:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-        raise FileError(f"{where}: each feature is a mapping with a name, not {entry!r}")
+        raise FileError(f"{source}: each feature must be a mapping with a name, got {entry!r}.")
     name = entry["name"]
     kind = entry.get("kind")
     if kind not in _KINDS:
-        raise FileError(f"{where}: {name}: kind is one of {', '.join(_KINDS)}, not {kind!r}{did_you_mean(kind, _KINDS)}")
-    given = {key: value for key, value in entry.items() if key not in ("name", "kind")}
-    _refuse_unknown(given, [field.name for field in dataclasses.fields(_KINDS[kind]) if field.name != "name"], f"{where}: {name}")
-    for key in _SEQUENCES:
-        if isinstance(given.get(key), list):
-            given[key] = tuple(given[key])
-    if isinstance(given.get("statistics"), Mapping):
-        given["statistics"] = _built(Statistics, dict(given["statistics"]), f"{where}: {name}")
-    return _built(_KINDS[kind], {"name": name, **given}, where)  # type: ignore[no-any-return]
+        raise FileError(f"{source}: {name}: kind must be one of {', '.join(_KINDS)}, got {kind!r}{did_you_mean(kind, _KINDS)}.")
+    fields = {key: value for key, value in entry.items() if key not in ("name", "kind")}
+    _require_known_keys(fields, [field.name for field in dataclasses.fields(_KINDS[kind]) if field.name != "name"], f"{source}: {name}")
+    _lists_to_tuples(fields, _SEQUENCES)
+    if isinstance(fields.get("statistics"), Mapping):
+        fields["statistics"] = construct(Statistics, fields["statistics"], f"{source}: {name}")
+    return construct(_KINDS[kind], {"name": name, **fields}, source)
 
 
-def _built(kind: type[Any], values: dict[str, Any], where: str) -> Any:
-    try:
-        return kind(**values)
-    except ActionSetError as error:
-        raise ActionSetError(f"{where}: {error}") from error
-    except TypeError as error:
-        raise FileError(f"{where}: {str(error).replace('__init__() ', '')}") from error
+def _lists_to_tuples(fields: dict[str, Any], keys: Iterable[str]) -> None:
+    for key in keys:
+        if isinstance(fields.get(key), list):
+            fields[key] = tuple(fields[key])
 
 
-def _refuse_unknown(given: Mapping[Any, Any], known: list[str], where: str) -> None:
-    for key in given:
+def _require_known_keys(fields: Mapping[Any, Any], known: Sequence[str], source: str) -> None:
+    for key in fields:
         if key not in known:
-            raise FileError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
+            raise FileError(f"{source}: unknown key {key!r}{did_you_mean(key, known)}. Known keys are {', '.join(known)}.")
 
 
-def _plain(value: Any) -> Any:
+def _to_yaml_value(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+        return {field.name: _to_yaml_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_to_yaml_value(item) for item in value] if isinstance(value, tuple) else value
 
 
 class _Dumper(yaml.SafeDumper):
-    """Short lists on one line, so that a person can read and edit the file."""
+    """A YAML dumper that writes short lists on one line, so that a person can read and edit the file."""
 
 
-def _list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
-    flat = all(not isinstance(item, dict) for item in data)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
+def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    is_flat = all(not isinstance(item, dict) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=is_flat)
 
 
-_Dumper.add_representer(list, _list)
+_Dumper.add_representer(list, _represent_list)

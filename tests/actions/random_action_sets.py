@@ -101,11 +101,11 @@ def place_of(feature: AnyFeature, values: list[float]) -> int | None:
 
 def options(feature: AnyFeature, here: list[float]) -> list[list[float]]:
     """Every set of column values that a row standing at ``here`` may move the feature to; not for continuous features."""
-    if feature.immutable:
+    if feature.is_immutable:
         return [here]
     if isinstance(feature, Integer):
         stand = here[0] * feature.scale + feature.offset
-        low, high = feature.reach
+        low, high = feature.reachable_bounds
         low, high = min(low, stand), max(high, stand)
         low = stand if feature.mutability is Mutability.INCREASE else low
         high = stand if feature.mutability is Mutability.DECREASE else high
@@ -128,10 +128,10 @@ def slow_projection(action_set: ActionSet, x: list[float], delta: list[float]) -
     """Algorithm 1 for one row, by listing everything each feature may become."""
     moved: list[tuple[AnyFeature, list[float]]] = []
     for feature in action_set.features:
-        here = [x[column] for column in feature.placed]
-        wish = [x[column] + delta[column] for column in feature.placed]
-        if isinstance(feature, Continuous) and not isinstance(feature, Integer) and not feature.immutable:
-            low, high = ((side - feature.offset) / feature.scale for side in feature.reach)
+        here = [x[column] for column in feature.model_columns]
+        wish = [x[column] + delta[column] for column in feature.model_columns]
+        if isinstance(feature, Continuous) and not isinstance(feature, Integer) and not feature.is_immutable:
+            low, high = ((side - feature.offset) / feature.scale for side in feature.reachable_bounds)
             low, high = min(low, here[0]), max(high, here[0])
             low = here[0] if feature.mutability is Mutability.INCREASE else low
             high = here[0] if feature.mutability is Mutability.DECREASE else high
@@ -149,7 +149,7 @@ def slow_projection(action_set: ActionSet, x: list[float], delta: list[float]) -
     weights = action_set.column_weights.tolist()
 
     def price(feature: AnyFeature, change: list[float]) -> float:
-        weighted = [weights[column] * abs(step) for column, step in zip(feature.placed, change, strict=True)]
+        weighted = [weights[column] * abs(step) for column, step in zip(feature.model_columns, change, strict=True)]
         length = math.sqrt(sum(w * w for w in weighted))
         if action_set.norm == "l1":
             return sum(weighted)
@@ -160,7 +160,7 @@ def slow_projection(action_set: ActionSet, x: list[float], delta: list[float]) -
     result = [0.0] * len(x)
     for number in kept:
         feature, change = moved[number]
-        for column, step in zip(feature.placed, change, strict=True):
+        for column, step in zip(feature.model_columns, change, strict=True):
             result[column] = step
     return result
 

@@ -218,9 +218,9 @@ def test_unknown_categories_become_what_the_encoder_makes_of_them_or_are_refused
     encoder = transformer().fit(train)
     action_set = action_set_of(train).encoded_by(encoder)
     x = agree_on_unknown(action_set, encoder, strange)
-    assert x[2, list(action_set["job"].placed)].sum() == 0
+    assert x[2, list(action_set["job"].model_columns)].sum() == 0
     strict = action_set_of(train).encoded_by(transformer(job=OneHotEncoder()).fit(train))
-    with pytest.raises(DataError, match=r"job: unknown value 'Sale' in rows 2 \(did you mean 'Sales'\?\); the encoder knows 'Farm'"):
+    with pytest.raises(DataError, match=r"job: unknown value 'Sale' in rows 2 \(did you mean 'Sales'\?\)\. The encoder knows 'Farm'"):
         strict.encode(strange)
     assert strict.validate(strange)[["row", "feature", "value"]].values.tolist() == [[2, "job", "Sale"]]
     coded = transformer(job=OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)).fit(train)
@@ -281,26 +281,26 @@ def one(step: Any, frame: pd.DataFrame, name: str) -> ColumnTransformer:
     [
         (lambda f: ColumnTransformer([("a", StandardScaler(), ["age"])]), "not fitted"),
         (lambda f: StandardScaler().fit(f[["age"]].to_numpy()), "fitted on an array"),
-        (lambda f: one(KBinsDiscretizer(), f, "age"), r"KBinsDiscretizer \(on age\) cannot be read; what can: StandardScaler"),
+        (lambda f: one(KBinsDiscretizer(), f, "age"), r"KBinsDiscretizer \(on age\) is not supported\. Supported are StandardScaler"),
         (lambda f: one(PolynomialFeatures(), f, "age"), "PolynomialFeatures"),
         (lambda f: one(FunctionTransformer(np.log1p), f, "age"), "FunctionTransformer"),
         (lambda f: one(OneHotEncoder(min_frequency=0.15), f, "job"), "infrequent categories of 'job'"),
         (lambda f: one(OneHotEncoder(max_categories=2, handle_unknown="infrequent_if_exist"), f, "job"), "infrequent categories of 'job'"),
-        (lambda f: one(OneHotEncoder(), f, "age"), r"categories, the action set as numbers; say from_frame\(…, categorical=\['age'\]"),
-        (lambda f: one("passthrough", f, "job"), "'Farm' is no number"),
+        (lambda f: one(OneHotEncoder(), f, "age"), r"as categories, but .* as numbers\. Call from_frame\(…, categorical=\['age'\]"),
+        (lambda f: one("passthrough", f, "job"), "must be numbers, got 'Farm'"),
         (lambda f: one(SimpleImputer(add_indicator=True), f.assign(age=f["age"].where(f["age"] > 20)), "age"), "add_indicator"),
-        (lambda f: one(SimpleImputer(missing_values=99), f, "age"), r"missing_values=99\) on age: replace 99 by NaN"),
+        (lambda f: one(SimpleImputer(missing_values=99), f, "age"), r"on age: missing_values must be NaN, got 99\. Replace 99 by NaN"),
         (lambda f: one(MinMaxScaler(clip=True), f, "age"), "clip=False"),
         (lambda f: one(OrdinalEncoder(categories=[[*SCHOOL, "none"]]), f, "school"), r"encoder knows \['none'\]"),
         (lambda f: one(OneHotEncoder(handle_unknown="ignore", categories=[SCHOOL[:2]]), f, "school"), r"does not know \['college', 'univ"),
         (
             lambda f: one(StandardScaler(), f.rename(columns={"age": "Age"}), "Age"),
-            r"'Age', which the action set does not know \(did you mean",
+            r"'Age', which is no feature of the action set \(did you mean",
         ),
         (lambda f: ColumnTransformer([("a", StandardScaler(), ["age"]), ("b", MinMaxScaler(), ["age"])]).fit(f), "through several steps"),
         (lambda f: ColumnTransformer([("a", "drop", ["age"])]).fit(f), "no column on"),
-        (lambda f: one(make_pipeline(StandardScaler(), OneHotEncoder()), f, "region"), "stands after another encoder or a scaler"),
-        (lambda f: "scaler", "not str"),
+        (lambda f: one(make_pipeline(StandardScaler(), OneHotEncoder()), f, "region"), "follows another encoder or a scaler"),
+        (lambda f: "scaler", "got str"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(build: Any, message: str) -> None:
@@ -320,7 +320,7 @@ def test_encoding_refuses_frames_that_do_not_fit() -> None:
         action_set.encode(gap)
     with pytest.raises(DataError, match=r"income: .*'much'"):
         action_set.encode(frame.astype({"income": object}).assign(income="much"))
-    with pytest.raises(DataError, match=r"region: unknown value '10' in rows 0, .* \(there is 10, of another type\)"):
+    with pytest.raises(DataError, match=r"region: unknown value '10' in rows 0, .* \(the level 10 has another type\)"):
         action_set.encode(frame.assign(region="10"))
     with pytest.raises(DataError, match="takes a DataFrame"):
         action_set.encode(frame.to_numpy())  # type: ignore[arg-type]

@@ -46,8 +46,8 @@ def test_projected_actions_are_feasible_and_projecting_again_changes_nothing(see
     if action_set.max_changes is not None:
         assert changed.sum(0).max() <= action_set.max_changes
     for feature, moved in zip(action_set.features, changed, strict=True):
-        step = delta[:, list(feature.placed)]
-        assert not (feature.immutable and moved.any())
+        step = delta[:, list(feature.model_columns)]
+        assert not (feature.is_immutable and moved.any())
         if isinstance(feature, Continuous):
             assert feature.mutability is not Mutability.INCREASE or (step >= 0).all()
             assert feature.mutability is not Mutability.DECREASE or (step <= 0).all()
@@ -218,9 +218,9 @@ def test_arguments_are_left_as_they_were(features: int) -> None:
 
 def test_wrong_shapes_are_refused() -> None:
     action_set, x = random_action_set(7)
-    with pytest.raises(DataError, match=r"shape \(12, \d+\); this action set needs \(N, \d+\)"):
+    with pytest.raises(DataError, match=r"must have shape \(N, \d+\).* got \(12, \d+\)"):
         action_set.project(x[:, 1:], x[:, 1:])
-    with pytest.raises(DataError, match="must be the same"):
+    with pytest.raises(DataError, match="must have the shape of the rows"):
         action_set.project(x, x[1:])
     raw = ActionSet([Continuous("a")])  # type: ignore[arg-type]
     with pytest.raises(ActionSetError, match="encoded_by"):

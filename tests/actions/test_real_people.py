@@ -46,7 +46,7 @@ def holds(action_set: ActionSet, encoder: ColumnTransformer, frame: pd.DataFrame
     changed = (after.astype(object).fillna("") != before.astype(object).fillna("")).sum(axis=1)
     assert changed.max() == action_set.max_changes
     for feature in action_set:
-        if feature.immutable:
+        if feature.is_immutable:
             assert (after[feature.name].fillna("") == before[feature.name].fillna("")).all()
     action_set.save(tmp_path / "actions.yaml")
     again = ActionSet.load(tmp_path / "actions.yaml")
