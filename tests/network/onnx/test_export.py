@@ -45,7 +45,7 @@ def test_onnx_runtime_agrees_with_the_model_and_the_layers_keep_their_names(capt
     for layer in network.layers:
         place = places[layer.name]
         assert nodes[place.node_name].op_type == ("Gemm" if layer.kind == "linear" else "Conv")
-        assert (place.weight_name, place.bias_name, place.transposed) == (f"{layer.name}.weight", layer.bias, False)
+        assert (place.weight_name, place.bias_name, place.is_transposed) == (f"{layer.name}.weight", layer.bias, False)
         assert np.array_equal(stored[place.weight_name], network.weight(layer.name).numpy())
         if layer.bias is not None:
             assert np.array_equal(stored[layer.bias], network.bias(layer.name).numpy())

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cfptq.network import as_predictor
 from cfptq.network.onnx.file import OnnxFile
 from cfptq.network.onnx.session import describe_runtime, int8_saturates, open_session
-from cfptq.network.predictor import decided_otherwise_by_default
+from cfptq.network.predictor import count_saturated_decisions
 
 INPUTS = 64
 
@@ -78,7 +78,7 @@ def test_rows_that_a_default_session_decides_otherwise_are_counted(saturates: bo
     decided = predictor.logits(ROWS).argmax(dim=1)
     default = torch.from_numpy(open_session(full_range().SerializeToString(), precise=False).run(None, {"input": ROWS.numpy()})[0])
     expected = int((default.argmax(dim=1) != decided).sum()) if saturates else 0
-    assert decided_otherwise_by_default(predictor, ROWS, decided) == expected
+    assert count_saturated_decisions(predictor, ROWS, decided) == expected
     assert bool(expected) is (saturates and int8_saturates())
 
 
