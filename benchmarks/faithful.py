@@ -37,10 +37,12 @@ from cfptq.calibration import counterfactual_points
 from cfptq.experiments.recipe import Recipe
 from cfptq.io.atomic import write_text
 from cfptq.metrics import RatioOfSums, bootstrap_intervals, evaluate_statistic, validity_drop
-from cfptq.network import Predictor, decisions, target_margin
-from cfptq.network.predictor import decided_otherwise_by_default
-from cfptq.pipeline.method import METHODS, Method
-from cfptq.pipeline.task import Teacher, prepare
+from cfptq.network import Predictor, decide, target_margin
+from cfptq.network.predictor import count_saturated_decisions
+from cfptq.pipeline.method import Method
+from cfptq.pipeline.method_presets import METHODS
+from cfptq.pipeline.quantize_task import quantize_with
+from cfptq.pipeline.task import QuantizationTask, build_task
 from cfptq.quantize import Activations, LayerProblem, RoundedWeight, round_by_margins
 
 RESULTS = Path(__file__).parent / "results"
@@ -111,28 +113,30 @@ class Judge:
         self.people: ReferenceRecourse = reference_recourse(
             teacher.predictor, self.columns.test, experiment.action_set, teacher.target, Protocol(), seed, progress=False
         )
-        self.accuracy = float((decisions(teacher.predictor.logits(self.columns.test)) == self.columns.test_labels).double().mean())
+        self.accuracy = float((decide(teacher.predictor.logits(self.columns.test)) == self.columns.test_labels).double().mean())
 
-    def teacher(self) -> Teacher:
+    def teacher(self) -> QuantizationTask:
         """A teacher that has not computed anything yet."""
-        return prepare(self.experiment.model, self.loader, self.experiment.action_set, seed=self.seed, max_rows=self.rows, progress=False)
+        return build_task(
+            self.experiment.model, self.loader, self.experiment.action_set, seed=self.seed, max_rows=self.rows, progress=False
+        )
 
-    def __call__(self, teacher: Teacher, method: Method, budget: float, portable: bool = True) -> dict[str, Any]:
+    def __call__(self, teacher: QuantizationTask, method: Method, budget: float, portable: bool = True) -> dict[str, Any]:
         """Quantize, write the file, run it."""
-        result = teacher.quantized(method, budget, portable=portable, progress=False)
+        result = quantize_with(teacher, method, budget, portable=portable, progress=False)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             result.to_onnx(path)
             deployed = result.predictor(path)
-            after = decisions(deployed.logits(self.columns.test))
+            after = decide(deployed.logits(self.columns.test))
             target, recourse = self.people.target, self.people.projected
             held, likely = recourse[recourse.found], self.people.minimal["0.55"]
             likely = likely[likely.found]
             margin = target_margin(deployed.logits(held.points), held.target)
             return {
                 "accuracy": round(float((after == self.columns.test_labels).double().mean()) - self.accuracy, 5),
-                "validity_drop": round(validity_drop(decisions(deployed.logits(held.points)), held.target), 5),
-                "validity_drop_at_0.55": round(validity_drop(decisions(deployed.logits(likely.points)), likely.target), 5),
+                "validity_drop": round(validity_drop(decide(deployed.logits(held.points)), held.target), 5),
+                "validity_drop_at_0.55": round(validity_drop(decide(deployed.logits(likely.points)), likely.target), 5),
                 "drift": round(float(((after == target).double() - (self.people.decisions == target).double()).mean()), 5),
                 "flips": round(float((after != self.people.decisions).double().mean()), 5),
                 "validity_drop_without_drift": round(float((margin <= self.fair_margin(teacher, deployed)).double().mean()), 5),
@@ -140,14 +144,14 @@ class Judge:
                 "bits": list(result.bits.values()),
                 "average_bits": round(result.plan.average_bits, 4),
                 "stored_bytes": result.plan.stored_bytes,
-                "decided_otherwise_by_default_session": decided_otherwise_by_default(deployed, self.columns.test, after),
+                "decided_otherwise_by_default_session": count_saturated_decisions(deployed, self.columns.test, after),
             }
 
-    def fair_margin(self, teacher: Teacher, deployed: Predictor) -> float:
+    def fair_margin(self, teacher: QuantizationTask, deployed: Predictor) -> float:
         """The margin above which ``deployed`` grants as many training rows the target as the full-precision model does."""
         rows = self.columns.train
         target = torch.full((len(rows),), self.experiment.dataset.favourable)
-        granted = int((decisions(teacher.predictor.logits(rows)) == target).sum())
+        granted = int((decide(teacher.predictor.logits(rows)) == target).sum())
         margins = target_margin(deployed.logits(rows), target).sort(descending=True).values
         return float(margins[granted - 1 : granted + 1].mean())
 

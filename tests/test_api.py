@@ -23,9 +23,9 @@ import cfptq
 from cfptq import datasets, models
 from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
-from cfptq.backends.onnxruntime import stored_integers
+from cfptq.backends.onnxruntime import read_integers
 from cfptq.errors import ActionSetError, BudgetError, CfptqError, ConfigurationError, DataError, FileError, ModelError
-from cfptq.pipeline.task import Teacher
+from cfptq.pipeline.task import QuantizationTask
 
 PRESETS = ("faithful", "ptq", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq")
 
@@ -79,7 +79,7 @@ def test_every_preset_gives_a_checked_file_within_the_budget(
     result.to_onnx(tmp_path / "model.onnx", check=True)
     exported = onnx.load(tmp_path / "model.onnx")
     for layer in result.plan.layers:
-        assert np.array_equal(stored_integers(exported, layer.name), layer.integers.numpy())
+        assert np.array_equal(read_integers(exported, layer.name), layer.integers.numpy())
     with torch.no_grad():
         expected = result.module()(columns.test).numpy()
     close = np.abs(onnx_logits(tmp_path / "model.onnx", columns.test) - expected).max(axis=1) <= 1e-3
@@ -168,13 +168,13 @@ def test_a_result_is_saved_over_an_earlier_one_and_over_nothing_else(
     result.save(tmp_path / "plan", rows=False)
     assert cfptq.load(tmp_path / "plan").calibration is None
     (tmp_path / "plan" / "thesis.txt").write_text("mine")
-    with pytest.raises(FileError, match=r"other files \(thesis.txt\); give a new or empty folder"):
+    with pytest.raises(FileError, match=r"other files \(thesis.txt\). Give a new or empty folder"):
         result.save(tmp_path / "plan")
     assert (tmp_path / "plan" / "thesis.txt").read_text() == "mine" and cfptq.load(tmp_path / "plan").calibration is None
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileError, match="give a new folder in it"):
+    with pytest.raises(FileError, match="Give a new folder in it"):
         result.save(".")
-    with pytest.raises(FileError, match="it is a file; give a new or empty folder"):
+    with pytest.raises(FileError, match=r"it is a file\. Give a new or empty folder"):
         result.save("plan/thesis.txt")
 
 
@@ -246,7 +246,7 @@ def test_what_cannot_be_met_is_refused_before_the_work(
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(Teacher, "scores", work)
+    monkeypatch.setattr(QuantizationTask, "score_layers", work)
     with pytest.raises(CfptqError, match=told):
         cfptq.calibrate(model, batches(columns), action_set, progress=False, **request_)
 
@@ -257,7 +257,7 @@ def test_groups_that_do_not_fit_the_rows_are_refused_before_the_work(
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("cfptq.api.reference_recourse", work)
+    monkeypatch.setattr("cfptq.pipeline.comparison.reference_recourse", work)
     with pytest.raises(DataError, match="one per row"):
         cfptq.compare(model, batches(columns), [columns.test], action_set, groups={"sex": ["a", "b"]}, progress=False)
 
@@ -271,14 +271,14 @@ def test_the_fewest_bits_hold_on_people_set_aside(
     for limit, result in ((0.5, loose), (0.05, tight)):
         held = result.fewest_bits
         assert held is not None and held.limit == limit and held.broken / held.people == held.validity_drop <= limit
-        assert f"on {held.people} people set aside" in str(result)
-        assert ("cannot show" in str(result)) == (held.interval[1] > limit)
-    assert loose.fewest_bits is not None and loose.fewest_bits.shown
+        assert f"on {held.people} held-out people" in str(result)
+        assert ("Too few held-out people" in str(result)) == (held.interval[1] > limit)
+    assert loose.fewest_bits is not None and loose.fewest_bits.is_confirmed
     loose.save(tmp_path / "plan")
     assert cfptq.load(tmp_path / "plan").fewest_bits == loose.fewest_bits
     few = cfptq.calibrate(model, [columns.train[:200]], action_set, method="mixed-ptq", max_validity_drop=0.1)
-    assert few.fewest_bits is not None and "cannot show" in str(few)
-    with pytest.raises(BudgetError, match="least reached"):
+    assert few.fewest_bits is not None and "Too few held-out people" in str(few)
+    with pytest.raises(BudgetError, match="the least that any allocation reached"):
         cfptq.calibrate(_untrained(columns), batches(columns), action_set, method="mixed-ptq", max_validity_drop=0.0)
 
 
@@ -348,12 +348,12 @@ REFUSED: dict[str, tuple[Any, type[CfptqError], str]] = {
     "integers for rows": (lambda c, a: {"calib_loader": [c.train.long()]}, DataError, "float"),
     "one-hot rows that are not": (lambda c, a: {"calib_loader": _spoilt(c, 11, _one_hot_column(a), 0.5)}, CfptqError, "11"),
     "budget below the lowest width": (lambda c, a: {"budget": 1.5}, BudgetError, "2"),
-    "budget and limit": (lambda c, a: {"budget": 4.0, "max_validity_drop": 0.1}, ConfigurationError, "not both"),
+    "budget and limit": (lambda c, a: {"budget": 4.0, "max_validity_drop": 0.1}, ConfigurationError, "must not both"),
     "limit out of range": (lambda c, a: {"max_validity_drop": 1.5}, BudgetError, "between 0 and 1"),
-    "limit that is no number": (lambda c, a: {"max_validity_drop": "x"}, BudgetError, "between 0 and 1, not 'x'"),
-    "layers without bits": (lambda c, a: {"layers": ["head"]}, ConfigurationError, "by its name"),
-    "a list of groups": (lambda c, a: {"groups": ["a"] * 300}, ConfigurationError, "function from rows .* not a list"),
-    "unknown head": (lambda c, a: {"head": "foo"}, ModelError, "there is no head 'foo'"),
+    "limit that is no number": (lambda c, a: {"max_validity_drop": "x"}, BudgetError, "between 0 and 1, got 'x'"),
+    "layers without bits": (lambda c, a: {"layers": ["head"]}, ConfigurationError, "must map each layer"),
+    "a list of groups": (lambda c, a: {"groups": ["a"] * 300}, ConfigurationError, "function from rows .* got a list"),
+    "unknown head": (lambda c, a: {"head": "foo"}, ModelError, "foo"),
     "unknown method": (lambda c, a: {"method": "magic"}, ConfigurationError, "magic"),
     "nothing to quantize": (lambda c, a: {"model": Nothing()}, ModelError, "quantiz"),
     "target outside the classes": (lambda c, a: {"target": 7}, CfptqError, "7"),
@@ -391,7 +391,7 @@ def test_a_seed_is_a_whole_number(
     call: Callable[..., Any], seed: object, model: nn.Module, columns: datasets.Columns, action_set: ActionSet
 ) -> None:
     first = {cfptq.compare: (model, batches(columns), batches(columns)), cfptq.audit: (model, model, columns.test)}
-    with pytest.raises(ConfigurationError, match="seed is"):
+    with pytest.raises(ConfigurationError, match="seed must be"):
         call(*first.get(call, (model, batches(columns))), action_set, seed=seed)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfptq.allocation.gradient_norm import compute_gradient_norms, outputs
 from cfptq.errors import DataError, ModelError, name_rows
-from cfptq.network import Head, Network, class_logits, decisions, infer_head
+from cfptq.network import Head, Network, class_logits, decide, infer_head
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
 
 
@@ -126,7 +126,7 @@ def score_by_factual_gradient(
     output = outputs(network, rows)
     head = head or infer_head(output)
     logits = class_logits(output, head, threshold)
-    labels, note = decisions(logits), "the teacher's decisions stand in for labels"
+    labels, note = decide(logits), "the teacher's decisions stand in for labels"
     if calibration.labels is not None:
         given = calibration.labels[chosen]
         _check_labels(given, logits.shape[1])

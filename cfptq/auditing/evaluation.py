@@ -1,4 +1,4 @@
-"""One quantized model against the full-precision model: all recourse metrics, with intervals and by group."""
+"""All recourse metrics of a quantized model, with intervals and by group."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfptq.actions.action_space import ActionSpace
-from cfptq.auditing.inputs import known_labels, rows_by_group
-from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, recourse_of
+from cfptq.auditing.inputs import parse_labels, split_by_group
+from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, solve_rows
 from cfptq.errors import ModelError
 from cfptq.io.json import canonicalize
 from cfptq.metrics import (
@@ -38,12 +38,12 @@ from cfptq.metrics import (
     relative_gaps,
     target_failures,
 )
-from cfptq.network.head import decisions
+from cfptq.network.head import decide
 from cfptq.network.onnx.session import describe_saturation
-from cfptq.network.predictor import Predictor, decided_otherwise_by_default
+from cfptq.network.predictor import Predictor, count_saturated_decisions
 from cfptq.recourse import RecourseBatch
 
-#: Metrics reported for each group: what Table 8 shows, and what keeps Validity Drop honest.
+#: Metrics of each group. Table 8 shows some of them, and the others show at what price Validity Drop is low.
 GROUP_METRICS = (
     "accuracy",
     "validity_drop",
@@ -57,13 +57,14 @@ GROUP_METRICS = (
 
 @dataclass(frozen=True)
 class GroupMetrics:
-    """One group's people and the metrics of :data:`GROUP_METRICS` (eqs. 37, 38); NaN where undefined.
+    """Metrics of one group (eqs. 37, 38).
 
     Attributes:
-        rows: rows of the group.
-        people: of them, rejected people who are measured.
-        with_recourse: of those, people for whom the full-precision model has recourse, whom Validity Drop is about.
-        values, ci95: by metric.
+        rows: Number of rows of the group.
+        people: Number of rejected people among them who are measured.
+        with_recourse: Number of measured people with recourse on the full-precision model. Validity Drop is a share of these.
+        values: Value of each of :data:`GROUP_METRICS`, NaN where it is undefined.
+        ci95: Interval of each of :data:`GROUP_METRICS`.
     """
 
     rows: int
@@ -83,7 +84,7 @@ class GroupMetrics:
         return self.values["recourse_gap"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         counts = {"rows": self.rows, "people": self.people, "with_recourse": self.with_recourse}
         result: dict[str, Any] = canonicalize({**counts, **self.values, "ci95": self.ci95})
         return result
@@ -91,12 +92,13 @@ class GroupMetrics:
 
 @dataclass(frozen=True)
 class Grouping:
-    """The groups of one attribute, the worst of them and the gaps between them (Table 9).
+    """Groups of one attribute, with the worst of them and the gaps between them (Table 9).
 
     Attributes:
-        groups: by name, in the order of their names.
-        validity_drop, recourse_gap: worst group and max - min.
-        too_small: groups listed, but with too few people with recourse to count for worst and gap.
+        groups: Metrics by the name of the group, sorted by name.
+        validity_drop: Worst group by Validity Drop, and the gap between the largest and the smallest value.
+        recourse_gap: The same for the recourse gap.
+        too_small: Names of groups with too few people with recourse to count for the worst group and the gap.
     """
 
     groups: Mapping[str, GroupMetrics]
@@ -105,7 +107,7 @@ class Grouping:
     too_small: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         result: dict[str, Any] = canonicalize(
             {
                 "groups": {name: group.to_dict() for name, group in self.groups.items()},
@@ -119,24 +121,31 @@ class Grouping:
 
 @dataclass(frozen=True)
 class RecourseMetrics:
-    """One method's entry of results.json. Rates are shares within [0, 1]; NaN where undefined.
+    """Metrics of one quantized model f_q, its entry of results.json.
+
+    Rates are shares within [0, 1]. An undefined metric is NaN.
 
     Attributes:
-        accuracy: on rows with a known label.
-        validity_drop: VD, target failure: of the people with projected-gradient recourse on f, the share whom f_q refuses.
-        validity_mismatch: VD, mismatch: over all rejected people at the solver's final iterate, the share with f ≠ f_q.
-        validity_drop_at: the same failure for minimal-cost recourse issued at confidence "0.50", "0.55", "0.60".
-        recourse_gap, recourse_gap_median, recourse_gap_abs_median, recourse_gap_of_sums: CRG of minimal-cost recourse, its
-            median, the median of its size, and Σ(c_q - c_f) / Σ c_f.
-        recourse_lost_rate: of the people with minimal-cost recourse on f, the share without any on f_q.
-        direction_similarity, action_overlap: DirSim and ActOverlap of the two minimal-cost actions.
-        feasible_recourse_rate: share of the rejected with projected-gradient recourse on f.
-        factual_flip_rate, favourable_rate_drift: over all rows, without any action; the drift is signed.
-        ci95: intervals by metric, at the protocol's level; ``validity_drop_at_0.55`` for an entry of ``validity_drop_at``.
-        groups: by attribute.
-        counts: how many people stand behind the numbers.
-        broken: row numbers of the people whose projected-gradient recourse f_q refuses.
-        notes: a sentence for whatever is undefined, and why.
+        accuracy: Accuracy of f_q on rows with a known label.
+        validity_drop: VD, target failure. Share of the people with projected-gradient recourse on f whose recourse f_q rejects.
+        validity_mismatch: VD, mismatch. Share of all rejected people for whom f and f_q differ at the solver's final iterate.
+        validity_drop_at: VD of minimal-cost recourse by the confidence at which it is issued ("0.50", "0.55", "0.60").
+        recourse_gap: CRG of minimal-cost recourse, the mean relative change of its cost.
+        recourse_gap_median: Median relative change of the cost.
+        recourse_gap_abs_median: Median absolute relative change of the cost.
+        recourse_gap_of_sums: Relative change of the summed cost, Σ(c_q - c_f) / Σ c_f.
+        recourse_lost_rate: Share of the people with minimal-cost recourse on f who have none on f_q.
+        direction_similarity: DirSim, the mean cosine of the two minimal-cost actions.
+        action_overlap: ActOverlap, the mean Jaccard index of the columns that the two minimal-cost actions change.
+        feasible_recourse_rate: FRR, the share of rejected people with projected-gradient recourse on f.
+        factual_flip_rate: Share of all rows that f and f_q decide differently without any action.
+        favourable_rate_drift: Signed change of the favourable rate over all rows.
+        ci95: Interval of each metric at the protocol's level. An entry of ``validity_drop_at`` has a key like
+            ``validity_drop_at_0.55``.
+        groups: Groups by the name of the attribute.
+        counts: Number of rows and people behind the metrics.
+        broken: Row numbers of the people whose projected-gradient recourse f_q rejects.
+        notes: One sentence for each metric that is undefined, and why.
     """
 
     accuracy: float
@@ -160,10 +169,12 @@ class RecourseMetrics:
     notes: tuple[str, ...]
 
     def to_dict(self, **deployed: Any) -> dict[str, Any]:
-        """The entry, ready for JSON: floats rounded, undefined is None. Who broke is in an audit's report, not here.
+        """Return the entry for JSON, with rounded floats and None for NaN.
+
+        The row numbers in ``broken`` are left out. An audit's report holds them.
 
         Args:
-            deployed: what the artefact is, such as ``average_bits=4.0, activation_bits=8, stored_bytes=9120``.
+            deployed: Facts about the artefact, such as ``average_bits=4.0, activation_bits=8, stored_bytes=9120``.
         """
         entry: dict[str, Any] = {"accuracy": self.accuracy, **deployed}
         for name in (field.name for field in fields(self)):
@@ -178,7 +189,7 @@ class RecourseMetrics:
 def evaluate(
     f: Predictor,
     f_q: Predictor,
-    teacher: ReferenceRecourse,
+    reference: ReferenceRecourse,
     rows: Tensor,
     labels: Any,
     space: ActionSpace,
@@ -187,104 +198,109 @@ def evaluate(
     threads: int | None = 1,
     progress: bool = True,
 ) -> RecourseMetrics:
-    """All metrics of the quantized model ``f_q`` under the teacher's protocol and seed.
+    """Compute all metrics of the quantized model ``f_q`` under the protocol and seed of ``reference``.
 
     Args:
-        f: the full-precision model that ``teacher`` was computed with.
-        f_q: the artefact as deployed; where it has no gradient, metrics that need recourse on it are undefined.
-        teacher: from :func:`~cfptq.auditing.reference_recourse`, for the same rows and action space.
-        rows: (N, ...) float32.
-        labels: (N,) classes, NaN or -1 where unknown; None leaves accuracy undefined.
-        space: what people can do.
-        groups: attribute → (N,) labels.
-        threads: torch threads while solving; None leaves them.
-        progress: draw a bar where solving takes long.
+        f: Full-precision model that ``reference`` was computed with.
+        f_q: Quantized model as it is deployed. Metrics that need recourse on it are undefined if it has no gradient.
+        reference: Recourse of f, from :func:`~cfptq.auditing.reference_recourse` for the same rows and action space.
+        rows: Columns of everyone, (N, ...) float32.
+        labels: True classes (N,), NaN or -1 where unknown. None leaves accuracy undefined.
+        space: Action space, which says what people can change.
+        groups: Labels (N,) by the name of the attribute.
+        threads: Torch threads while solving. None leaves the number as it is.
+        progress: Show progress where solving takes long.
 
     Raises:
-        DataError: labels, groups or the teacher belong to other rows.
-        ModelError: the two models have different classes, or one fails on the rows.
+        DataError: Labels, groups or ``reference`` belong to other rows.
+        ModelError: The two models have different classes, or one fails on the rows.
     """
-    teacher.check_rows(rows)
+    reference.check_rows(rows)
     if f.n_classes != f_q.n_classes:
-        raise ModelError(f"{f.name} has {f.n_classes} classes and {f_q.name} has {f_q.n_classes}; compare two versions of one model")
-    true = np.full(len(rows), np.nan) if labels is None else known_labels(labels, rows, f.n_classes)
-    members = rows_by_group(groups, rows)
-    protocol = teacher.protocol
+        raise ModelError(f"Both models must have the same classes, got {f.n_classes} of {f.name} and {f_q.n_classes} of {f_q.name}.")
+    true = np.full(len(rows), np.nan) if labels is None else parse_labels(labels, rows, f.n_classes)
+    members = split_by_group(groups, rows)
+    protocol = reference.protocol
 
-    after = decisions(f_q.logits(rows))
-    saturated = decided_otherwise_by_default(f_q, rows, after)
+    after = decide(f_q.logits(rows))
+    saturated = count_saturated_decisions(f_q, rows, after)
     row_statistics: dict[str, Statistic] = {
         "accuracy": Proportion(correct_decisions(after, true)),
-        "factual_flip_rate": Proportion(factual_flips(teacher.decisions, after)),
-        "favourable_rate_drift": Mean(favourable_changes(teacher.decisions, after, teacher.target)),
+        "factual_flip_rate": Proportion(factual_flips(reference.decisions, after)),
+        "favourable_rate_drift": Mean(favourable_changes(reference.decisions, after, reference.target)),
     }
-    at_recourse = decided(f_q, teacher.projected.points)
-    failures = target_failures(at_recourse, teacher.projected.target, teacher.projected.found)
+    at_recourse = decide_points(f_q, reference.projected.points)
+    failures = target_failures(at_recourse, reference.projected.target, reference.projected.found)
     people_statistics: dict[str, Statistic] = {
         "validity_drop": Proportion(failures),
-        "validity_mismatch": Proportion(label_mismatches(decided(f, teacher.projected.points), at_recourse)),
-        "feasible_recourse_rate": Proportion(teacher.projected.found.double().numpy()),
+        "validity_mismatch": Proportion(label_mismatches(decide_points(f, reference.projected.points), at_recourse)),
+        "feasible_recourse_rate": Proportion(reference.projected.found.double().numpy()),
     }
-    for key, batch in teacher.minimal.items():
-        people_statistics[f"validity_drop_at_{key}"] = Proportion(target_failures(decided(f_q, batch.points), batch.target, batch.found))
+    for key, batch in reference.minimal.items():
+        people_statistics[f"validity_drop_at_{key}"] = Proportion(
+            target_failures(decide_points(f_q, batch.points), batch.target, batch.found)
+        )
 
-    own, unsolved = _own_recourse(f_q, teacher, rows, space, threads, progress)
-    people_statistics |= _action_statistics(teacher.plain, own, protocol)
+    own, reason = _solve_quantized(f_q, reference, rows, space, threads, progress)
+    people_statistics |= _compare_actions(reference.plain, own, protocol)
 
     statistics = {**row_statistics, **people_statistics}
     values = {name: evaluate_statistic(statistic) for name, statistic in statistics.items()}
-    intervals = {**_intervals(row_statistics, protocol, teacher.seed), **_intervals(people_statistics, protocol, teacher.seed)}
-    cosines = _values_of(people_statistics["direction_similarity"])
-    gaps = _values_of(people_statistics["recourse_gap"])
-    person = {int(row): position for position, row in enumerate(teacher.people.tolist())}
+    intervals = {
+        **_compute_intervals(row_statistics, protocol, reference.seed),
+        **_compute_intervals(people_statistics, protocol, reference.seed),
+    }
+    cosines = _first_column(people_statistics["direction_similarity"])
+    gaps = _first_column(people_statistics["recourse_gap"])
+    person = {int(row): position for position, row in enumerate(reference.people.tolist())}
     return RecourseMetrics(
         **{name: values[name] for name in values if not name.startswith("validity_drop_at_")},
-        validity_drop_at={key: values[f"validity_drop_at_{key}"] for key in teacher.minimal},
+        validity_drop_at={key: values[f"validity_drop_at_{key}"] for key in reference.minimal},
         ci95=intervals,
         groups={
-            attribute: _grouping(groups_of, person, row_statistics, people_statistics, protocol, teacher.seed)
+            attribute: _evaluate_groups(groups_of, person, row_statistics, people_statistics, protocol, reference.seed)
             for attribute, groups_of in members.items()
         },
         counts={
             "rows": len(rows),
             "labelled": int((~np.isnan(true)).sum()),
-            "rejected": teacher.rejected,
-            "people": len(teacher.people),
-            "with_recourse": int(teacher.projected.found.sum()),
-            "with_minimal_cost_recourse": int(teacher.plain.found.sum()),
+            "rejected": reference.n_rejected,
+            "people": len(reference.people),
+            "with_recourse": int(reference.projected.found.sum()),
+            "with_minimal_cost_recourse": int(reference.plain.found.sum()),
             "with_both_recourses": int((~np.isnan(gaps)).sum()),
             "direction_undefined": int((np.isnan(cosines) & ~np.isnan(gaps)).sum()),
             "decided_otherwise_by_default_session": saturated,
         },
-        broken=tuple(teacher.people[torch.from_numpy(failures == 1)].tolist()),
-        notes=_notes(teacher, unsolved, f_q.name, saturated),
+        broken=tuple(reference.people[torch.from_numpy(failures == 1)].tolist()),
+        notes=_write_notes(reference, reason, f_q.name, saturated),
     )
 
 
-def decided(predictor: Predictor, points: Tensor) -> Tensor:
-    """The artefact's class at each point, (N,) int64; none for no points."""
-    return decisions(predictor.logits(points)) if len(points) else torch.zeros(0, dtype=torch.int64)
+def decide_points(predictor: Predictor, points: Tensor) -> Tensor:
+    """Return the class that ``predictor`` decides at each of N points, (N,) int64. N may be 0."""
+    return decide(predictor.logits(points)) if len(points) else torch.zeros(0, dtype=torch.int64)
 
 
-def _own_recourse(
-    f_q: Predictor, teacher: ReferenceRecourse, rows: Tensor, space: ActionSpace, threads: int | None, progress: bool
+def _solve_quantized(
+    f_q: Predictor, reference: ReferenceRecourse, rows: Tensor, space: ActionSpace, threads: int | None, progress: bool
 ) -> tuple[RecourseBatch | None, str]:
-    """Minimal-cost recourse on the quantized model, with the teacher's settings; or None and why not."""
-    if len(teacher.people) and not f_q.differentiable:
+    """Find minimal-cost recourse on the quantized model, or return None and the reason why there is none."""
+    if len(reference.people) and not f_q.differentiable:
         return None, (
-            f"{f_q.name} has no gradient, so its own recourse was not computed: recourse gap, direction similarity, action overlap "
-            "and the rate of lost recourse are undefined; give a differentiable twin of it"
+            f"{f_q.name} has no gradient, so its own recourse was not computed. Recourse gap, direction similarity, action overlap "
+            "and the rate of lost recourse are undefined. Give a differentiable twin of it."
         )
-    method = replace(teacher.protocol.minimal_cost, confidence=PLAIN)
-    people = teacher.people
+    method = replace(reference.protocol.minimal_cost, confidence=PLAIN)
+    people = reference.people
     return (
-        recourse_of(f_q, rows[people], space, teacher.target[people], method, seed=teacher.seed, threads=threads, progress=progress),
+        solve_rows(f_q, rows[people], space, reference.target[people], method, seed=reference.seed, threads=threads, progress=progress),
         "",
     )
 
 
-def _action_statistics(before: RecourseBatch, after: RecourseBatch | None, protocol: Protocol) -> dict[str, Statistic]:
-    """What compares the two models' minimal-cost actions, person by person."""
+def _compare_actions(before: RecourseBatch, after: RecourseBatch | None, protocol: Protocol) -> dict[str, Statistic]:
+    """Compare the two models' minimal-cost actions of each person."""
     if after is None:
         undefined = np.full(len(before), np.nan)
         cost_f, cost_q, gaps, cosines, overlaps, lost = (undefined,) * 6
@@ -306,11 +322,11 @@ def _action_statistics(before: RecourseBatch, after: RecourseBatch | None, proto
     }
 
 
-def _intervals(statistics: Mapping[str, Statistic], protocol: Protocol, seed: int) -> dict[str, Interval]:
+def _compute_intervals(statistics: Mapping[str, Statistic], protocol: Protocol, seed: int) -> dict[str, Interval]:
     return bootstrap_intervals(statistics, resamples=protocol.resamples, seed=seed, level=protocol.level)
 
 
-def _grouping(
+def _evaluate_groups(
     groups: Mapping[str, NDArray[np.int64]],
     person: Mapping[int, int],
     row_statistics: Mapping[str, Statistic],
@@ -324,11 +340,11 @@ def _grouping(
         of_rows = {metric: row_statistics[metric].take(members) for metric in GROUP_METRICS if metric in row_statistics}
         of_people = {metric: people_statistics[metric].take(people) for metric in GROUP_METRICS if metric in people_statistics}
         statistics = {**of_rows, **of_people}
-        intervals = {**_intervals(of_rows, protocol, seed), **_intervals(of_people, protocol, seed)}
+        intervals = {**_compute_intervals(of_rows, protocol, seed), **_compute_intervals(of_people, protocol, seed)}
         found[name] = GroupMetrics(
             rows=len(members),
             people=len(people),
-            with_recourse=int((~np.isnan(_values_of(of_people["validity_drop"]))).sum()),
+            with_recourse=int((~np.isnan(_first_column(of_people["validity_drop"]))).sum()),
             values={metric: evaluate_statistic(statistics[metric]) for metric in GROUP_METRICS},
             ci95={metric: intervals[metric] for metric in GROUP_METRICS},
         )
@@ -341,28 +357,28 @@ def _grouping(
     )
 
 
-def _values_of(statistic: Statistic) -> NDArray[np.float64]:
+def _first_column(statistic: Statistic) -> NDArray[np.float64]:
     return statistic.columns[0]
 
 
-def _notes(teacher: ReferenceRecourse, unsolved: str, name: str, saturated: int) -> tuple[str, ...]:
+def _write_notes(reference: ReferenceRecourse, reason: str, name: str, saturated: int) -> tuple[str, ...]:
     notes = []
-    if teacher.rejected == 0:
+    if reference.n_rejected == 0:
         notes.append(
-            f"{teacher.name} rejects none of the {len(teacher.decisions)} rows: nobody needs recourse, so Validity Drop and the other "
-            "recourse metrics are undefined; check the target class if that is a surprise"
+            f"{reference.name} rejects none of the {len(reference.decisions)} rows. Nobody needs recourse, so Validity Drop and the other "
+            "recourse metrics are undefined. Check the target class if you expected rejected people."
         )
-    elif len(teacher.people) == 0:
-        notes.append("recourse was not computed, so Validity Drop and the other recourse metrics are undefined")
-    elif not bool(teacher.projected.found.any()):
+    elif len(reference.people) == 0:
+        notes.append("Recourse was not computed, so Validity Drop and the other recourse metrics are undefined.")
+    elif not bool(reference.projected.found.any()):
         notes.append(
-            f"no recourse was found on {teacher.name} for any of {len(teacher.people)} rejected people, so Validity Drop is undefined; "
-            "check whether the action set leaves them anything to change"
+            f"No recourse was found on {reference.name} for any of {len(reference.people)} rejected people, so Validity Drop is undefined. "
+            "Check that the action set leaves them something to change."
         )
-    if unsolved:
-        notes.append(unsolved)
+    if reason:
+        notes.append(reason)
     if saturated:
-        notes.append(describe_saturation(name, saturated, len(teacher.decisions)))
-    if len(teacher.people) and len(teacher.people) < teacher.rejected:
-        notes.append(f"{len(teacher.people)} of {teacher.rejected} rejected people were measured, drawn with seed {teacher.seed}")
+        notes.append(describe_saturation(name, saturated, len(reference.decisions)))
+    if len(reference.people) and len(reference.people) < reference.n_rejected:
+        notes.append(f"{len(reference.people)} of {reference.n_rejected} rejected people were measured, drawn with seed {reference.seed}.")
     return tuple(notes)

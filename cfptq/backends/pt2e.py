@@ -18,7 +18,7 @@ from torch import fx
 from cfptq.backends.prepared_model import build_float_module, calibrate_observers, check_prepared, check_weight
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network
-from cfptq.network.layers import kind_of
+from cfptq.network.layers import get_layer_kind
 from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan
 
 try:
@@ -107,7 +107,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
 
 
 def _takes_parameter(node: fx.Node) -> bool:
-    return kind_of(node) is not None and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
+    return get_layer_kind(node) is not None and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
 
 
 def _build_weight_spec(layer: LayerPlan) -> Any:
@@ -167,7 +167,7 @@ def read_integers(converted: fx.GraphModule) -> list[torch.Tensor]:
     """
     integers = []
     for node in converted.graph.nodes:
-        source = node.args[1] if kind_of(node) is not None else None
+        source = node.args[1] if get_layer_kind(node) is not None else None
         if isinstance(source, fx.Node) and source.target == torch.ops.quantized_decomposed.dequantize_per_channel.default:
             integers.append(getattr(converted, str(cast(fx.Node, source.args[0]).target)))
     return integers

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cfptq.network import to_onnx_model
-
 if TYPE_CHECKING:
     from cfptq.experiments.recipe import Experiment, Recipe
     from cfptq.pipeline.comparison import Comparison
@@ -35,7 +33,7 @@ def compared(recipe: Recipe, experiment: Experiment, out: Path) -> Comparison:
 def write_audit_inputs(experiment: Experiment, out: Path) -> None:
     """What ``cfptq audit`` asks for: the full-precision model, the people, and the action set."""
     from cfptq.io.atomic import atomic_write, write_text
-    from cfptq.network import capture
+    from cfptq.network import capture, to_onnx_model
 
     network = capture(experiment.model, experiment.columns.test[:2])
     with atomic_write(out / "fp32.onnx") as aside:
@@ -46,16 +44,16 @@ def write_audit_inputs(experiment: Experiment, out: Path) -> None:
 
 def one_promise(experiment: Experiment, out: Path) -> list[str]:
     """How much advice the usual 4-bit file breaks and how much ours, and one person's whose advice only ours keeps, in words."""
-    from cfptq.network import as_predictor, decisions
+    from cfptq.network import as_predictor, decide
     from cfptq.recourse import solve
 
     rows, favourable = experiment.columns.test, experiment.dataset.favourable
     teacher = as_predictor(experiment.model, example=rows)
-    rejected = rows[decisions(teacher.logits(rows)) != favourable]
+    rejected = rows[decide(teacher.logits(rows)) != favourable]
     advice = solve(teacher, rejected, experiment.action_set, target=favourable, method="projected-gradient", seed=experiment.seed)
     advice = advice[advice.found]
     usual, ours = (
-        decisions(as_predictor(file_of(out, name), example=rows).logits(advice.points)) == favourable for name in ("ort-int4", "faithful")
+        decide(as_predictor(file_of(out, name), example=rows).logits(advice.points)) == favourable for name in ("ort-int4", "faithful")
     )
     lines = [
         f"{len(advice)} generated applicants were refused and told what to change. That advice fails {int((~usual).sum())} of them "

@@ -1,9 +1,9 @@
-"""What a model is to cfptq: captured, folded, named; written to ONNX; and predictors behind one protocol."""
+"""Models as graphs of ATen operations, their ONNX form, and predictors behind one protocol."""
 
 from cfptq.network.capture import capture
-from cfptq.network.cost import multiply_adds, multiply_adds_by_layer
+from cfptq.network.cost import count_multiply_adds, count_multiply_adds_by_layer
 from cfptq.network.graph import Layer, Network
-from cfptq.network.head import Head, as_head, class_logits, decisions, infer_head, target_margin
+from cfptq.network.head import Head, as_head, class_logits, decide, infer_head, target_margin
 from cfptq.network.loading import load_factory
 from cfptq.network.onnx.export import INPUT, OUTPUT, OnnxLayer, find_layer_nodes, rename_tensors, to_onnx_model
 from cfptq.network.onnx.module import OnnxModule
@@ -23,12 +23,12 @@ __all__ = [
     "as_predictor",
     "capture",
     "class_logits",
-    "decisions",
+    "count_multiply_adds",
+    "count_multiply_adds_by_layer",
+    "decide",
     "find_layer_nodes",
     "infer_head",
     "load_factory",
-    "multiply_adds",
-    "multiply_adds_by_layer",
     "preserved_state",
     "rename_tensors",
     "target_margin",

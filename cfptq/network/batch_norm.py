@@ -1,4 +1,7 @@
-"""Fold BatchNorm into the layer before it: exact in evaluation mode, where it is an affine map per channel."""
+"""Folding of BatchNorm into the layer before it.
+
+Folding is exact in evaluation mode, where BatchNorm is an affine map per channel.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,28 @@ import torch
 from torch import Tensor, fx
 
 from cfptq.network.attributes import get_attribute, set_tensor
-from cfptq.network.layers import kind_of
+from cfptq.network.layers import get_layer_kind
 from cfptq.network.normalize import aten
 
 
 def fold_batch_norms(graph: fx.GraphModule) -> tuple[str, ...]:
-    """Fold, in place, every BatchNorm that directly follows a linear or convolutional layer; return the names of those layers' nodes.
+    """Fold, in place, every BatchNorm that directly follows a linear or convolutional layer.
 
     ``γ (W a + b − μ) / √(v + ε) + β`` becomes ``W' a + b'`` with ``W' = W · γ / √(v + ε)`` per output channel and
     ``b' = (b − μ) · γ / √(v + ε) + β``, computed in float64.
 
-    A BatchNorm stays where it is when the layer's output is also used elsewhere, when the layer's weight is shared, when its
-    channels are not the layer's output channels (a 3-D linear output), or when no layer comes before it (pre-activation and input
-    normalization: moved *forward* it would undo the standardization that a per-tensor activation scale needs).
+    A BatchNorm is not folded in four cases. The layer's output is used elsewhere. The layer's weight is shared. The channels of the
+    BatchNorm are not the layer's output channels (a 3-D linear output). No layer comes before it. In the last case, folding it
+    into the *next* layer would undo the standardization that a per-tensor activation scale needs.
+
+    Returns:
+        The names of the layers' nodes.
     """
     folded = []
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and node.target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             layer = node.args[0]
-            if isinstance(layer, fx.Node) and _foldable(graph, layer):
+            if isinstance(layer, fx.Node) and _is_foldable(graph, layer):
                 _fold(graph, layer, node)
                 folded.append(layer.name)
     graph.graph.eliminate_dead_code()
@@ -35,8 +41,8 @@ def fold_batch_norms(graph: fx.GraphModule) -> tuple[str, ...]:
     return tuple(folded)
 
 
-def _foldable(graph: fx.GraphModule, layer: fx.Node) -> bool:
-    kind = kind_of(layer)
+def _is_foldable(graph: fx.GraphModule, layer: fx.Node) -> bool:
+    kind = get_layer_kind(layer)
     if kind is None or len(layer.users) != 1 or (kind == "linear" and layer.meta["val"].ndim != 2):
         return False
     weight, bias = layer.args[1], layer.args[2]

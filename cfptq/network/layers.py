@@ -1,4 +1,4 @@
-"""Which nodes of a graph are quantizable layers, and why the others are not."""
+"""Search for the quantizable layers of a graph."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, fx
 from cfptq.errors import ModelError
 from cfptq.network.attributes import get_attribute, set_tensor
 from cfptq.network.graph import Layer
-from cfptq.network.normalize import aten, constant_nodes, stack_name
+from cfptq.network.normalize import aten, find_constant_nodes, get_module_name
 
-#: Operation -> kind. All take (input, weight, bias, ...); ``convolution`` is any dimension and possibly transposed.
+#: Kind of each operation. All take (input, weight, bias, ...). A ``convolution`` has any dimension and may be transposed.
 LAYER_OPERATIONS = {
     aten.linear.default: "linear",
     aten.conv1d.default: "conv1d",
@@ -21,12 +21,12 @@ LAYER_OPERATIONS = {
     aten.conv2d.padding: "conv2d",
     aten.convolution.default: "convolution",
 }
-#: Operations that may take a parameter of two or more dimensions (a class token, a scale) without being a layer.
-ARRANGING = ("batch_norm", "cat", "gather", "group_norm", "index", "instance_norm", "layer_norm", "repeat", "stack", "where")
+#: Operations that may take a parameter matrix, such as a class token or a scale, without being a layer.
+NON_LAYER_OPERATIONS = ("batch_norm", "cat", "gather", "group_norm", "index", "instance_norm", "layer_norm", "repeat", "stack", "where")
 
 
-def kind_of(node: fx.Node) -> str | None:
-    """``"linear"``, ``"conv1d"`` or ``"conv2d"`` where ``node`` has the operation of a quantizable layer, else None."""
+def get_layer_kind(node: fx.Node) -> str | None:
+    """Return ``"linear"``, ``"conv1d"`` or ``"conv2d"`` for the operation of a quantizable layer, else None."""
     kind = LAYER_OPERATIONS.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]
     if kind != "convolution":
         return cast("str | None", kind)
@@ -35,16 +35,16 @@ def kind_of(node: fx.Node) -> str | None:
     return {1: "conv1d", 2: "conv2d"}.get(len(cast("list[int]", node.args[3])))
 
 
-def weight_and_bias(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The nodes that give a layer's weight and bias; empty for anything that is no layer."""
-    if kind_of(node) is None:
+def get_parameter_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
+    """Return the nodes of a layer's weight and bias, or an empty tuple for other nodes."""
+    if get_layer_kind(node) is None:
         return ()
-    _as_positional(node)
+    _make_positional(node)
     return tuple(argument for argument in node.args[1:3] if isinstance(argument, fx.Node))
 
 
-def _as_positional(node: fx.Node) -> None:
-    """Write weight and bias as positional arguments, so that everyone finds them at the same place."""
+def _make_positional(node: fx.Node) -> None:
+    """Turn the keyword arguments of a layer's node into positional arguments."""
     names = [argument.name for argument in cast(torch._ops.OpOverload, node.target)._schema.arguments]
     arguments = list(node.args)
     keywords = dict(node.kwargs)
@@ -57,44 +57,48 @@ def _as_positional(node: fx.Node) -> None:
 
 
 def find_layers(graph: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[tuple[str, str], ...]]:
-    """The layers of ``graph`` in execution order, and ``(name, reason)`` of each weight that stays in float.
+    """Find the quantizable layers and move their parameters to the attributes ``<name>.weight`` and ``<name>.bias``.
 
-    Moves each layer's parameters to the attributes ``<name>.weight`` and ``<name>.bias``.
+    Returns:
+        The layers in execution order, and ``(name, reason)`` of each weight that stays in float.
 
     Raises:
-        ModelError: there is no quantizable layer; the message names what there is.
+        ModelError: there is no quantizable layer. The message names the weights found.
     """
     found: list[fx.Node] = []
     skipped: dict[str, str] = {}
-    constant = constant_nodes(graph.graph)
+    constant = find_constant_nodes(graph.graph)
     for node in graph.graph.nodes:
         if node.op != "call_function" or node in constant:
-            continue  # what is computed from a parameter alone is judged where it meets the input
-        reason = _why_not(graph, node, constant)
+            continue  # A node computed from parameters alone is reported at the node that takes it and the input.
+        reason = _find_obstacle(graph, node, constant)
         if reason is None:
             found.append(node)
         elif reason:
-            for name in _parameter_names(graph, node, constant) or [stack_name(node) or node.name]:
+            for name in _list_parameter_names(graph, node, constant) or [get_module_name(node) or node.name]:
                 skipped.setdefault(name, reason)
     if not found:
-        there = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "no layer with a weight matrix at all"
-        raise ModelError(f"the model has no Linear, Conv1d or Conv2d layer that can be quantized (found {there})")
-    names = _unique([_layer_name(node) for node in found])
-    _make_room(graph, dict(zip(names, found, strict=True)))
+        found_instead = ", ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "no layer with a weight matrix at all"
+        raise ModelError(f"The model must have a Linear, Conv1d or Conv2d layer that can be quantized, got {found_instead}.")
+    names = _make_unique([_get_layer_name(node) for node in found])
+    _move_shared_attributes(graph, dict(zip(names, found, strict=True)))
     layers = []
     for name, node in zip(names, found, strict=True):
-        weight, bias = cast(str, _move(graph, node, 1, f"{name}.weight")), _move(graph, node, 2, f"{name}.bias")
+        weight, bias = cast(str, _move_parameter(graph, node, 1, f"{name}.weight")), _move_parameter(graph, node, 2, f"{name}.bias")
         value = cast(Tensor, get_attribute(graph, weight))
         source = cast(fx.Node, node.args[0]).name
-        layers.append(Layer(name, cast(str, kind_of(node)), node.name, source, weight, bias, tuple(value.shape), value.numel()))
+        layers.append(Layer(name, cast(str, get_layer_kind(node)), node.name, source, weight, bias, tuple(value.shape), value.numel()))
     return tuple(layers), tuple(skipped.items())
 
 
-def _why_not(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node]) -> str | None:
-    """None: a layer. Empty: nothing with a weight. Otherwise the reason why its weights stay in float."""
+def _find_obstacle(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node]) -> str | None:
+    """Return the reason why a node's weights stay in float.
+
+    The reason is None for a quantizable layer and empty for a node without weights.
+    """
     operation = str(node.target).removeprefix("aten.").split(".")[0]
-    if kind_of(node) is None:
-        if _only_arranges(node) or not _parameter_names(graph, node, constant):
+    if get_layer_kind(node) is None:
+        if _has_no_weight(node) or not _list_parameter_names(graph, node, constant):
             return ""
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return f"inside a branch of torch.{operation}"
@@ -108,47 +112,47 @@ def _why_not(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node]) -> st
     if value.dtype != torch.float32:
         return f"its weight is {value.dtype}, not float32"
     if value.ndim < 2:
-        return "its weight is no matrix"
+        return "its weight is not a matrix"
     uses = [user for other in graph.graph.nodes if other.op == "get_attr" and other.target == weight.target for user in other.users]
     if len(uses) > 1:
         return f"its weight is used {len(uses)} times in the model"
     return None
 
 
-def _only_arranges(node: fx.Node) -> bool:
-    """Whether a parameter that ``node`` takes is no layer's weight: elementwise operations, views, joins, normalizations."""
+def _has_no_weight(node: fx.Node) -> bool:
+    """Check that ``node`` is an elementwise operation, view, join or normalization, whose parameters are no layer's weight."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     if torch.Tag.pointwise in node.target.tags or any(result.alias_info for result in node.target._schema.returns):
         return True
-    return node.target._schema.name.removeprefix("aten::") in ARRANGING
+    return node.target._schema.name.removeprefix("aten::") in NON_LAYER_OPERATIONS
 
 
-def _parameter_names(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node]) -> list[str]:
-    """Names of the float matrices among the parameters that ``node`` takes, without their ``.weight``."""
+def _list_parameter_names(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node]) -> list[str]:
+    """Return the names of the float matrices that ``node`` takes, without ``.weight``."""
     names = []
     for argument in node.all_input_nodes:
         if argument.op == "call_function" and argument in constant:
-            names += _parameter_names(graph, argument, constant)
+            names += _list_parameter_names(graph, argument, constant)
         value = get_attribute(graph, str(argument.target)) if argument.op == "get_attr" else None
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
-            names.append(_without_suffix(str(argument.target)) or argument.name)
+            names.append(_strip_suffix(str(argument.target)) or argument.name)
     return names
 
 
-def _without_suffix(target: str) -> str:
+def _strip_suffix(target: str) -> str:
     return "" if target == "weight" else target.removesuffix(".weight")
 
 
-def _layer_name(node: fx.Node) -> str:
+def _get_layer_name(node: fx.Node) -> str:
     weight = cast(fx.Node, node.args[1])
     if weight.meta.get("folded"):
-        return stack_name(node) or node.name
-    return _without_suffix(str(weight.meta.get("origin", weight.target))) or node.name
+        return get_module_name(node) or node.name
+    return _strip_suffix(str(weight.meta.get("origin", weight.target))) or node.name
 
 
-def _unique(names: list[str]) -> list[str]:
-    """``names`` with a number after those that stand there a second time."""
+def _make_unique(names: list[str]) -> list[str]:
+    """Append a number to each repeated name."""
     taken, result = set(names), []
     for position, name in enumerate(names):
         candidate, count = name, 1
@@ -159,21 +163,21 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
-def _make_room(graph: fx.GraphModule, layers: dict[str, fx.Node]) -> None:
-    """Rename what stands at ``<name>.weight`` or ``<name>.bias`` and is not that layer's alone; it would be overwritten."""
+def _move_shared_attributes(graph: fx.GraphModule, layers: dict[str, fx.Node]) -> None:
+    """Rename each attribute called ``<name>.weight`` or ``<name>.bias`` that other nodes use too, so that it is not overwritten."""
     owners = {f"{name}.{kind}": (node, position) for name, node in layers.items() for position, kind in ((1, "weight"), (2, "bias"))}
     for node in graph.graph.nodes:
         if node.op != "get_attr" or node.target not in owners:
             continue
         owner, position = owners[node.target]
         if list(node.users) != [owner] or owner.args[position] is not node:
-            elsewhere = f"{node.target}_shared"
-            set_tensor(graph, elsewhere, cast(Tensor, get_attribute(graph, node.target)))
-            node.target = elsewhere
+            new_name = f"{node.target}_shared"
+            set_tensor(graph, new_name, cast(Tensor, get_attribute(graph, node.target)))
+            node.target = new_name
 
 
-def _move(graph: fx.GraphModule, node: fx.Node, position: int, name: str) -> str | None:
-    """Give the layer ``node`` its own attribute called ``name`` for its weight (1) or bias (2)."""
+def _move_parameter(graph: fx.GraphModule, node: fx.Node, position: int, name: str) -> str | None:
+    """Move a layer's weight (argument 1) or bias (argument 2) to an attribute of its own called ``name``."""
     argument = node.args[position]
     if argument is None:
         return None

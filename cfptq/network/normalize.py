@@ -1,4 +1,4 @@
-"""From what ``torch.export`` gives to the plain graph that a :class:`~cfptq.network.Network` holds."""
+"""Normalization of an exported graph to the form that a :class:`~cfptq.network.Network` holds."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from cfptq.network.attributes import get_attribute, set_tensor
 
 aten = torch.ops.aten
 
-#: Operations that give their first argument unchanged in evaluation mode (dropouts: where their last argument is False).
+#: Operations that return their first argument unchanged if their last argument is False.
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default)
+#: Operations that return their first argument unchanged.
 IDENTITIES = (aten.lift_fresh_copy.default, aten.detach_.default, aten.alias.default)
-#: Checks that ``torch.export`` leaves behind; they compute nothing.
+#: Prefixes of the checks that ``torch.export`` inserts. They compute nothing.
 CHECKS = ("_assert", "sym_constrain", "_check", "_guards_fn")
-#: Higher-order operations that only set a mode of autograd: their body is put in their place.
+#: Higher-order operations that only set a mode of autograd. Their body replaces them.
 INLINED = ("wrap_with_set_grad_enabled",)
 
 
-def mutates(graph: fx.GraphModule) -> bool:
-    """Whether an operation writes into one of its arguments (other than those that normalizing takes out)."""
+def has_mutation(graph: fx.GraphModule) -> bool:
+    """Check for operations that write into their arguments, other than those that normalization removes."""
     for module in graph.modules():
         if not isinstance(module, fx.GraphModule):
             continue
@@ -35,28 +36,31 @@ def mutates(graph: fx.GraphModule) -> bool:
     return False
 
 
-def normalized(exported: fx.GraphModule) -> fx.GraphModule:
-    """A plain copy of an exported module: one placeholder called ``x``, one tensor out, own frozen parameters on the CPU.
+def normalize_graph(exported: fx.GraphModule) -> fx.GraphModule:
+    """Copy an exported module to a graph with one placeholder called ``x``, one output tensor and its own frozen parameters.
 
-    Dropout, shape checks and the shells of ``torch.no_grad`` are gone; parameters that are one tensor under two names have one
-    name. Node metadata (``val``, ``nn_module_stack``) is kept for the passes that follow.
+    The parameters are on the CPU. Dropout, shape checks and wrappers of ``torch.no_grad`` are removed. A tensor under two names gets
+    one name. The node metadata ``val`` and ``nn_module_stack`` is kept for the passes that follow.
 
     Raises:
-        ModelError: the graph draws random numbers, normalizes by the statistics of the batch, or has no single tensor output.
+        ModelError: the graph draws random numbers, normalizes by the statistics of the batch, or does not return one tensor.
     """
     root = torch.nn.Module()
-    graph = _copy(exported, root, {})
+    graph = _copy_graph(exported, root, {})
     output = graph.output_node()
     if len(output.args[0]) != 1 or not isinstance(output.args[0][0], fx.Node):  # type: ignore[arg-type, index]
-        raise ModelError("the model returns no single tensor; wrap it in a module whose forward returns just the logits")
+        raise ModelError("The model must return one tensor. Wrap it in a module whose forward returns only the logits.")
     output.args = (output.args[0][0],)  # type: ignore[index]
     graph.eliminate_dead_code()
     graph.lint()
     return fx.GraphModule(root, graph, class_name="Network")
 
 
-def _copy(source: fx.GraphModule, root: torch.nn.Module, names: dict[Any, str]) -> fx.Graph:
-    """Copy ``source``'s graph, its attributes going to ``root``; ``names`` maps the identity of a tensor to its name there."""
+def _copy_graph(source: fx.GraphModule, root: torch.nn.Module, names: dict[Any, str]) -> fx.Graph:
+    """Copy the graph of ``source`` and set its attributes on ``root``.
+
+    ``names`` maps the identity of each tensor to its name there.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, Any] = {}
     nodes = list(source.graph.nodes)
@@ -73,14 +77,14 @@ def _copy(source: fx.GraphModule, root: torch.nn.Module, names: dict[Any, str]) 
 def _copy_node(
     node: fx.Node, source: fx.GraphModule, graph: fx.Graph, root: torch.nn.Module, values: dict[fx.Node, Any], names: dict[Any, str]
 ) -> None:
-    if _computes_nothing(node) or (node.op == "get_attr" and not node.users):
+    if _is_check(node) or (node.op == "get_attr" and not node.users):
         return
     if node.op == "get_attr":
         value = get_attribute(source, str(node.target))
         if isinstance(value, fx.GraphModule):
-            values[node] = value  # placed where it is used: an inlined body is not
+            values[node] = value  # Set on root only where it is used, because an inlined body is not.
             return
-        values[node] = graph.create_node("get_attr", _own(root, str(node.target), cast(Tensor, value), names), name=node.name)
+        values[node] = graph.create_node("get_attr", _copy_parameter(root, str(node.target), cast(Tensor, value), names), name=node.name)
     elif node.op == "call_function" and getattr(node.target, "__name__", "") in INLINED:
         values[node] = _inline(node, graph, root, values, names)
         return
@@ -92,22 +96,22 @@ def _copy_node(
         return
     else:
         _check(node)
-        _place_bodies(node, graph, root, values)
+        _normalize_bodies(node, graph, root, values)
         copied = graph.node_copy(node, lambda argument: cast(fx.Node, values[argument]))
-        copied.args = cast(Any, map_aggregate(copied.args, _on_cpu))
-        copied.kwargs = cast(Any, map_aggregate(copied.kwargs, _on_cpu))
+        copied.args = cast(Any, map_aggregate(copied.args, _move_device_to_cpu))
+        copied.kwargs = cast(Any, map_aggregate(copied.kwargs, _move_device_to_cpu))
         values[node] = copied
         return
     values[node].meta = dict(node.meta)
 
 
-def _computes_nothing(node: fx.Node) -> bool:
+def _is_check(node: fx.Node) -> bool:
     name = str(node.target).removeprefix("aten.").removeprefix("torch.")
     return node.op in ("call_function", "call_module") and not node.users and name.startswith(CHECKS)
 
 
-def _own(root: torch.nn.Module, target: str, value: Tensor, names: dict[Any, str]) -> str:
-    """Give ``root`` its own copy of ``value`` under ``target``, or say under which name it already has it."""
+def _copy_parameter(root: torch.nn.Module, target: str, value: Tensor, names: dict[Any, str]) -> str:
+    """Set a copy of ``value`` on ``root`` unless it has one already, and return its name."""
     identity = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype) if value.numel() else target
     if identity not in names:
         names[identity] = target
@@ -125,16 +129,16 @@ def _inline(node: fx.Node, graph: fx.Graph, root: torch.nn.Module, values: dict[
             return tuple(inner[result] for result in inside.args[0])
         if inside.op != "placeholder":
             _copy_node(inside, body, graph, root, inner, names)
-    raise ModelError(f"the exported graph has a body without an output at {node.name!r}")
+    raise ModelError(f"The exported graph has a body without an output at {node.name!r}.")
 
 
-def _place_bodies(node: fx.Node, graph: fx.Graph, root: torch.nn.Module, values: dict[fx.Node, Any]) -> None:
-    """Normalize the branches of a ``torch.cond`` and the like, and put them beside the parameters."""
+def _normalize_bodies(node: fx.Node, graph: fx.Graph, root: torch.nn.Module, values: dict[fx.Node, Any]) -> None:
+    """Normalize the bodies of a higher-order operation such as ``torch.cond`` and set them on ``root``."""
     for argument in node.all_input_nodes:
         body = values[argument]
         if isinstance(body, fx.GraphModule):
             plain_root = torch.nn.Module()
-            plain = fx.GraphModule(plain_root, _copy(body, plain_root, {}), class_name="Branch")
+            plain = fx.GraphModule(plain_root, _copy_graph(body, plain_root, {}), class_name="Branch")
             plain.graph.eliminate_dead_code()
             plain.recompile()
             name = argument.name
@@ -145,19 +149,23 @@ def _place_bodies(node: fx.Node, graph: fx.Graph, root: torch.nn.Module, values:
 def _check(node: fx.Node) -> None:
     if not isinstance(node.target, torch._ops.OpOverload):
         return
-    if torch.Tag.nondeterministic_seeded in node.target.tags and _draws(node):
+    if torch.Tag.nondeterministic_seeded in node.target.tags and _draws_random_numbers(node):
         raise ModelError(
-            f"the model draws random numbers in evaluation mode ({node.target} at {_place_of(node)}); make its forward deterministic"
+            f"The model draws random numbers in evaluation mode ({node.target} at {_describe_position(node)}). "
+            "Make its forward deterministic."
         )
     if node.target is aten.batch_norm.default and node.args[5] is not False:
         raise ModelError(
-            f"BatchNorm {_place_of(node)} has no running statistics, so that one row's output depends on the other rows; "
-            "use track_running_stats=True, or another normalization"
+            f"BatchNorm {_describe_position(node)} must have running statistics, or one row's output depends on the other rows. "
+            "Use track_running_stats=True or another normalization."
         )
 
 
-def _draws(node: fx.Node) -> bool:
-    """Whether an operation that can draw random numbers does: attention and recurrent layers only where they drop out."""
+def _draws_random_numbers(node: fx.Node) -> bool:
+    """Check whether an operation that can draw random numbers does.
+
+    Attention and recurrent layers draw them only with dropout.
+    """
     schema = cast(torch._ops.OpOverload, node.target)._schema
     given = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     given.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
@@ -166,22 +174,25 @@ def _draws(node: fx.Node) -> bool:
     return not any(off)
 
 
-def _place_of(node: fx.Node) -> str:
-    return repr(stack_name(node) or node.name)
+def _describe_position(node: fx.Node) -> str:
+    return repr(get_module_name(node) or node.name)
 
 
-def stack_name(node: fx.Node) -> str:
-    """Dotted name of the module whose forward made ``node``; empty at the top or where ``torch.export`` did not say."""
+def get_module_name(node: fx.Node) -> str:
+    """Return the dotted name of the module that ``node`` comes from, or "" for the model itself or an unknown module."""
     stack = node.meta.get("nn_module_stack") or {}
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _on_cpu(argument: Any) -> Any:
+def _move_device_to_cpu(argument: Any) -> Any:
     return torch.device("cpu") if isinstance(argument, torch.device) else argument
 
 
-def renamed(graph: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with names that depend on it alone: ``torch.export`` numbers some nodes by what it did before."""
+def rename_nodes(graph: fx.GraphModule) -> fx.GraphModule:
+    """Copy a graph with node names that depend on the graph alone.
+
+    ``torch.export`` numbers some nodes across exports.
+    """
     plain = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
@@ -195,19 +206,23 @@ def renamed(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def fold_constants(graph: fx.GraphModule, wanted: Callable[[fx.Node], tuple[fx.Node, ...]]) -> None:
-    """Compute, once and for all, those arguments of a node named by ``wanted`` that depend on parameters only.
+    """Replace arguments that depend on parameters alone by parameters with their values.
 
-    This is what turns the weight of a parametrized layer (weight norm, pruning masks) into a plain parameter.
+    This turns the weight of a parametrized layer (weight norm, pruning masks) into a plain parameter.
+
+    Args:
+        graph: changed in place.
+        wanted: returns the arguments of a node to replace.
     """
     known: dict[fx.Node, Any] = {}
-    constant = constant_nodes(graph.graph)
+    constant = find_constant_nodes(graph.graph)
 
-    def value_of(node: fx.Node) -> Any:
+    def evaluate_node(node: fx.Node) -> Any:
         if node not in known:
             if node.op == "get_attr":
                 known[node] = get_attribute(graph, str(node.target))
             else:
-                args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: value_of(a) if isinstance(a, fx.Node) else a)
+                args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: evaluate_node(a) if isinstance(a, fx.Node) else a)
                 known[node] = cast(Callable[..., Any], node.target)(*args, **kwargs)
         return known[node]
 
@@ -215,7 +230,7 @@ def fold_constants(graph: fx.GraphModule, wanted: Callable[[fx.Node], tuple[fx.N
         for argument in wanted(node):
             if argument.op == "call_function" and argument in constant:
                 with torch.no_grad():
-                    value = value_of(argument)
+                    value = evaluate_node(argument)
                 name = f"{argument.name}_folded"
                 set_tensor(graph, name, value.clone())
                 with graph.graph.inserting_before(node):
@@ -225,8 +240,8 @@ def fold_constants(graph: fx.GraphModule, wanted: Callable[[fx.Node], tuple[fx.N
     graph.graph.eliminate_dead_code()
 
 
-def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on parameters and constants only."""
+def find_constant_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Find the nodes that depend on parameters and constants alone."""
     constant: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(node.all_input_nodes)):

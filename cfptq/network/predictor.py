@@ -1,7 +1,7 @@
-"""One protocol for whatever classifies rows: a PyTorch module, an ONNX file, a Python function.
+"""One protocol for PyTorch modules, ONNX files and Python functions that classify rows.
 
-``logits`` is what the artefact itself says (an ONNX file runs in ONNX Runtime), ``surrogate`` is differentiable. Both give
-class logits (see :mod:`cfptq.network.head`).
+``logits`` runs the artefact itself, an ONNX file in ONNX Runtime. ``surrogate`` is differentiable. Both return class logits (see
+:mod:`cfptq.network.head`).
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, DataError, ModelError, name_rows
-from cfptq.network.head import Head, as_head, check_threshold, class_logits, decisions, infer_head
+from cfptq.network.head import Head, as_head, class_logits, compute_threshold_logit, decide, infer_head
 from cfptq.network.onnx.file import OnnxFile, summarize_error
 from cfptq.network.onnx.module import OnnxModule
 
-#: Rows that an artefact is given at a time when nobody asks for gradients: bounds memory on long tables.
+#: Rows that an artefact is given at a time without gradients. Longer tables are split, which bounds memory.
 CHUNK_ROWS = 16384
-#: Class logits beyond this size (log 0 of a callable, say) are cut to it, so that margins stay finite.
-LARGEST_LOGIT = 1e30
-#: Factors by which the example is stretched to see whether outputs in [0, 1] are probabilities everywhere.
-STRETCHES = (-32.0, 8.0, -1e4, 1e4)
-#: A file's twin must answer the example like the file: median error of the rows, relative to the largest output.
-TWIN_TOLERANCE = 0.02
+#: Largest absolute class logit. Infinite ones, such as log 0, are clamped to it, so that margins stay finite.
+MAX_ABS_LOGIT = 1e30
+#: Factors that scale the example. Outputs that leave [0, 1] at any of them are not probabilities.
+EXAMPLE_SCALES = (-32.0, 8.0, -1e4, 1e4)
+#: Largest median error of a file's differentiable twin on the example, relative to the largest output. Other twins are not used.
+RELATIVE_TWIN_TOLERANCE = 0.02
 
 Raw = Callable[[Tensor], Tensor]
 
 
 @runtime_checkable
 class Predictor(Protocol):
-    """A classifier, whatever it is made of."""
+    """Interface of a classifier."""
 
     @property
     def name(self) -> str:
-        """A word for tables and messages."""
+        """Name in tables and messages."""
 
     @property
     def n_classes(self) -> int:
@@ -52,10 +52,10 @@ class Predictor(Protocol):
         """Whether :meth:`surrogate` works."""
 
     def logits(self, x: Tensor) -> Tensor:
-        """Class logits ``(N, C)`` of the artefact itself for rows ``x`` (float32, on the CPU), without gradient."""
+        """Compute class logits ``(N, C)`` of the artefact itself, without gradient, for rows ``x`` (float32, on the CPU)."""
 
     def surrogate(self, x: Tensor) -> Tensor:
-        """Class logits ``(N, C)``, differentiable with respect to ``x``."""
+        """Compute class logits ``(N, C)`` that are differentiable with respect to ``x``."""
 
 
 Model = nn.Module | str | os.PathLike[str] | onnx.ModelProto | Callable[..., Any] | Predictor
@@ -63,17 +63,19 @@ Model = nn.Module | str | os.PathLike[str] | onnx.ModelProto | Callable[..., Any
 
 @dataclass(frozen=True, eq=False)
 class ArtefactPredictor:
-    """The one implementation of :class:`Predictor`: a raw function for the artefact and, where there is one, for its twin.
+    """A :class:`Predictor` that runs an artefact and, if there is one, its differentiable twin.
 
     Attributes:
-        name, n_classes: see :class:`Predictor`.
-        run: rows to raw output, the artefact itself; called without gradient.
-        twin: rows to raw output, differentiable; ``None`` where there is none.
-        head, twin_head: what ``run`` and ``twin`` return.
-        threshold: probability of class 1 above which class 1 is decided.
-        reason: why ``twin`` is missing; empty where it is not.
-        default_run: an ONNX file in ONNX Runtime's default session, where its int8 products can saturate on this processor and ``run``
-            avoids that; None everywhere else.
+        name: name in tables and messages.
+        n_classes: number of classes C, at least 2.
+        run: maps rows to the raw output of the artefact, without gradient.
+        head: head of ``run``.
+        threshold: probability of class 1 above which class 1 is decided. ``None`` means 0.5.
+        twin: maps rows to a raw output, differentiably. ``None`` if there is no twin.
+        twin_head: head of ``twin``.
+        reason: reason why ``twin`` is missing; empty if there is one.
+        default_run: maps rows to the raw output of an ONNX file in ONNX Runtime's default session. ``None`` unless int8 products
+            saturate there on this processor, which ``run`` avoids.
     """
 
     name: str
@@ -92,44 +94,46 @@ class ArtefactPredictor:
         return self.twin is not None
 
     def logits(self, x: Tensor) -> Tensor:
-        """Class logits ``(N, C)`` of the artefact, no gradient.
+        """Compute class logits ``(N, C)`` of the artefact, without gradient.
 
         Raises:
-            DataError: ``x`` is no float tensor, has no rows, or holds NaN.
-            ModelError: the model fails on ``x``, or answers NaN or another shape than on the example.
+            DataError: ``x`` is not a float tensor, has no rows, or holds NaN.
+            ModelError: the model fails on ``x``, or returns NaN or another shape than on the example.
         """
         _check_rows(x)
         with torch.no_grad():
             if len(x) <= CHUNK_ROWS:
-                return self._finish(self.run(x.detach()), self.head, x)
-            return torch.cat([self._finish(self.run(part), self.head, part) for part in torch.split(x.detach(), CHUNK_ROWS)])
+                return self._to_class_logits(self.run(x.detach()), self.head, x)
+            return torch.cat([self._to_class_logits(self.run(part), self.head, part) for part in torch.split(x.detach(), CHUNK_ROWS)])
 
-    def default_logits(self, x: Tensor) -> Tensor | None:
-        """Class logits ``(N, C)`` of the artefact as a default session computes them; None where that is what :meth:`logits` gives."""
+    def logits_in_default_session(self, x: Tensor) -> Tensor | None:
+        """Compute class logits ``(N, C)`` in ONNX Runtime's default session, or return None if :meth:`logits` does so already."""
         return None if self.default_run is None else replace(self, run=self.default_run).logits(x)
 
     def surrogate(self, x: Tensor) -> Tensor:
-        """Class logits ``(N, C)``, differentiable with respect to ``x``.
+        """Compute class logits ``(N, C)`` that are differentiable with respect to ``x``.
 
         Raises:
-            ModelError: there is no differentiable twin (``reason`` says why), or as :meth:`logits`.
+            ModelError: there is no differentiable twin, or it returns NaN or another shape than on the example.
         """
         if self.twin is None:
-            raise ModelError(f"{self.name} has no gradient: {self.reason}; give a differentiable twin=, or use a method that needs none")
-        return self._finish(self.twin(x), self.twin_head or self.head, x)
+            raise ModelError(f"{self.name} has no gradient: {self.reason}. Give a differentiable twin=, or use a method that needs none.")
+        return self._to_class_logits(self.twin(x), self.twin_head or self.head, x)
 
-    def _finish(self, output: Tensor, head: Head, x: Tensor) -> Tensor:
+    def _to_class_logits(self, output: Tensor, head: Head, x: Tensor) -> Tensor:
         logits = class_logits(output, head, self.threshold)
         if logits.shape != (len(x), self.n_classes):
             raise ModelError(
-                f"{self.name} answers {len(x)} rows with class logits {tuple(logits.shape)}, not ({len(x)}, {self.n_classes}); "
-                "each row must give one answer, independent of how many rows come at once"
+                f"{self.name} must return class logits of shape ({len(x)}, {self.n_classes}) for {len(x)} rows, "
+                f"got {tuple(logits.shape)}. The number of outputs per row must not depend on the number of rows."
             )
         if not bool(torch.isfinite(logits.detach().sum())):
             rows = torch.isnan(logits.detach()).any(dim=1).nonzero().flatten().tolist()
             if rows:
-                raise ModelError(f"{self.name} answers NaN for rows {name_rows(rows)}; check the model's weights and the rows' scale")
-            logits = logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+                raise ModelError(
+                    f"{self.name} returns NaN for rows {name_rows(rows)}. Check the model's weights and the scale of the rows."
+                )
+            logits = logits.clamp(-MAX_ABS_LOGIT, MAX_ABS_LOGIT)
         return logits
 
 
@@ -144,25 +148,25 @@ def as_predictor(
     threads: int = 1,
     output: str | None = None,
 ) -> Predictor:
-    """A :class:`Predictor` of a PyTorch module, an ONNX file or model, or a Python function.
+    """Wrap a PyTorch module, an ONNX file or model, or a Python function as a :class:`Predictor`.
 
     Args:
-        model: ``nn.Module`` (run in eval mode, left as found), path of an ONNX file or an ``onnx.ModelProto`` (run by ONNX
-            Runtime on the CPU), a function of float32 rows (NumPy array or tensor) that returns an array, or a predictor,
-            which is returned as it is.
-        example: some rows the model is for, ``(N, ...)`` float32, the more the better; they show the output's shape and head.
-        head: what the raw output is; ``None`` infers it (see :func:`~cfptq.network.head.infer_head`), and rows far from the
-            example are tried before outputs in [0, 1] are believed to be probabilities.
-        threshold: probability of class 1 above which class 1 is decided; two classes only; ``None`` means 0.5.
-        twin: a differentiable stand-in for an ONNX file or a function; its raw output's head is inferred.
-        name: a word for tables and messages; by default the file's name, the class's name or the function's name.
-        threads: threads ONNX Runtime may use; PyTorch's own are left alone.
-        output: which output of an ONNX file to read, where it has several.
+        model: one of four. An ``nn.Module`` runs in eval mode and is not changed. An ``onnx.ModelProto`` or the path of an ONNX file
+            runs in ONNX Runtime on the CPU. A function maps float32 rows (NumPy array or tensor) to an array. A predictor is
+            returned unchanged.
+        example: rows that the model is meant for, ``(N, ...)`` float32. They show the output's shape and head. More rows are better.
+        head: kind of raw output. ``None`` infers it (see :func:`~cfptq.network.head.infer_head`). Outputs in [0, 1] are taken as
+            probabilities only if those of scaled rows lie there too.
+        threshold: probability of class 1 above which class 1 is decided; two classes only. ``None`` means 0.5.
+        twin: a differentiable replacement of an ONNX file or a function. The head of its output is inferred.
+        name: name in tables and messages. By default the name of the file, class or function.
+        threads: number of threads for ONNX Runtime. PyTorch's threads are not changed.
+        output: name of the output to read, for an ONNX file with several.
 
     Raises:
-        DataError: the example is no float tensor, has no rows or holds NaN.
-        FileError: no such file, a corrupt one, one that is not ONNX.
-        ModelError: the model fails on the example, its output is no classifier's, or head and threshold do not fit it.
+        DataError: the example is not a float tensor, has no rows, or holds NaN.
+        FileError: the file does not exist, is damaged, or is not ONNX.
+        ModelError: the model fails on the example, its output is not that of a classifier, or head and threshold do not fit it.
     """
     example = example.detach() if isinstance(example, Tensor) else torch.as_tensor(np.asarray(example))
     _check_rows(example)
@@ -170,9 +174,9 @@ def as_predictor(
         model = model.module()
     if not isinstance(model, nn.Module) and isinstance(model, Predictor):
         if head is not None or threshold is not None:
-            raise ModelError("a predictor carries its own head and threshold: give head= and threshold= where the predictor is made")
+            raise ModelError("head and threshold must be None for a predictor, which has its own. Give them where the predictor is made.")
         return model
-    called = name or _name_of(model)
+    called = name or _infer_name(model)
     wanted = as_head(head)
     differentiable: Raw | None = None
     default_run: Raw | None = None
@@ -185,30 +189,30 @@ def as_predictor(
         run = file.run
         default_run = file.with_default_session().run if file.has_saturation_risk else None
         if twin is None:
-            differentiable, reason = _onnx_twin(file, example)
+            differentiable, reason = _find_onnx_twin(file, example)
     elif callable(model):
         graph = getattr(model, "graph", None)
         if isinstance(graph, torch.fx.GraphModule):
             differentiable = run = _ModuleRun(graph)
         else:
-            run = _callable_run(model, example, called)
+            run = _wrap_function(model, example, called)
             reason = "it is a Python function"
     else:
-        raise ModelError(f"a {type(model).__name__} is no model; give an nn.Module, the path of an ONNX file, or a function of rows")
+        raise ModelError(f"The model must be an nn.Module, the path of an ONNX file, or a function of rows, got {type(model).__name__}.")
     if twin is not None:
         differentiable = _ModuleRun(twin) if isinstance(twin, nn.Module) else twin
     probe = example.clone()
-    raw = _attempt(run, probe, called)
+    raw = _run_checked(run, probe, called)
     if not torch.equal(probe, example):
-        run = _on_copies(run)
+        run = _copy_input(run)
         differentiable = run if twin is None and differentiable is not None else differentiable
-    shown = wanted or _seen_head(run, example, called)
+    shown = wanted or _infer_head_by_scaling(run, example, called)
     n_classes = 2 if shown in (Head.LOGIT, Head.PROBABILITY) else int(raw.shape[-1])
-    check_threshold(threshold, n_classes)
+    compute_threshold_logit(threshold, n_classes)
     twin_head = shown
     if twin is not None and differentiable is not None:
-        twin_head = _seen_head(differentiable, example, f"the twin of {called}")
-        if wanted is not None and _attempt(differentiable, example, called).shape == raw.shape:
+        twin_head = _infer_head_by_scaling(differentiable, example, f"the twin of {called}")
+        if wanted is not None and _run_checked(differentiable, example, called).shape == raw.shape:
             twin_head = wanted
     predictor = ArtefactPredictor(called, n_classes, run, shown, threshold, differentiable, twin_head, reason, default_run)
     predictor.logits(example)
@@ -218,30 +222,31 @@ def as_predictor(
     return predictor
 
 
-def decided_otherwise_by_default(predictor: Predictor, rows: Tensor, decided: Tensor) -> int:
-    """Count the rows that a default session of ONNX Runtime decides otherwise on this processor, because int8 products saturate there.
+def count_saturated_decisions(predictor: Predictor, rows: Tensor, decided: Tensor) -> int:
+    """Count the rows whose decision changes in ONNX Runtime's default session, where int8 products can saturate.
 
     Args:
+        predictor: the artefact. Only an ONNX file on a processor without VNNI can have such rows.
         rows: (N, ...) float32.
         decided: (N,) decisions without saturation.
     """
-    logits = predictor.default_logits(rows) if isinstance(predictor, ArtefactPredictor) else None
-    return 0 if logits is None else int((decisions(logits) != decided).sum())
+    logits = predictor.logits_in_default_session(rows) if isinstance(predictor, ArtefactPredictor) else None
+    return 0 if logits is None else int((decide(logits) != decided).sum())
 
 
 def _check_rows(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(f"rows are {kind}; give a float32 tensor of columns (N, d): encode raw features first")
+        raise DataError(f"Rows must be a float32 tensor of columns (N, d), got {kind}. Encode raw features first.")
     if x.dim() < 2 or x.numel() == 0:
-        raise DataError(f"rows have shape {tuple(x.shape)}; give (N, d) or (N, ...) with at least one row")
+        raise DataError(f"Rows must have shape (N, d) or (N, ...) with N at least 1, got {tuple(x.shape)}.")
     if bool(torch.isnan(x.detach().sum())):
         rows = torch.isnan(x.detach()).flatten(1).any(dim=1).nonzero().flatten().tolist()
         if rows:
-            raise DataError(f"rows {name_rows(rows)} hold NaN; fill missing values before the model sees them")
+            raise DataError(f"Rows must not hold NaN, but rows {name_rows(rows)} do. Fill in missing values first.")
 
 
-def _name_of(model: Any) -> str:
+def _infer_name(model: Any) -> str:
     if isinstance(model, str | os.PathLike):
         return os.path.basename(os.fspath(model))
     if isinstance(model, onnx.ModelProto):
@@ -251,8 +256,8 @@ def _name_of(model: Any) -> str:
     return str(getattr(model, "__name__", type(model).__name__))
 
 
-def _attempt(run: Raw, x: Tensor, name: str) -> Tensor:
-    """``run(x)`` without gradient; whatever goes wrong inside the user's model becomes a ModelError."""
+def _run_checked(run: Raw, x: Tensor, name: str) -> Tensor:
+    """Run a model without gradient and turn its exceptions into a ModelError."""
     try:
         with torch.no_grad():
             output = run(x)
@@ -260,28 +265,28 @@ def _attempt(run: Raw, x: Tensor, name: str) -> Tensor:
         raise
     except Exception as error:
         said = f"{name} fails on rows of shape {tuple(x.shape)}: {summarize_error(error)}"
-        raise ModelError(f"{said}; check that the rows are what it was trained on") from error
+        raise ModelError(f"{said}. Check that it was trained on such rows.") from error
     if not isinstance(output, Tensor):
-        raise ModelError(f"{name} returns a {type(output).__name__}; wrap it so that it returns one tensor of class scores")
+        raise ModelError(f"{name} must return one tensor of class scores, got {type(output).__name__}. Wrap it accordingly.")
     return output
 
 
-def _on_copies(run: Raw) -> Raw:
-    """A model that writes into its input must not write into the caller's rows."""
+def _copy_input(run: Raw) -> Raw:
+    """Give a model that writes into its input a copy of the caller's rows."""
     return lambda x: run(x.clone())
 
 
-def _seen_head(run: Raw, example: Tensor, name: str) -> Head:
-    raw = _attempt(run, example, name)
+def _infer_head_by_scaling(run: Raw, example: Tensor, name: str) -> Head:
+    raw = _run_checked(run, example, name)
     if bool(torch.isnan(raw).any()):
         rows = torch.isnan(raw.flatten(1) if raw.dim() > 1 else raw.unsqueeze(1)).any(dim=1).nonzero().flatten().tolist()
-        raise ModelError(f"{name} answers NaN for rows {name_rows(rows)}; check the model's weights and the rows' scale")
+        raise ModelError(f"{name} returns NaN for rows {name_rows(rows)}. Check the model's weights and the scale of the rows.")
     head = infer_head(raw)
     if head in (Head.PROBABILITY, Head.PROBABILITIES):
-        # Small logits look like probabilities; only probabilities stay so however far the rows are stretched.
-        for stretch in STRETCHES:
+        # Small logits look like probabilities. Only probabilities stay in [0, 1] for rows of any scale.
+        for scale in EXAMPLE_SCALES:
             try:
-                far = _attempt(run, example * stretch, name)
+                far = _run_checked(run, example * scale, name)
                 if bool(torch.isfinite(far).all()) and infer_head(far) is not head:
                     return infer_head(far)
             except CfptqError:
@@ -290,11 +295,11 @@ def _seen_head(run: Raw, example: Tensor, name: str) -> Head:
 
 
 class _ModuleRun:
-    """A module as a function of rows: in eval mode whatever its flags say, on its own device and in its own dtype."""
+    """A module as a function of rows, run in eval mode, on its own device and in its own dtype."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        # Solvers call this thousands of times: walking the module tree each time would cost as much as a small model.
+        # Solvers call this thousands of times. Walking the module tree each time would cost as much as running a small model.
         self._modules = tuple(module.modules())
         tensors = itertools.chain(module.parameters(), module.buffers())
         self._first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
@@ -306,20 +311,20 @@ class _ModuleRun:
         training = [module for module in self._modules if module.training]
         if not training:
             return self._run(x)
-        with _in_eval(training):
+        with _eval_mode(training):
             return self._run(x)
 
     def _run(self, x: Tensor) -> Tensor:
         output = self.module(x)
         if isinstance(output, Tensor):
             return output.to(device="cpu", dtype=torch.float32)
-        returned = f"{type(self.module).__name__} returns a {type(output).__name__}"
-        raise ModelError(f"{returned}; wrap it in a module whose forward returns one tensor of class scores")
+        returned = f"{type(self.module).__name__} must return one tensor of class scores, got {type(output).__name__}"
+        raise ModelError(f"{returned}. Wrap it in a module that does.")
 
 
 @contextmanager
-def _in_eval(training: list[nn.Module]) -> Iterator[None]:
-    # The flag is written directly: modules that come out of torch.export refuse .eval().
+def _eval_mode(training: list[nn.Module]) -> Iterator[None]:
+    # Modules that come out of torch.export refuse .eval(), hence the flag is set directly.
     for module in training:
         module.training = False
     try:
@@ -329,8 +334,8 @@ def _in_eval(training: list[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
-def _callable_run(function: Callable[..., Any], example: Tensor, name: str) -> Raw:
-    """``function`` as a function of tensors, called with a NumPy array or, where it refuses that, with a tensor."""
+def _wrap_function(function: Callable[..., Any], example: Tensor, name: str) -> Raw:
+    """Wrap ``function`` as a function of tensors, called with a NumPy array or, if it fails on that, with a tensor."""
 
     def with_array(x: Tensor) -> Tensor:
         return _as_tensor(function(x.detach().to(torch.float32).numpy().copy()))
@@ -354,36 +359,40 @@ def _callable_run(function: Callable[..., Any], example: Tensor, name: str) -> R
             return with_tensor
         except Exception as error:
             raise ModelError(
-                f"{name} fails on rows of shape {tuple(example.shape)}, given as an array ({refused}) and as a tensor ({error}); "
-                "it must take float32 rows and return an array of class scores"
+                f"{name} must take float32 rows and return an array of class scores, but fails on rows of shape {tuple(example.shape)}. "
+                f"As an array: {refused}. As a tensor: {error}."
             ) from error
 
 
-def _onnx_twin(file: OnnxFile, example: Tensor) -> tuple[Raw | None, str]:
-    """The differentiable twin of an ONNX file, checked against the file on ``example``; or ``None`` and the reason."""
+def _find_onnx_twin(file: OnnxFile, example: Tensor) -> tuple[Raw | None, str]:
+    """Build the differentiable twin of an ONNX file and compare it with the file on ``example``.
+
+    Returns:
+        The twin and "", or None and the reason why there is none.
+    """
     try:
         module = OnnxModule(file.model, output=file.output)
     except CfptqError as error:
         return None, str(error)
-    said = _attempt(file.run, example, file.where).reshape(len(example), -1)
+    said = _run_checked(file.run, example, file.where).reshape(len(example), -1)
     reason = ""
-    # A file exported for a fixed number of rows may have it written into its Reshapes; then the twin runs in parts, too.
-    for candidate in (_ModuleRun(module),) if file.fixed_rows is None else (_ModuleRun(module), _in_parts(module, file.fixed_rows)):
+    # The Reshapes of a file exported for a fixed number of rows may hold that number. The twin then runs in parts, too.
+    for candidate in (_ModuleRun(module),) if file.fixed_rows is None else (_ModuleRun(module), _run_in_parts(module, file.fixed_rows)):
         try:
-            off = (_attempt(candidate, example, "twin").reshape(len(example), -1) - said).abs().amax(dim=1)
+            off = (_run_checked(candidate, example, "twin").reshape(len(example), -1) - said).abs().amax(dim=1)
         except CfptqError as error:
             reason = f"its differentiable twin fails: {error}"
             continue
         except RuntimeError as error:
             reason = f"its differentiable twin fails: {summarize_error(error)}"
             continue
-        if float(off.median()) <= TWIN_TOLERANCE * (1 + float(said.abs().max())):
+        if float(off.median()) <= RELATIVE_TWIN_TOLERANCE * (1 + float(said.abs().max())):
             return candidate, ""
         reason = f"its differentiable twin is off by up to {float(off.max()):.3g}"
     return None, reason
 
 
-def _in_parts(module: nn.Module, rows: int) -> Raw:
+def _run_in_parts(module: nn.Module, rows: int) -> Raw:
     def run(x: Tensor) -> Tensor:
         padding = x[-1:].expand(-len(x) % rows, *x.shape[1:])
         parts = torch.split(torch.cat((x, padding)), rows)

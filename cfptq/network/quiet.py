@@ -1,4 +1,4 @@
-"""Keep what PyTorch's exporters say about themselves from the user."""
+"""Suppression of the exporters' warnings, logs and prints."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
-#: Loggers that remark on packages not installed, deprecated internals, and the whole graph before an error that we report.
+#: Loggers that report missing packages, deprecated internals, and the whole graph before an error that cfptq reports itself.
 _LOGGERS = ("torch.export", "torch.fx", "torch.onnx", "torch._dynamo", "torch._functorch", "onnxscript", "onnx_ir")
 
 
 @contextmanager
 def quiet_exporters() -> Iterator[None]:
-    """Inside, exporters neither warn, log nor print; errors are raised as ever. Log levels and filters are restored."""
+    """Suppress warnings, log records and prints of exporters inside the block.
+
+    Errors are raised as usual. Log levels and warning filters are restored on exit.
+    """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     names = [name for name in logging.Logger.manager.loggerDict if name.startswith(tuple(f"{name}." for name in _LOGGERS))]
     loggers += [logger for logger in map(logging.getLogger, names) if logger.level != logging.NOTSET]

@@ -1,7 +1,7 @@
-"""A network on disk: its graph as JSON, its parameters as safetensors. Nothing is ever unpickled.
+"""Networks as bytes, with the graph as JSON and the parameters as safetensors.
 
-``network.json`` names ATen operations and their arguments; reading it back can call nothing but the operations allowed here: ATen
-operations that compute a tensor from tensors, arithmetic on sizes, and ``torch.cond``.
+Nothing is unpickled. ``network.json`` names operations and their arguments. It can call only ATen operations that compute tensors
+from tensors, arithmetic on sizes, and ``torch.cond``.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "higher_order.cond": torch.ops.higher_order.cond,
 }
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
-#: Operations that take no tensor and may be called all the same; private ones are refused but for these.
+#: Operations that are allowed although they take no tensor.
 _FACTORIES = frozenset(("arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros"))
+#: Private operations that are allowed.
 _PRIVATE = frozenset(
     ("_adaptive_avg_pool2d", "_log_softmax", "_native_batch_norm_legit_no_training", "_softmax", "_to_copy", "_unsafe_view")
 )
@@ -52,10 +53,10 @@ def serialize_network(network: Network) -> dict[str, bytes]:
     Raises:
         ModelError: the graph calls a function that :func:`deserialize_network` would refuse, such as a custom operation.
     """
-    for name in _targets(network.graph):
-        _function(name)  # refuse now rather than when it is read
-    tensors = _tensors(network.graph)
-    document = {"format": "cfptq-network", "schema": SCHEMA, "tensors_sha256": _tensor_digest(tensors), **_document(network)}
+    for name in _list_function_names(network.graph):
+        _find_function(name)  # An operation that cannot be read back is an error now.
+    tensors = _collect_tensors(network.graph)
+    document = {"format": "cfptq-network", "schema": SCHEMA, "tensors_sha256": _digest_tensors(tensors), **_describe_network(network)}
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {GRAPH_FILE: text.encode(), TENSOR_FILE: safetensors.torch.save(tensors)}
 
@@ -86,10 +87,10 @@ def deserialize_network(files: Mapping[str, bytes], where: str = "the saved netw
         raise FileError(f"{graph_file} does not describe a network saved by cfptq.")
     if document.get("schema") != SCHEMA:
         raise FileError(f"{graph_file} has schema {document.get('schema')!r}. This release of cfptq reads schema {SCHEMA}.")
-    if document.get("tensors_sha256") != _tensor_digest(tensors):
+    if document.get("tensors_sha256") != _digest_tensors(tensors):
         raise FileError(f"{tensor_file} does not belong to its {GRAPH_FILE}. Save the network again.")
     try:
-        graph = _build(document["graph"], tensors, "")
+        graph = _build_graph(document["graph"], tensors, "")
         layers = tuple(Layer(**dict(entry, weight_shape=tuple(entry["weight_shape"]))) for entry in document["layers"])
         skipped = tuple((str(name), str(reason)) for name, reason in document["skipped"])
         network = Network(graph.eval(), layers, skipped, tuple(int(extent) for extent in document["input_shape"]))
@@ -105,25 +106,28 @@ def deserialize_network(files: Mapping[str, bytes], where: str = "the saved netw
 
 
 def digest(network: Network) -> str:
-    """SHA-256 (hexadecimal) over the graph's structure, the layers and every parameter's name, shape, dtype and bytes."""
-    text = json.dumps(_document(network), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256((text + _tensor_digest(_tensors(network.graph))).encode()).hexdigest()
+    """Compute the SHA-256 (hexadecimal) of the graph's structure, its layers and its parameters.
+
+    A parameter contributes its name, shape, dtype and bytes.
+    """
+    text = json.dumps(_describe_network(network), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256((text + _digest_tensors(_collect_tensors(network.graph))).encode()).hexdigest()
 
 
-def _document(network: Network) -> dict[str, Any]:
+def _describe_network(network: Network) -> dict[str, Any]:
     return {
         "input_shape": list(network.input_shape),
         "layers": [dict(vars(layer), weight_shape=list(layer.weight_shape)) for layer in network.layers],
         "skipped": [list(entry) for entry in network.skipped],
-        "graph": _describe(network.graph),
+        "graph": _describe_graph(network.graph),
     }
 
 
-def _tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
+def _collect_tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in sorted(graph.state_dict().items())}
 
 
-def _tensor_digest(tensors: dict[str, Tensor]) -> str:
+def _digest_tensors(tensors: dict[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -131,30 +135,27 @@ def _tensor_digest(tensors: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-# --- writing -----------------------------------------------------------------------------------------------------------------
-
-
-def _describe(graph: fx.GraphModule) -> dict[str, Any]:
+def _describe_graph(graph: fx.GraphModule) -> dict[str, Any]:
     nodes = []
     for node in graph.graph.nodes:
         entry: dict[str, Any] = {"op": node.op, "name": node.name}
         if node.op in ("get_attr", "call_function"):
-            entry["target"] = str(node.target) if node.op == "get_attr" else _name(node.target)
+            entry["target"] = str(node.target) if node.op == "get_attr" else _format_function_name(node.target)
         if node.op != "placeholder":
             entry["args"] = [_encode(argument) for argument in node.args]
         if node.kwargs:
             entry["kwargs"] = {key: _encode(value) for key, value in sorted(node.kwargs.items())}
         nodes.append(entry)
-    bodies = {name: _describe(body) for name, body in graph.named_children() if isinstance(body, fx.GraphModule)}
+    bodies = {name: _describe_graph(body) for name, body in graph.named_children() if isinstance(body, fx.GraphModule)}
     return {"nodes": nodes, "bodies": bodies} if bodies else {"nodes": nodes}
 
 
-def _targets(graph: fx.GraphModule) -> list[str]:
+def _list_function_names(graph: fx.GraphModule) -> list[str]:
     graphs = [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
-    return [_name(node.target) for module in graphs for node in module.graph.nodes if node.op == "call_function"]
+    return [_format_function_name(node.target) for module in graphs for node in module.graph.nodes if node.op == "call_function"]
 
 
-def _name(target: object) -> str:
+def _format_function_name(target: object) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return str(target)
     return _NAMES.get(cast("Callable[..., Any]", target), f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}")
@@ -178,22 +179,19 @@ def _encode(value: Any) -> Any:
     for kind, of in _CONSTANTS.items():
         if isinstance(value, of):
             return {kind: str(value).removeprefix("torch.")}
-    raise ModelError(f"the graph has an argument of type {type(value).__name__}, which cannot be written to a file")
+    raise ModelError(f"The graph has an argument of type {type(value).__name__}, which cannot be saved.")
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------------
-
-
-def _build(document: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> fx.GraphModule:
+def _build_graph(document: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> fx.GraphModule:
     root = torch.nn.Module()
     for name, body in document.get("bodies", {}).items():
-        root.add_module(name, _build(body, tensors, f"{prefix}{name}."))
+        root.add_module(name, _build_graph(body, tensors, f"{prefix}{name}."))
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in document["nodes"]:
         node = _build_node(graph, entry, nodes, root, tensors, prefix)
         if node.name != entry["name"]:
-            raise FileError(f"node name {entry['name']!r} is taken or is no identifier")
+            raise FileError(f"Node names must be unique identifiers, got {entry['name']!r}.")
         nodes[node.name] = node
     graph.lint()
     return fx.GraphModule(root, graph, class_name="Branch" if prefix else "Network")
@@ -205,32 +203,32 @@ def _build_node(
     operation, name = entry["op"], entry["name"]
     args = tuple(_decode(argument, nodes) for argument in entry.get("args", []))
     kwargs = {key: _decode(value, nodes) for key, value in entry.get("kwargs", {}).items()}
-    # Names become part of the generated source: let nothing through that could end a string or a statement.
+    # Names become part of the generated source. Nothing must pass that could end a string or a statement.
     if not all(key.isidentifier() for key in (name, *kwargs)) or keyword.iskeyword(name):
-        raise FileError(f"node {name!r} has a name or keyword that is no identifier")
+        raise FileError(f"The name and keywords of node {name!r} must be identifiers.")
     if operation == "placeholder":
         return graph.create_node("placeholder", name, name=name)
     if operation == "output":
         return graph.create_node("output", "output", args, kwargs, name=name)
     if operation == "call_function":
-        return graph.create_node("call_function", _function(entry["target"]), args, kwargs, name=name)
+        return graph.create_node("call_function", _find_function(entry["target"]), args, kwargs, name=name)
     if operation != "get_attr":
-        raise FileError(f"node {name!r} has the unknown operation {operation!r}")
+        raise FileError(f"Node {name!r} has the unknown operation {operation!r}.")
     target = entry["target"]
     if not target.isprintable() or '"' in target or "\\" in target:
-        raise FileError(f"node {name!r} reads an attribute of the impossible name {target!r}")
+        raise FileError(f"Node {name!r} reads an attribute with the invalid name {target!r}.")
     if prefix + target in tensors:
         set_tensor(root, target, tensors[prefix + target])
     elif not isinstance(root._modules.get(target), fx.GraphModule):
-        raise FileError(f"{TENSOR_FILE} holds no tensor {prefix + target!r}")
+        raise FileError(f"{TENSOR_FILE} holds no tensor {prefix + target!r}.")
     return graph.create_node("get_attr", target, name=name)
 
 
-def _function(name: str) -> Callable[..., Any]:
-    """The function called ``name``, if a network may call it.
+def _find_function(name: str) -> Callable[..., Any]:
+    """Return the function called ``name``.
 
     Raises:
-        ModelError: it may not.
+        ModelError: a network must not call it.
     """
     if name in _FUNCTIONS:
         return _FUNCTIONS[name]
@@ -240,7 +238,7 @@ def _function(name: str) -> Callable[..., Any]:
         found = getattr(getattr(torch.ops.aten, operation, None), overload, None)
         if isinstance(found, torch._ops.OpOverload) and _is_pure(found, operation):
             return cast(Callable[..., Any], found)
-    raise ModelError(f"{name!r} is not an operation that a network file may hold; only ATen operations without side effects are")
+    raise ModelError(f"A network file must call only ATen operations without side effects, got {name!r}.")
 
 
 def _is_pure(overload: torch._ops.OpOverload, operation: str) -> bool:
@@ -267,5 +265,5 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
         return torch.device(content)
     constant = getattr(torch, content)
     if not isinstance(constant, _CONSTANTS[kind]):
-        raise FileError(f"{content!r} is no {kind}")
+        raise FileError(f"{content!r} is not a {kind}.")
     return constant

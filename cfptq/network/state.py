@@ -1,4 +1,4 @@
-"""Models and global state left exactly as they were found."""
+"""A context that runs models and restores them and all global state."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ from torch.nn.parameter import is_lazy
 from cfptq.errors import ModelError
 
 
-def refuse_uninitialized(model: nn.Module) -> None:
-    """Raise :class:`~cfptq.errors.ModelError` where a lazy module has no values yet."""
+def check_initialized(model: nn.Module) -> None:
+    """Check that all parameters and buffers have values.
+
+    Raises:
+        ModelError: a lazy module has no values yet.
+    """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
-            raise ModelError(f"{name!r} has no values yet: run the lazy model on a few rows, or load its state, first")
+            raise ModelError(f"{name!r} has no values yet. Run the lazy model on a few rows or load its state first.")
 
 
 @contextmanager
 def preserved_state(*models: nn.Module, threads: int | None = None) -> Iterator[None]:
-    """Run a block with ``models`` in eval mode; afterwards everything is as it was, also where the block raises.
+    """Run a block with ``models`` in eval mode and restore models and global state on exit, also after an exception.
 
-    Restored: the training flag of each submodule, ``requires_grad`` and ``.grad`` of each parameter, buffers (the same
-    tensor objects with the same values), PyTorch's thread count, and the global generators of PyTorch (CPU and CUDA), NumPy
-    and Python. Inside the block ``.grad`` is ``None``, so gradients that the user has accumulated cannot be added to.
-    Parameter values are not copied: a block that writes them must work on a copy.
+    The models' state is the training flag of each submodule, ``requires_grad`` and ``.grad`` of each parameter, and the buffers
+    (the same tensor objects with the same values). The global state is PyTorch's thread count and the random generators of PyTorch
+    (CPU and CUDA), NumPy and Python. Inside the block ``.grad`` is ``None``, so that nothing is added to the user's gradients.
+    Parameter values are not copied. A block that writes them must work on a copy.
 
     Args:
-        models: modules that the block runs; none at all guards the global state only.
-        threads: PyTorch's intra-op thread count inside the block; ``None`` leaves it.
+        models: modules that the block runs. Without any, only the global state is restored.
+        threads: PyTorch's intra-op thread count inside the block. By default it is not changed.
 
     Raises:
         ModelError: a lazy module has no values yet.
     """
     for model in models:
-        refuse_uninitialized(model)
+        check_initialized(model)
     modules = list({id(module): module for model in models for module in model.modules()}.values())
     parameters = list({id(p): p for model in models for p in model.parameters()}.values())
     modes = [module.training for module in modules]
@@ -48,14 +52,14 @@ def preserved_state(*models: nn.Module, threads: int | None = None) -> Iterator[
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
-        # The flag is written directly: modules that come out of torch.export refuse .eval().
+        # Modules that come out of torch.export refuse .eval(), hence the flag is set directly.
         for module in modules:
             module.training = False
         for parameter in parameters:
             parameter.grad = None
         if threads is not None and threads != thread_count:
             torch.set_num_threads(threads)
-        # Recourse and scores need gradients, also where the caller runs everything in inference mode.
+        # Recourse and scores need gradients, even if the caller is in inference mode.
         with torch.inference_mode(False):
             yield
     finally:
@@ -70,7 +74,7 @@ def preserved_state(*models: nn.Module, threads: int | None = None) -> Iterator[
             for name, (buffer, value) in saved.items():
                 module._buffers[name] = buffer
                 if buffer is not None and value is not None:
-                    _write_back(buffer, value)
+                    _restore_buffer(buffer, value)
         if torch.get_num_threads() != thread_count:
             torch.set_num_threads(thread_count)
         torch.set_rng_state(generators[0])
@@ -80,7 +84,7 @@ def preserved_state(*models: nn.Module, threads: int | None = None) -> Iterator[
             torch.cuda.set_rng_state_all(cuda)
 
 
-def _write_back(buffer: Tensor, value: Tensor) -> None:
+def _restore_buffer(buffer: Tensor, value: Tensor) -> None:
     if buffer.shape == value.shape and torch.equal(buffer, value):
         return
     with torch.inference_mode(buffer.is_inference()), torch.no_grad():

@@ -1,56 +1,78 @@
-"""What a search for the fewest bits within a limit on Validity Drop can say about the limit."""
+"""Search for the fewest bits whose Validity Drop on held-out people stays within a limit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
+from numbers import Real
 
-from cfptq.metrics import Interval, wilson_interval
+import torch
+
+from cfptq.allocation import Budget, allocation_path
+from cfptq.errors import BudgetError, DataError
+from cfptq.io.progress import track
+from cfptq.network import as_predictor, decide
+from cfptq.pipeline.fewest_bits import FewestBits
+from cfptq.pipeline.method import Method
+from cfptq.pipeline.quantize_task import quantize_at
+from cfptq.pipeline.result import Result
+from cfptq.pipeline.task import QuantizationTask
+from cfptq.quantize import COUNTERFACTUAL, HOLD_OUT_EVERY, find_candidate_widths
+from cfptq.recourse import RecourseBatch
 
 
-@dataclass(frozen=True)
-class FewestBits:
-    """The people set aside that the limit was held on.
+def find_fewest_bits(
+    task: QuantizationTask,
+    method: Method,
+    max_validity_drop: float,
+    *,
+    pinned: Mapping[str, int] | None = None,
+    portable: bool = True,
+    progress: bool = True,
+) -> Result:
+    """Quantize with the fewest bits whose Validity Drop on held-out rejected rows is at most ``max_validity_drop``.
 
-    Attributes:
-        limit: the largest Validity Drop allowed, a share.
-        people: how many were set aside.
-        broken: for how many of them the chosen model breaks recourse.
+    Every fourth rejected row with recourse is kept out of calibration, and its recourse point is judged on the fake-quantized module.
+
+    Args:
+        task: the model and its calibration rows.
+        method: the quantization method.
+        max_validity_drop: the limit, a share from 0 to 1.
+        pinned: layer name -> bits that it must have.
+        portable: keep weights behind integer inputs within ±63.
+        progress: whether a progress bar may be shown.
+
+    Raises:
+        BudgetError: not even the widest widths stay within the limit. The message says what the best allocation reaches.
+        DataError: no rejected row has recourse, so that nobody can be held out.
     """
+    if not (isinstance(max_validity_drop, Real) and 0 <= max_validity_drop <= 1):
+        raise BudgetError(f"max_validity_drop must be a share of people between 0 and 1, got {max_validity_drop!r}.")
+    rest, held_out = _hold_out_recourse(task)
+    scores = rest.score_layers(method, progress)
+    widths = find_candidate_widths(task.network, method.activations, portable)
+    lowest = 1.0
+    for allocation in track(allocation_path(method.allocate, scores, pinned, widths), "looking for the fewest bits", enabled=progress):
+        budget = Budget.total(allocation.total_bits)
+        result = quantize_at(rest, method, scores, allocation, budget, pinned=pinned, portable=portable, progress=False)
+        student = as_predictor(result.module(), example=held_out.points, head=task.head, threshold=task.threshold)
+        broken = int((decide(student.logits(held_out.points)) != held_out.target).sum())
+        found = FewestBits(float(max_validity_drop), len(held_out), broken)
+        if found.validity_drop <= max_validity_drop:
+            return replace(result, fewest_bits=found)
+        lowest = min(lowest, found.validity_drop)
+    raise BudgetError(
+        f"max_validity_drop must be at least {lowest:.3f}, the least that any allocation reached on {len(held_out)} held-out people, got "
+        f"{max_validity_drop}. Allow more, or leave activations wider (activation_bits=16)."
+    )
 
-    limit: float
-    people: int
-    broken: int
 
-    @property
-    def validity_drop(self) -> float:
-        """Their Validity Drop."""
-        return self.broken / self.people
-
-    @property
-    def interval(self) -> Interval:
-        """Wilson's 95 % interval of it."""
-        return wilson_interval(self.broken, self.people)
-
-    @property
-    def shown(self) -> bool:
-        """Whether the whole interval keeps the limit; few people cannot show that."""
-        return self.interval[1] <= self.limit
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a file."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(content: Mapping[str, Any]) -> FewestBits:
-        """What :meth:`to_dict` gave."""
-        return FewestBits(**content)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        doubt = "" if self.shown else "; so few cannot show that it keeps the limit: calibrate on more rows, or audit before deploying"
-        return (
-            f"Validity Drop {self.validity_drop:.3f} on {self.people} people set aside (interval {low:.3f} to {high:.3f}, limit "
-            f"{self.limit:g}{doubt})"
-        )
+def _hold_out_recourse(task: QuantizationTask) -> tuple[QuantizationTask, RecourseBatch]:
+    """Return the task without every fourth rejected row that has recourse, and the recourse of those rows."""
+    points, recourse = task.boundary_set
+    chosen = torch.arange(0, len(recourse), HOLD_OUT_EVERY)
+    if len(chosen) == 0:
+        raise DataError("max_validity_drop needs rejected calibration rows that have recourse, and there are none. Give a budget instead.")
+    kept = torch.ones(len(task.rows), dtype=torch.bool)
+    kept[points.source[points.origin == COUNTERFACTUAL][chosen]] = False
+    return task.keep_rows(kept.nonzero()[:, 0]), recourse[chosen]

@@ -1,25 +1,48 @@
-"""Methods side by side: one table, one ``results.json``."""
+"""Compare methods in one table and one ``results.json``."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from torch import nn
 
-from cfptq.backends.latency import slower_than
+from cfptq.actions import ActionSpace
+from cfptq.allocation import Budget
+from cfptq.auditing import Protocol, evaluate, reference_recourse, split_by_group
+from cfptq.backends.latency import find_slower, measure_latency
+from cfptq.backends.toolchains import TOOLCHAINS
+from cfptq.calibration import draw_rows
+from cfptq.errors import ConfigurationError
 from cfptq.io.atomic import write_text
 from cfptq.io.tables import as_text
+from cfptq.network import Head, Predictor, to_onnx_model
+from cfptq.network.onnx.session import describe_runtime, describe_saturation
+from cfptq.pipeline.deploy import deploy_all
+from cfptq.pipeline.method import Method
+from cfptq.pipeline.method_presets import METHODS
+from cfptq.pipeline.task import build_task
+from cfptq.recourse import Target
+from cfptq.training import QAT_METHODS, QatMethod
 
-#: Version of ``results.json``.
+#: A method of ``compare``: the name of a preset or a toolchain, or a method object.
+ComparedMethod = str | Method | QatMethod
+
+#: Version of ``results.json``, which readers check.
 SCHEMA = 1
 
-#: Columns of the table: heading, key in a method's entry, decimals. The last ones go first where the terminal is narrow.
+#: Heading, key in a method's entry, and decimals of each column. In a narrow terminal the last ones are left out.
 COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("bits", "average_bits", 2),
     ("KiB", "stored_bytes", 1),
@@ -35,24 +58,24 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("lost", "recourse_lost_rate", 3),
 )
 
-#: Characters that the method column and one further column take, borders included.
+#: Characters that the method column and one further column take, with their borders.
 METHOD_WIDTH, COLUMN_WIDTH = 22, 11
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What each method did to accuracy and recourse, on the same rows.
+    """Accuracy and recourse of each method's model, on the same rows.
 
     Attributes:
-        dataset: a word for tables.
-        seed: of the calibration draw and the population's shuffle.
+        dataset: name of the data in tables.
+        seed: seed of the calibration draw and of the population's shuffle.
         fp32: the full-precision model's own entry.
-        budgets: by average bits as text ("4.0"), by method, its entry as in ``results.json``.
-        headline: the budget that ``methods`` shows.
-        unavailable: methods that could not run here, and why.
-        seconds: wall time of each method; kept apart, in ``timings.json``.
-        latency: by method, by rows a call: median microseconds on one thread, taken in turns; kept apart too.
-        warnings: sentences that the reader should see.
+        budgets: average bits as text ("4.0") -> method -> its entry in ``results.json``.
+        headline: the budget of ``methods``.
+        unavailable: method -> reason, for methods that could not run here.
+        seconds: wall time of each method in seconds, written to ``timings.json``.
+        latency: method -> rows a call -> median microseconds on one thread, written to ``timings.json``.
+        warnings: sentences for the reader.
         runtime: the processor, ONNX Runtime's version and its session option that the figures were computed with.
     """
 
@@ -73,7 +96,7 @@ class Comparison:
         return self.budgets[self.headline]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of ``results.json``; fixed by inputs and seed."""
+        """Return the content of ``results.json``, which inputs and seed determine on one machine with the same versions."""
         entries: dict[str, Any] = {
             "schema": SCHEMA,
             "dataset": self.dataset,
@@ -88,17 +111,22 @@ class Comparison:
         return entries
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write ``results.json``, whole or not at all."""
+        """Write ``results.json`` to ``path``, whole or not at all."""
         write_text(path, json.dumps(self.to_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
     def timings_to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write ``timings.json``: seconds of each method and latency of its file, which no two runs share."""
+        """Write ``timings.json`` to ``path``, with the seconds of each method and the latency of its file."""
         latency = {name: {str(batch): taken for batch, taken in times.items()} for name, times in self.latency.items()}
         entries = {"schema": SCHEMA, "seconds": dict(self.seconds), "latency_us": latency}
         write_text(path, json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
     def table(self, budget: str | None = None, width: int | None = None) -> Table:
-        """A Rich table of the methods at ``budget`` (the headline one by default), with the columns that fit ``width`` characters."""
+        """Return a Rich table of the methods at one budget.
+
+        Args:
+            budget: average bits as text; by default the headline budget.
+            width: characters that the columns must fit into; None shows all.
+        """
         chosen = budget or self.headline
         columns = COLUMNS if width is None else COLUMNS[: max(6, (width - METHOD_WIDTH) // COLUMN_WIDTH)]
         table = Table(
@@ -109,13 +137,13 @@ class Comparison:
         for heading, _, _ in columns:
             table.add_column(heading, justify="right", no_wrap=True)
         for name, entry in {"fp32": self.fp32, **self.budgets[chosen]}.items():
-            table.add_row(name, *(_cell(entry, key, decimals) for _, key, decimals in columns))
+            table.add_row(name, *(_format_cell(entry, key, decimals) for _, key, decimals in columns))
         for name in self.unavailable:
             table.add_row(name, "not run")
         return table
 
     def latency_table(self) -> Table:
-        """A Rich table of the files' latencies, with fp32's as the measure."""
+        """Return a Rich table of the files' latencies, also as multiples of fp32's."""
         batches = list(next(iter(self.latency.values())))
         table = Table(title="microseconds a call, one thread, and as a multiple of fp32's", caption="measured in turns on this machine")
         table.add_column("file", no_wrap=True)
@@ -125,8 +153,9 @@ class Comparison:
             table.add_row(name, *(f"{times[batch]:.0f} ({times[batch] / self.latency['fp32'][batch]:.2f})" for batch in batches))
         return table
 
-    def _where_fp32_is_faster(self) -> Iterator[str]:
-        for name, batches in slower_than("fp32", self.latency).items():
+    def _describe_slower_files(self) -> Iterator[str]:
+        """Yield one sentence for each file that is slower than fp32."""
+        for name, batches in find_slower("fp32", self.latency).items():
             yield f"{name} is slower than fp32 on this machine at batch {', '.join(map(str, batches))}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -135,7 +164,7 @@ class Comparison:
         yield from (f"note: {name} was not run: {why}" for name, why in self.unavailable.items())
         if self.latency:
             yield self.latency_table()
-            yield from (f"note: {sentence}" for sentence in self._where_fp32_is_faster())
+            yield from (f"note: {sentence}" for sentence in self._describe_slower_files())
         for warning in self.warnings:
             yield f"note: {warning}"
 
@@ -145,7 +174,118 @@ class Comparison:
     __repr__ = __str__
 
 
-def _cell(entry: Mapping[str, Any], key: str, decimals: int) -> str:
+def check_methods(methods: ComparedMethod | Sequence[ComparedMethod]) -> Sequence[ComparedMethod]:
+    """Return the methods to compare as a sequence, checked to be known and distinct.
+
+    Raises:
+        ConfigurationError: a method is unknown or given twice.
+    """
+    listed = (methods,) if isinstance(methods, str | Method | QatMethod) else methods
+    known = (*TOOLCHAINS, *METHODS, *QAT_METHODS)
+    for entry in listed:
+        if isinstance(entry, str) and entry not in known:
+            raise ConfigurationError(
+                f"methods must be presets, toolchains or method objects, got {entry!r}. Choose from {', '.join(known)}."
+            )
+    names = [entry if isinstance(entry, str) else entry.name for entry in listed]
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"methods must be distinct, got {', '.join(names)}.")
+    return listed
+
+
+def check_budgets(budgets: float | Sequence[float]) -> list[float]:
+    """Return the budgets as a list of average bits, checked.
+
+    Raises:
+        BudgetError: a budget is not a positive number.
+        ConfigurationError: there is none.
+    """
+    limits = [float(Budget.average(bits).amount) for bits in (budgets if isinstance(budgets, Iterable) else (budgets,))]
+    if not limits:
+        raise ConfigurationError("budgets must hold at least one number of average bits, got none.")
+    return limits
+
+
+def compare_methods(
+    module: nn.Module,
+    calib_loader: Iterable[Any],
+    test_loader: Iterable[Any],
+    space: ActionSpace,
+    methods: Sequence[ComparedMethod],
+    budgets: Sequence[float],
+    *,
+    target: Target | None,
+    groups: Mapping[str, Sequence[Any]] | None,
+    head: Head | str | None,
+    threshold: float | None,
+    portable: bool,
+    max_rows: int,
+    protocol: Protocol,
+    seed: int,
+    dataset: str,
+    keep: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Comparison:
+    """Quantize by each method, write each file, and measure accuracy and recourse on the same test rows.
+
+    The arguments are those of :func:`cfptq.compare`, checked.
+    """
+    with contextlib.ExitStack() as stack:
+        if keep is not None:
+            Path(keep).mkdir(parents=True, exist_ok=True)
+        folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        started = time.perf_counter()
+        task = build_task(
+            module,
+            calib_loader,
+            space,
+            target=target,
+            seed=seed,
+            max_rows=max_rows,
+            head=head,
+            threshold=threshold,
+            progress=progress,
+        )
+        rows, labels = draw_rows(test_loader, max_rows=sys.maxsize, seed=seed, encode=getattr(space, "encode", None), progress=progress)
+        space.check(rows)
+        split_by_group(groups, rows)  # Groups that do not fit are refused before the work.
+        people = reference_recourse(task.predictor, rows, space, task.target, protocol, seed, progress=progress)
+        preparation = time.perf_counter() - started
+
+        def judge(student: Predictor, path: Path, **formats: Any) -> dict[str, Any]:
+            metrics = evaluate(task.predictor, student, people, rows, labels, space, groups, progress=False)
+            return metrics.to_dict(**formats, stored_bytes=path.stat().st_size)
+
+        done = deploy_all(task, methods, budgets, folder, judge, portable, progress)
+        fp32 = to_onnx_model(task.network).SerializeToString(deterministic=True)
+        latency = measure_latency({"fp32": fp32, **done.runs}, rows)
+    eager = ", ".join(name for name, run in done.runs.items() if callable(run))
+    slow = [f"{eager}: timed in eager mode, as the toolchain returns it. torch.compile makes it faster."] if eager else []
+    return Comparison(
+        dataset,
+        seed,
+        people.to_dict(labels),
+        done.budgets,
+        str(budgets[0]),
+        unavailable=done.unavailable,
+        seconds={"teacher": preparation, **done.seconds},
+        latency=latency,
+        warnings=(*_describe_saturated_files(done.budgets), *slow),
+        runtime=describe_runtime(),
+    )
+
+
+def _describe_saturated_files(budgets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """Yield one sentence for each file whose decisions change in a default session on this processor."""
+    for budget, methods in budgets.items():
+        for name, entry in methods.items():
+            rows = entry["counts"]["decided_otherwise_by_default_session"]
+            if rows:
+                yield describe_saturation(f"{name} at {budget} bits", rows, entry["counts"]["rows"])
+
+
+def _format_cell(entry: Mapping[str, Any], key: str, decimals: int) -> str:
+    """Format one value of a method's entry, or a dash where it has none."""
     value: Any = entry
     for part in (key,) if key in entry else key.split(".", 1):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -1,4 +1,4 @@
-"""Every method's model, quantized, written to its file and judged from there."""
+"""Quantize by several methods, write each model to its file, and judge the files."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from cfptq.backends.latency import Runnable
-from cfptq.backends.toolchains import PEERS, deployed_peer
+from cfptq.backends.toolchains import TOOLCHAINS, deploy_toolchain
 from cfptq.errors import CfptqError
 from cfptq.io.progress import track
 from cfptq.network import Predictor
-from cfptq.pipeline.method import Method, as_method
-from cfptq.pipeline.task import Teacher
-from cfptq.pipeline.train_task import learn
+from cfptq.pipeline.method import Method
+from cfptq.pipeline.method_presets import as_method
+from cfptq.pipeline.quantize_task import quantize_with
+from cfptq.pipeline.task import QuantizationTask
+from cfptq.pipeline.train_task import train_with
 from cfptq.training import QAT_METHODS, QatMethod
 
-#: What a model is judged by: its predictor, its file, and its formats (keywords) -> its entry in results.json.
+#: Judges a model, from its predictor, its file and its formats (keywords) to its entry in results.json.
 Judge = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Deployments:
-    """What became of each method.
+    """The judged models of several methods.
 
     Attributes:
-        budgets: by average bits as text, by method, its entry as in ``results.json``.
-        unavailable: toolchains that are not installed or cannot quantize the model, and why.
-        runs: what runs each method's model of the first budget: its ONNX file, or a PyTorch toolchain's model as it is.
-        seconds: wall time of each method and budget.
+        budgets: average bits as text -> method -> its entry in ``results.json``.
+        unavailable: toolchain -> reason, for those that are not installed or cannot quantize the model.
+        runs: method -> what runs its model of the first budget, an ONNX file or a PyTorch toolchain's model.
+        seconds: wall time of each method and budget, in seconds.
     """
 
     budgets: dict[str, dict[str, dict[str, Any]]]
@@ -40,7 +42,7 @@ class Deployments:
 
 
 def deploy_all(
-    teacher: Teacher,
+    task: QuantizationTask,
     methods: Sequence[str | Method | QatMethod],
     budgets: Sequence[float],
     folder: Path,
@@ -48,9 +50,16 @@ def deploy_all(
     portable: bool = True,
     progress: bool = True,
 ) -> Deployments:
-    """Quantize by each method (or toolchain, whose one width ignores the budget) at each budget; files go to ``folder``.
+    """Quantize by each method at each budget, write the files into ``folder``, and judge them.
 
-    Methods that train do so on the teacher's calibration rows. ``portable`` is about the methods, not about the toolchains.
+    Args:
+        task: the model and its calibration rows, which methods that train are trained on too.
+        methods: presets, toolchains or method objects. A toolchain has one width and ignores the budget.
+        budgets: average bits per weight.
+        folder: existing folder for the files.
+        judge: returns a model's entry in ``results.json``.
+        portable: keep weights behind integer inputs within ±63. It does not apply to toolchains.
+        progress: whether a progress bar may be shown.
     """
     done = Deployments({str(float(budget)): {} for budget in budgets})
     toolchains: dict[str, dict[str, Any]] = {}
@@ -59,30 +68,37 @@ def deploy_all(
         if name in done.unavailable:
             continue
         started = time.perf_counter()
-        if name not in PEERS:
-            done.budgets[str(budget)][name] = _method(teacher, entry, budget, folder, judge, portable, done)
+        if name not in TOOLCHAINS:
+            done.budgets[str(budget)][name] = _deploy_method(task, entry, budget, folder, judge, portable, done)
         else:
             if name not in toolchains:
                 try:
-                    student, path, run = deployed_peer(name, teacher.network, teacher.rows, folder, teacher.head, teacher.threshold)
+                    student, path, run = deploy_toolchain(name, task.network, task.rows, folder, task.head, task.threshold)
                 except CfptqError as error:
                     done.unavailable[name] = str(error)
                     continue
-                toolchains[name] = judge(student, path, average_bits=float(PEERS[name]), activation_bits=8, input_bits=8)
+                toolchains[name] = judge(student, path, average_bits=float(TOOLCHAINS[name].weight_bits), activation_bits=8, input_bits=8)
                 done.runs[name] = run
             done.budgets[str(budget)][name] = toolchains[name]
         done.seconds[f"{name}@{budget:g}"] = time.perf_counter() - started
     return done
 
 
-def _method(
-    teacher: Teacher, method: str | Method | QatMethod, budget: float, folder: Path, judge: Judge, portable: bool, done: Deployments
+def _deploy_method(
+    task: QuantizationTask,
+    method: str | Method | QatMethod,
+    budget: float,
+    folder: Path,
+    judge: Judge,
+    portable: bool,
+    done: Deployments,
 ) -> dict[str, Any]:
+    """Quantize by one method, write and judge its file, and note in ``done`` what runs it."""
     chosen = QAT_METHODS.get(method) or as_method(method) if isinstance(method, str) else method
     if isinstance(chosen, QatMethod):
-        result = learn(teacher, chosen, budget, portable=portable, progress=False)
+        result = train_with(task, chosen, budget, portable=portable, progress=False)
     else:
-        result = teacher.quantized(chosen, budget, portable=portable, progress=False)
+        result = quantize_with(task, chosen, budget, portable=portable, progress=False)
     path = folder / f"{chosen.name}-{budget:g}.onnx"
     result.to_onnx(path)
     done.runs.setdefault(chosen.name, path)

@@ -1,10 +1,14 @@
-"""The worst-group objective (eq. 33) without training: rows of the group that fares worst weigh more when the model is rounded."""
+"""Reweight groups of people, so that the worst group's Validity Drop falls without training (eq. 33).
+
+The functions here only decide on weights and judge plans. ``cfptq.pipeline.quantize_task`` rounds.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,20 +17,20 @@ from torch import Tensor
 
 from cfptq.actions import ActionSpace
 from cfptq.errors import DataError
-from cfptq.io.progress import track
 from cfptq.metrics import Interval, group_rows, wilson_interval
 from cfptq.network import Head, Network, class_logits
 from cfptq.pipeline.method import Groups
 from cfptq.quantize import QuantizationPlan, fake_quantize_network
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet
 
-#: Times that the weights are changed and the model rounded anew.
+#: Roundings with changed weights, at most, after the first one with even weights.
 ROUNDS = 6
 
-#: A group whose Validity Drop exceeds the overall one by as much as the worst group's own gains this much weight, as exp(RATE), a round.
+#: Change of a weight's logarithm in one round, for a group whose Validity Drop exceeds the overall one by the worst group's own.
 RATE = 1.0
 
-#: Groups with fewer recourse points are reported, but neither steer nor count as the worst: one person would be a tenth of them.
+#: Recourse points below which a group is reported only. It changes no weights and cannot be the worst, since one person would be a
+#: tenth of it.
 SMALLEST_GROUP = 10
 
 
@@ -35,11 +39,12 @@ class GroupValidity:
     """One group's recourse points among the calibration rows.
 
     Attributes:
-        name: the group.
-        points: its recourse points.
-        broken_before, broken_after: of those, refused by the model rounded with even weights, and by the one that was kept.
-        weight: how much its rows count in the one that was kept, against even weights.
-        steers: it has enough points to count.
+        name: the group's name.
+        points: number of its recourse points.
+        broken_before: of those, refused by the model rounded with even weights.
+        broken_after: of those, refused by the model that was kept.
+        weight: factor of its rows' weights in the model that was kept; 1 is even.
+        steers: True where it has enough points to change the weights.
     """
 
     name: str
@@ -51,28 +56,30 @@ class GroupValidity:
 
     @property
     def before(self) -> float:
-        """VD_g with even weights (eq. 37); NaN without points."""
+        """Validity Drop VD_g with even weights (eq. 37), NaN without points."""
         return _share(self.broken_before, self.points)
 
     @property
     def after(self) -> float:
-        """VD_g of the model that was kept; NaN without points."""
+        """Validity Drop VD_g of the model that was kept, NaN without points."""
         return _share(self.broken_after, self.points)
 
     @property
     def interval(self) -> Interval:
-        """Wilson's 95 % interval of :attr:`after`."""
+        """Wilson's 95 % confidence interval of :attr:`after`."""
         return wilson_interval(self.broken_after, self.points)
 
 
 @dataclass(frozen=True)
 class WorstGroup:
-    """Validity Drop by group at the calibration rows' recourse points, before and after steering; an estimate on rows that were steered by.
+    """Validity Drop by group, before and after reweighting.
+
+    It is an estimate at the recourse points of the calibration rows, which chose the weights too.
 
     Attributes:
-        groups: in the order of their names.
-        rounds: how many roundings were tried, the first with even weights.
-        kept: which of them was kept; 0 is the one with even weights.
+        groups: the groups, in the order of their names.
+        rounds: roundings that were tried, the first with even weights.
+        kept: number of the rounding that was kept; 0 is the one with even weights.
     """
 
     groups: tuple[GroupValidity, ...]
@@ -81,83 +88,171 @@ class WorstGroup:
 
     @property
     def worst_before(self) -> float:
-        """The largest VD_g among groups that steer, with even weights; NaN where none does."""
+        """The largest VD_g with even weights among groups that steer, NaN where none does."""
         return max((group.before for group in self.groups if group.steers), default=math.nan)
 
     @property
     def worst_after(self) -> float:
-        """The same for the model that was kept."""
+        """The largest VD_g of the model that was kept among groups that steer, NaN where none does."""
         return max((group.after for group in self.groups if group.steers), default=math.nan)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a file."""
+        """Return plain values for a file."""
         return asdict(self)
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> WorstGroup:
-        """What :meth:`to_dict` gave."""
+        """Build a report from what :meth:`to_dict` returned."""
         return WorstGroup(tuple(GroupValidity(**group) for group in content["groups"]), content["rounds"], content["kept"])
 
     def __str__(self) -> str:
-        told = "; ".join(
+        groups = "; ".join(
             f"{group.name}: {group.before:.3f} → {group.after:.3f} of {group.points} recourse points broken"
-            + ("" if group.steers else " (too few to steer by)")
+            + ("" if group.steers else " (too few to change the weights)")
             for group in self.groups
         )
-        return f"worst group {self.worst_before:.3f} → {self.worst_after:.3f} (round {self.kept} of {self.rounds}). {told}"
+        return f"worst group {self.worst_before:.3f} → {self.worst_after:.3f} (round {self.kept} of {self.rounds}). {groups}"
 
 
-def group_labels(groups: Groups, rows: Tensor, space: ActionSpace) -> Sequence[Any]:
-    """One label for each of ``rows``: a feature of the action set, decoded, or what the user's function says.
+def label_rows(groups: Groups, rows: Tensor, space: ActionSpace) -> Sequence[Any]:
+    """Return one label for each row, from a feature of the action set or from the user's function.
+
+    Args:
+        groups: a feature's name, or a function from rows (N, ...) to N labels.
+        rows: (N, ...) the rows.
+        space: the action space, which decodes a feature from the rows.
 
     Raises:
-        DataError: the action set does not name features, has none of that name, or the function gives no labels or another number of them.
+        DataError: the action space names no features or none of that name, or the function returns no labels or another number of them.
     """
     if isinstance(groups, str):
         decode = getattr(space, "decode", None)
         if decode is None:
-            raise DataError(f"groups={groups!r} names a feature, but the action space names none; give a function from rows to labels")
+            raise DataError(f"groups={groups!r} needs an action space that names features. Pass a function from rows to labels instead.")
         frame = decode(rows)
         if groups not in frame.columns:
-            raise DataError(f"groups={groups!r} is no feature of the action set; its features are {', '.join(map(str, frame.columns))}")
+            raise DataError(
+                f"groups must be a feature of the action set, got {groups!r}. Choose one of {', '.join(map(str, frame.columns))}."
+            )
         return list(frame[groups])
     labels = groups(rows)
     if np.ndim(labels) == 0:
-        raise DataError(f"the groups function gave a {type(labels).__name__}; it must give a list or array, one label for each row")
+        raise DataError(f"the groups function must return one label for each row, got a {type(labels).__name__}. Return a list or array.")
     if len(labels) != len(rows):
-        raise DataError(f"the groups function gave {len(labels)} labels for {len(rows)} rows; it must give one for each")
+        raise DataError(f"the groups function must return one label for each row, got {len(labels)} labels for {len(rows)} rows.")
     return labels
 
 
-def reweight_groups(
-    network: Network,
-    calibration: CalibrationSet,
-    people: CalibrationSet,
-    labels: Sequence[Any],
-    round_on: Callable[[CalibrationSet], QuantizationPlan],
-    *,
-    head: Head,
-    threshold: float | None,
-    progress: bool = True,
-) -> tuple[CalibrationSet, QuantizationPlan, WorstGroup]:
-    """The rounding with the lowest Validity Drop of the worst group among a few that weigh groups differently.
+@dataclass(frozen=True)
+class GroupProblem:
+    """The groups of the calibration rows, and the recourse points that their Validity Drop is measured at.
 
-    Each round multiplies a group's weight by exp of how far its VD lies above the overall one (multiplicative weights, the dual of the
-    maximum in eq. 33), and rounds again. Ties in the worst group go to the lower overall VD, then to the earlier round.
+    Attributes:
+        names: name of each of the G groups.
+        member: (N,) group of each factual row, as a position in ``names``.
+        rows: (M, ...) the recourse points.
+        target: (M,) the class that each point reaches on the full-precision model.
+        group: (M,) group of each point, as a position in ``names``.
+        head: what the network puts out.
+        threshold: decision threshold of a binary model, or None for the arg max.
+    """
+
+    names: tuple[str, ...]
+    member: Tensor
+    rows: Tensor
+    target: Tensor
+    group: Tensor
+    head: Head
+    threshold: float | None
+
+    @cached_property
+    def points(self) -> Tensor:
+        """(G,) number of recourse points of each group, float64."""
+        return torch.bincount(self.group, minlength=len(self.names)).double()
+
+    @cached_property
+    def steers(self) -> Tensor:
+        """(G,) True for groups with enough points to change the weights."""
+        return self.points >= SMALLEST_GROUP
+
+    def weigh(self, calibration: CalibrationSet, factors: Tensor) -> CalibrationSet:
+        """Return ``calibration`` with each row's weight multiplied by its group's factor (G,)."""
+        return replace(calibration, weights=calibration.weights * factors[self.member[calibration.source]].to(torch.float32))
+
+    def judge(self, network: Network, calibration: CalibrationSet, plan: QuantizationPlan, factors: Tensor) -> GroupTrial:
+        """Measure Validity Drop by group of a plan that was rounded on ``calibration``, weighted by ``factors``."""
+        with torch.no_grad():
+            given = class_logits(fake_quantize_network(network, plan)(self.rows), self.head, self.threshold).argmax(dim=1)
+        broken = torch.bincount(self.group[given != self.target], minlength=len(self.names)).double()
+        drops = broken / self.points.clamp_min(1)
+        return GroupTrial(factors, calibration, plan, broken, float(drops[self.steers].max()), float(broken.sum() / self.points.sum()))
+
+    def next_factors(self, trials: Sequence[GroupTrial]) -> Tensor | None:
+        """Return the factors (G,) of the next rounding, or None where no further rounding can help.
+
+        The first rounding has even weights. Each later one multiplies a group's factor by exp of how far its Validity Drop lies above the
+        overall one (multiplicative weights, the dual of the maximum in eq. 33).
+        """
+        if not trials:
+            return torch.ones(len(self.names), dtype=torch.float64)
+        last = trials[-1]
+        if last.worst == 0 or len(trials) > ROUNDS:
+            return None
+        drops = last.broken / self.points.clamp_min(1)
+        return torch.where(self.steers, last.factors * torch.exp(RATE * (drops - last.overall) / last.worst), last.factors)
+
+    def report(self, trials: Sequence[GroupTrial], kept: int) -> WorstGroup:
+        """Return Validity Drop by group of the first trial and of the one that was kept."""
+        first, last = trials[0], trials[kept]
+        groups = tuple(
+            GroupValidity(
+                name,
+                int(self.points[number]),
+                int(first.broken[number]),
+                int(last.broken[number]),
+                float(last.factors[number]),
+                bool(self.steers[number]),
+            )
+            for number, name in enumerate(self.names)
+        )
+        return WorstGroup(groups, len(trials), kept)
+
+
+@dataclass(frozen=True)
+class GroupTrial:
+    """One rounding with weighted groups, and its Validity Drop.
+
+    Attributes:
+        factors: (G,) factor of each group's weights, float64.
+        calibration: the weighted calibration rows.
+        plan: the plan that was rounded on them.
+        broken: (G,) recourse points of each group that the plan refuses.
+        worst: the largest Validity Drop among groups that steer.
+        overall: Validity Drop over all groups' points.
+    """
+
+    factors: Tensor
+    calibration: CalibrationSet
+    plan: QuantizationPlan
+    broken: Tensor
+    worst: float
+    overall: float
+
+
+def build_group_problem(
+    network: Network, people: CalibrationSet, labels: Sequence[Any], *, head: Head, threshold: float | None
+) -> GroupProblem:
+    """Assign the recourse points of ``people`` to groups. Points that the full-precision network itself refuses are left out.
 
     Args:
         network: the full-precision network.
-        calibration: rows to round on.
-        people: the same factual rows, and the points where their recourse ends, which VD is measured at.
+        people: factual rows, and the points where their recourse ends.
         labels: group of each factual row.
-        round_on: makes a plan from calibration rows.
-        head, threshold: what the network puts out and where it decides.
-
-    Returns:
-        The calibration rows as weighted for the plan that was kept, the plan, and the report.
+        head: what the network puts out.
+        threshold: decision threshold of a binary model, or None for the arg max.
 
     Raises:
-        DataError: no group has enough recourse points.
+        DataError: no group has :data:`SMALLEST_GROUP` recourse points.
     """
     rows_of = group_rows(labels, "groups")
     member = torch.zeros(len(labels), dtype=torch.int64)
@@ -166,39 +261,23 @@ def reweight_groups(
     with torch.no_grad():
         decided = class_logits(network(people.rows), head, threshold).argmax(dim=1)
     point = (people.origin == COUNTERFACTUAL) & (decided == people.target)
-    at, target, group = people.rows[point], people.target[point], member[people.source[point]]
-    points = torch.bincount(group, minlength=len(rows_of)).double()
-    steers = points >= SMALLEST_GROUP
-    if not bool(steers.any()):
-        raise DataError(f"no group has {SMALLEST_GROUP} calibration people with recourse; give more rows, or coarser groups")
+    problem = GroupProblem(tuple(rows_of), member, people.rows[point], people.target[point], member[people.source[point]], head, threshold)
+    if not bool(problem.steers.any()):
+        raise DataError(
+            f"groups must include one with {SMALLEST_GROUP} calibration people who have recourse, got at most "
+            f"{int(problem.points.max())}. Give more rows, or coarser groups."
+        )
+    return problem
 
-    def broken(plan: QuantizationPlan) -> Tensor:
-        with torch.no_grad():
-            given = class_logits(fake_quantize_network(network, plan)(at), head, threshold).argmax(dim=1)
-        return torch.bincount(group[given != target], minlength=len(rows_of)).double()
 
-    factor = torch.ones(len(rows_of), dtype=torch.float64)
-    tried: list[tuple[tuple[float, float], CalibrationSet, QuantizationPlan, Tensor, Tensor]] = []
-    for _ in track(range(ROUNDS + 1), "weighing groups", enabled=progress):
-        weights = calibration.weights * factor[member[calibration.source]].to(torch.float32)
-        weighted = replace(calibration, weights=weights)
-        plan = round_on(weighted)
-        failures = broken(plan)
-        share, overall = failures / points.clamp_min(1), float(failures.sum() / points.sum())
-        worst = float(share[steers].max())
-        tried.append(((worst, overall), weighted, plan, failures, factor))
-        if worst == 0:
-            break
-        factor = torch.where(steers, factor * torch.exp(RATE * (share - overall) / worst), factor)
-    kept = min(range(len(tried)), key=lambda number: tried[number][0])
-    _, weighted, plan, failures, factor = tried[kept]
-    even = tried[0][3]
-    report = tuple(
-        GroupValidity(name, int(points[g]), int(even[g]), int(failures[g]), float(factor[g]), bool(steers[g]))
-        for g, name in enumerate(rows_of)
-    )
-    return weighted, plan, WorstGroup(report, len(tried), kept)
+def choose_trial(trials: Sequence[GroupTrial]) -> int:
+    """Return the position of the trial with the lowest Validity Drop of the worst group.
+
+    Ties go to the lower overall Validity Drop, then to the earlier trial.
+    """
+    return min(range(len(trials)), key=lambda number: (trials[number].worst, trials[number].overall))
 
 
 def _share(part: int, whole: int) -> float:
+    """Return ``part / whole``, NaN where ``whole`` is 0."""
     return part / whole if whole else math.nan

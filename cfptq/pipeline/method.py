@@ -1,4 +1,4 @@
-"""A method: which rows calibrate, what scores the layers, who spends the budget, how weights are rounded."""
+"""The rules that a method of quantization without training consists of."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from cfptq.quantize.calibration_set import CalibrationSet
 
 T = TypeVar("T", bound=Callable[..., object])
 
-#: Scores, allocators and rounding rules that a method may name instead of passing one.
+#: Name -> score of a method.
 SCORES: Mapping[str, Score] = MappingProxyType(
     {
         "factual": score_by_factual_gradient,
@@ -51,9 +51,13 @@ SCORES: Mapping[str, Score] = MappingProxyType(
         "output-distance": score_by_output_distance,
     }
 )
+
+#: Name -> allocator of a method.
 ALLOCATORS: Mapping[str, Allocator] = MappingProxyType(
     {"greedy": allocate_greedily, "exact": allocate_exactly, "uniform": allocate_uniformly}
 )
+
+#: Name -> rounding rule of a method.
 ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
     {"nearest": round_nearest, "nearest-full-range": round_nearest_full_range, "compensated": round_compensated, "margin": round_by_margins}
 )
@@ -64,24 +68,26 @@ Groups = str | Callable[[torch.Tensor], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is quantized. Every preset of :data:`METHODS` is one; a user may pass her own to ``calibrate``.
+    """A rule for each step of quantization without training.
+
+    The presets in ``cfptq.pipeline.method_presets.METHODS`` are such methods. A user may pass their own to ``calibrate``.
 
     Attributes:
-        name: stands in results, plans and files.
-        rows: "factual" calibrates on X_cal, "augmented" on U_cal = X_cal ∪ {x + δ} (eq. 21), "boundary" on X_cal and on points where
-            recourse ends, every row weighted by how near its decision is.
-        score: "factual" or "counterfactual" (eq. 23), "margin" (measured for each width), "surrogate" (eq. 71), "hessian-trace",
+        name: name in results, plans and files.
+        rows: "factual" calibrates on X_cal, and "augmented" on U_cal = X_cal ∪ {x + δ} (eq. 21). "boundary" calibrates on X_cal and the
+            points where recourse ends, each row weighted by how near its decision is to the boundary.
+        score: "factual" or "counterfactual" (eq. 23), "margin" (measured at each width), "surrogate" (eq. 71), "hessian-trace",
             "output-distance", or a callable of the type ``cfptq.allocation.Score``.
         allocator: "greedy" (eq. 24), "exact", "uniform", or a callable of the type ``cfptq.allocation.Allocator``.
-        rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated" (each layer's own output), "margin" (compensated, then
-            by the decision's margin; ``sequential`` only), or a callable of the type ``cfptq.quantize.Rounding``.
-        activations: bits of the tensors that feed quantized layers.
-        equalize: move hidden channels' scales between the layers around them first.
-        sequential: let each layer make up for what the quantized layers before it spoil.
-        repair: at the end, adjust integers and bias of the last layer until calibration recourse that fails holds; see
+        rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated" (keeps each layer's output), "margin" (compensated,
+            then by the decision's margin; needs ``sequential``), or a callable of the type ``cfptq.quantize.Rounding``.
+        activations: formats of the tensors that feed quantized layers.
+        equalize: scale hidden channels first, so that the weights around them use their range.
+        sequential: let each layer compensate for the error of the quantized layers before it.
+        repair: adjust integers and bias of the last layer at the end, until calibration recourse that fails holds; see
             :mod:`cfptq.quantize.repair`.
-        groups: weigh the rows of each group so that the worst group's Validity Drop falls (eq. 33): a feature's name, or a function from
-            rows (N, ...) to N labels.
+        groups: reweight the groups of people so that the worst group's Validity Drop falls (eq. 33): a feature's name, or a function
+            from rows (N, ...) to N labels. None weighs all alike.
     """
 
     name: str
@@ -97,41 +103,44 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.rows not in ("factual", "augmented", "boundary"):
-            raise ConfigurationError(f"method {self.name!r}: rows must be 'factual', 'augmented' or 'boundary', not {self.rows!r}")
+            raise ConfigurationError(f"rows of method {self.name!r} must be 'factual', 'augmented' or 'boundary', got {self.rows!r}.")
         for part, known in (("score", SCORES), ("allocator", ALLOCATORS), ("rounding", ROUNDINGS)):
             choice = getattr(self, part)
             if isinstance(choice, str) and choice not in known:
                 names = ", ".join(sorted(known))
-                raise ConfigurationError(f"method {self.name!r}: {part} {choice!r} is unknown; choose one of {names}, or pass a callable")
+                raise ConfigurationError(f"{part} of method {self.name!r} must be a callable or one of {names}, got {choice!r}.")
         if self.rounding in ("margin", round_by_margins) and not self.sequential:
             raise ConfigurationError(
-                f"method {self.name!r}: rounding 'margin' goes from layer to layer; set sequential=True, or round 'compensated'"
+                f"rounding 'margin' of method {self.name!r} requires sequential=True. Set it, or choose rounding='compensated'."
             )
         if not (self.groups is None or isinstance(self.groups, str) or callable(self.groups)):
             raise ConfigurationError(
-                f"method {self.name!r}: groups must be a feature's name, or a function from rows (N, ...) to one label each, not a "
-                f"{type(self.groups).__name__}"
+                f"groups of method {self.name!r} must be a feature's name or a function from rows (N, ...) to one label each, got a "
+                f"{type(self.groups).__name__}."
             )
 
     @property
     def needs_recourse(self) -> bool:
-        """Whether the method looks at counterfactual points at all."""
+        """True where the method uses counterfactual points."""
         return self.rows != "factual" or self.score_function is not score_by_factual_gradient
 
     @property
     def score_function(self) -> Score:
-        return _chosen(self.score, SCORES)
+        """The score, looked up by name where it is a name."""
+        return _look_up(self.score, SCORES)
 
     @property
     def allocate(self) -> Allocator:
-        return _chosen(self.allocator, ALLOCATORS)
+        """The allocator, looked up by name where it is a name."""
+        return _look_up(self.allocator, ALLOCATORS)
 
     @property
     def round(self) -> Rounding:
-        return _chosen(self.rounding, ROUNDINGS)
+        """The rounding rule, looked up by name where it is a name."""
+        return _look_up(self.rounding, ROUNDINGS)
 
     def with_activations(self, bits: int | None, input_bits: InputBits) -> Method:
-        """The same method with other activation formats; None keeps what it has."""
+        """Return the same method with other activation formats. None keeps the method's own."""
         kept = self.activations
         return replace(self, activations=replace(kept, bits=bits or kept.bits, input_bits=input_bits or kept.input_bits))
 
@@ -147,7 +156,18 @@ class Method:
         portable: bool = False,
         progress: bool = True,
     ) -> QuantizationPlan:
-        """Round ``network`` at the widths of ``allocation`` by this method's rules; neither repaired nor steered towards a group."""
+        """Round ``network`` at the widths of ``allocation``, with neither repair nor reweighted groups.
+
+        Args:
+            network: the full-precision network.
+            calibration: the calibration rows.
+            allocation: bits of each layer.
+            head: what the network puts out.
+            threshold: decision threshold of a binary model, or None for the arg max.
+            seed: seed that the plan records.
+            portable: keep weights behind integer inputs within ±63.
+            progress: whether a progress bar may be shown.
+        """
         return quantize(
             network,
             calibration,
@@ -165,58 +185,21 @@ class Method:
         )
 
     def to_dict(self) -> dict[str, Any] | None:
-        """Plain values for a file; None where a part is the user's own function, which no file can hold."""
+        """Return plain values for a file, or None where a part is the user's own function, which no file can hold."""
         parts = (self.score, self.allocator, self.rounding)
         named = all(isinstance(part, str) for part in parts) and (self.groups is None or isinstance(self.groups, str))
         return asdict(self) if named else None
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Method:
-        """What :meth:`to_dict` gave."""
+        """Build a method from what :meth:`to_dict` returned."""
         return Method(**{**content, "activations": Activations(**content["activations"])})
 
 
-#: The default, and the paper's training-free variants (Appendix F), by name.
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        method.name: method
-        for method in (
-            Method(
-                "faithful",
-                rows="boundary",
-                score="margin",
-                allocator="exact",
-                rounding="margin",
-                activations=Activations(input_bits=None, clip=False),
-                equalize=True,
-                sequential=True,
-            ),
-            Method("ptq", rows="factual", score="factual", allocator="uniform"),
-            Method("mixed-ptq", rows="factual", score="factual"),
-            Method("cf-ptq-calibration", rows="augmented", score="factual"),
-            Method("cf-ptq-allocation", rows="factual", score="counterfactual"),
-            Method("cf-ptq", rows="augmented", score="counterfactual"),
-        )
-    }
-)
-
-
-def as_method(method: str | Method) -> Method:
-    """The preset of that name, or the method itself.
-
-    Raises:
-        ConfigurationError: no preset has that name.
-    """
-    if isinstance(method, Method):
-        return method
-    if method not in METHODS:
-        raise ConfigurationError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}, or pass a cfptq.Method")
-    return METHODS[method]
-
-
-def _chosen(choice: str | T, known: Mapping[str, T]) -> T:
+def _look_up(choice: str | T, known: Mapping[str, T]) -> T:
+    """Return the callable of that name, or the callable itself."""
     if isinstance(choice, str):
         return known[choice]
     if not callable(choice):
-        raise CfptqError(f"{choice!r} is neither a name nor a callable")
+        raise CfptqError(f"score, allocator and rounding must be a name or a callable, got {choice!r}.")
     return choice

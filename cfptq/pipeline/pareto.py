@@ -1,4 +1,4 @@
-"""The whole curve: Validity Drop against average bits, from one set of layer scores."""
+"""The curve of Validity Drop against average bits, from one set of layer scores."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, hold_
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One allocation.
+    """One allocation on the curve.
 
     Attributes:
-        average_bits: its average bits.
-        bits: layer name -> width.
-        stored_bytes: weights, scales and biases as a file holds them.
-        predicted_damage: what the layer scores say is lost against every layer at its widest, in their own unit.
-        validity_drop: measured on the fake-quantized twin at the curve's recourse points.
-        interval: Wilson's 95 % interval of it.
-        chosen: the allocation of the result that the curve was drawn for.
+        average_bits: average bits per weight.
+        bits: layer name -> bits.
+        stored_bytes: bytes of weights, scales and biases in a file.
+        predicted_damage: loss against every layer at its widest that the layer scores predict, in their own unit.
+        validity_drop: Validity Drop of the fake-quantized module at the curve's recourse points.
+        interval: Wilson's 95 % confidence interval of ``validity_drop``.
+        chosen: True for the allocation of the result that the curve was drawn for.
     """
 
     average_bits: float
@@ -50,11 +50,11 @@ class Pareto:
     """Validity Drop against average bits, an estimate on calibration people.
 
     Attributes:
-        points: by average bits, ascending; the best allocation that the method's allocator finds for each budget.
-        people: recourse points that Validity Drop was measured at.
-        held_out: those people were left out of every rounding; False means that the model was calibrated on them.
+        points: the allocator's best allocation for each budget, by ascending average bits.
+        people: number of recourse points that Validity Drop was measured at.
+        held_out: True where those people were left out of every rounding; False where the model was calibrated on them.
         method: the method's name.
-        scores: what the layers were scored by.
+        scores: name of the layer scores.
     """
 
     points: tuple[ParetoPoint, ...]
@@ -65,12 +65,12 @@ class Pareto:
 
     @property
     def chosen(self) -> ParetoPoint:
-        """The result's own allocation."""
+        """Point of the result's own allocation."""
         return next(point for point in self.points if point.chosen)
 
     @property
     def measured_on(self) -> str:
-        """Whom the estimates are about, in words."""
+        """Description of the people that the estimates are about."""
         return f"{self.people} {'held-out ' if self.held_out else ''}calibration people" + (
             "" if self.held_out else ", seen by the rounding"
         )
@@ -84,7 +84,10 @@ class Pareto:
     __repr__ = __str__
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each point; the widths of layers as columns ``bits: NAME``, the interval as ``low`` and ``high``."""
+        """Return one row for each point.
+
+        Layers' bits are columns ``bits: NAME``, and the interval is ``low`` and ``high``.
+        """
         rows = []
         for point in self.points:
             row = asdict(point)
@@ -93,13 +96,19 @@ class Pareto:
         return pd.DataFrame(rows)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the curve to ``path``, as SVG, PNG or PDF by its name; the same bytes each time.
+        """Draw the curve as an SVG, PNG or PDF file.
+
+        The bytes are the same each time on the same machine with the same versions.
+
+        Args:
+            path: file to write; its ending chooses the format.
 
         Raises:
             MissingDependencyError: Matplotlib is not installed.
-            FileError: the place cannot be written.
+            DataError: the path has another ending.
+            FileError: the file cannot be written.
         """
-        kind = plot_kind(path)
+        kind = choose_plot_format(path)
         import matplotlib
         from matplotlib.figure import Figure
 
@@ -107,7 +116,7 @@ class Pareto:
         drops = [point.validity_drop for point in self.points]
         spread = [[drop - point.interval[0] for drop, point in zip(drops, self.points, strict=True)]]
         spread.append([point.interval[1] - drop for drop, point in zip(drops, self.points, strict=True)])
-        # Element ids and dates would differ from run to run.
+        # By default, element ids and dates differ from run to run.
         with matplotlib.rc_context({"svg.hashsalt": "cfptq"}), atomic_write(path) as aside:
             figure = Figure(figsize=(6.4, 4.0), layout="constrained")
             axes = figure.add_subplot()
@@ -130,8 +139,8 @@ class Pareto:
             )
 
 
-def plot_kind(path: str | os.PathLike[str]) -> str:
-    """Format of a plot by the file's name: svg, png or pdf.
+def choose_plot_format(path: str | os.PathLike[str]) -> str:
+    """Return the format of a plot, svg, png or pdf, by its file's ending.
 
     Raises:
         DataError: another ending.
@@ -139,13 +148,13 @@ def plot_kind(path: str | os.PathLike[str]) -> str:
     """
     kind = Path(path).suffix.removeprefix(".").lower()
     if kind not in ("svg", "png", "pdf"):
-        raise DataError(f"{os.fspath(path)} is no .svg, .png or .pdf file by its name; name it so")
+        raise DataError(f"a plot must be a .svg, .png or .pdf file, got {os.fspath(path)}. Change the ending.")
     if find_spec("matplotlib") is None:
-        raise MissingDependencyError("a plot needs Matplotlib; install it with: pip install 'cfptq[plot]'")
+        raise MissingDependencyError("A plot needs Matplotlib. Install it with: pip install 'cfptq[plot]'")
     return kind
 
 
-def pareto_curve(
+def trace_pareto_curve(
     network: Network,
     calibration: CalibrationSet,
     people: CalibrationSet,
@@ -160,18 +169,21 @@ def pareto_curve(
     held_out: bool = False,
     progress: bool = True,
 ) -> Pareto:
-    """Round ``network`` at the allocation of every budget from 2 to 8 average bits and measure Validity Drop on the twin.
+    """Round ``network`` at the allocation of every budget from 2 to 8 average bits and measure Validity Drop.
 
     Args:
         network: the full-precision network.
         calibration: rows that the method calibrates on.
         people: the same factual rows, and the recourse points to measure at.
-        scores: one set of scores for all budgets.
-        method: its allocator and its rounding are used; a repair is not, but for ``plan`` itself.
-        chosen, plan: the result's own; marked on the curve. With ``held_out``, ``chosen`` is rounded anew like the others.
-        head, threshold: what the network puts out and where it decides.
-        pinned: layer name -> width it keeps.
-        held_out: measure on every fourth person, and leave these people out of the rounding.
+        scores: the layer scores, one set for all budgets.
+        method: the method, whose allocator and rounding are used. Its repair is not.
+        chosen: the result's own allocation, marked on the curve.
+        plan: the result's own plan, used as it is without ``held_out``.
+        head: what the network puts out.
+        threshold: decision threshold of a binary model, or None for the arg max.
+        pinned: layer name -> bits that it must have.
+        held_out: measure on every fourth person, and leave those people out of the rounding. False measures on all.
+        progress: whether a progress bar may be shown.
 
     Raises:
         DataError: there are no recourse points to measure at.
@@ -184,7 +196,8 @@ def pareto_curve(
     rows, target = people.rows[at], people.target[at]
     if len(rows) == 0:
         raise DataError(
-            "the calibration rows hold no recourse points to measure Validity Drop at: nobody was rejected, or they are factual only"
+            "the curve needs recourse points among the calibration rows, and there are none. Either nobody was rejected, or the rows are "
+            "factual only."
         )
     allocations = {
         allocation.bits: allocation for allocation in (*allocation_path(method.allocate, scores, pinned, plan.candidate_widths), chosen)

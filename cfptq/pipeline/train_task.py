@@ -1,4 +1,4 @@
-"""From a teacher and a training method to a result: the training-free start, supervision, training, the plan."""
+"""Quantize a task by training, from the training-free start to the plan."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from torch import nn
 
 from cfptq.allocation import BitAllocation, Budget, allocate_exactly
 from cfptq.errors import DataError
-from cfptq.network import Network, as_predictor, decisions
-from cfptq.pipeline.method import Method, as_method
+from cfptq.network import Network, as_predictor, decide
+from cfptq.pipeline.method import Method
+from cfptq.pipeline.method_presets import as_method
+from cfptq.pipeline.quantize_task import quantize_with
 from cfptq.pipeline.result import Result
-from cfptq.pipeline.task import PROBE_ROWS, Teacher
+from cfptq.pipeline.task import PROBE_ROWS, QuantizationTask
 from cfptq.quantize import PORTABLE_WIDTHS, WIDTHS, Activations, equalize_on_calibration
 from cfptq.training import BitCost, BitPolicy, Files, History, Search, Start, Student, Supervision, TeacherSettings, Trainer, supervise
 from cfptq.training.hessian_allocation import task_trace
 from cfptq.training.presets import QatMethod
 from cfptq.training.pretraining import pretrained
 
-#: Rows that the training-free start is calibrated on.
+#: Rows that training draws from a loader by default, which is all of them.
+ALL_ROWS = sys.maxsize
+
+#: Rows that the training-free start is calibrated on by default. Where the loader has more, a seeded sample is drawn.
 CALIBRATION_ROWS = 4096
 
 
-def learn(
-    teacher: Teacher,
+def train_with(
+    task: QuantizationTask,
     method: QatMethod,
     budget: Budget | float,
     *,
@@ -41,52 +46,70 @@ def learn(
     fit: Callable[[Trainer], History] | None = None,
     progress: bool = True,
 ) -> Result:
-    """The teacher's model quantized by training within ``budget``; arguments as in :func:`cfptq.qat`."""
-    limit = Budget.of(budget)
-    numbers = None if groups is None else _numbered(groups, len(teacher.rows))
+    """Quantize the task's model by training within ``budget``.
 
-    def supervised(module: nn.Module, settings: TeacherSettings) -> Supervision:
-        predictor = as_predictor(module, example=teacher.rows[:PROBE_ROWS], head=teacher.head, threshold=teacher.threshold)
+    Args:
+        task: the model and its training rows.
+        method: the training method.
+        budget: average bits per weight, or a :class:`cfptq.Budget`.
+        groups: one value per training row, for objectives on the worst group; None trains on all people alike.
+        pinned: layer name -> bits that it must have.
+        activations: activation formats; by default 8 bits, with the input chosen by cost.
+        calibration_rows: most rows that the training-free start is calibrated on.
+        portable: keep weights behind integer inputs within ±63.
+        files: checkpoint and log of the training; None writes neither.
+        fit: runs the prepared training; by default the package's own loop.
+        progress: whether a progress bar may be shown.
+
+    Raises:
+        DataError: the groups do not fit the rows, or a sweep over η and λ is asked to keep a checkpoint.
+        BudgetError: the budget cannot be met.
+        FileError: the checkpoint is another run's.
+        ModelError: training diverges.
+    """
+    limit = Budget.of(budget)
+    numbers = None if groups is None else _number_groups(groups, len(task.rows))
+
+    def build_supervision(module: nn.Module, settings: TeacherSettings) -> Supervision:
+        predictor = as_predictor(module, example=task.rows[:PROBE_ROWS], head=task.head, threshold=task.threshold)
         return supervise(
-            teacher.rows, teacher.labels, predictor, teacher.space, target=teacher.target, settings=settings, groups=numbers,
-            seed=teacher.seed, progress=progress,
+            task.rows, task.labels, predictor, task.space, target=task.target, settings=settings, groups=numbers,
+            seed=task.seed, progress=progress,
         )  # fmt: skip
 
     if method.pretraining is not None:
-        plain = _calibrating(teacher, calibration_rows).quantized(as_method("ptq"), 8.0, portable=False, progress=False)
-        start = Start(teacher.network, plain.plan, {})
+        plain = quantize_with(_sample_rows(task, calibration_rows), as_method("ptq"), 8.0, portable=False, progress=False)
+        start = Start(task.network, plain.plan, {})
         network = pretrained(
-            method.pretraining, teacher.network, start, lambda module: supervised(module, replace(method.teacher, share=1.0)),
-            method.schedule.pretraining, teacher.head, teacher.threshold, teacher.seed,
+            method.pretraining, task.network, start, lambda module: build_supervision(module, replace(method.teacher, share=1.0)),
+            method.schedule.pretraining, task.head, task.threshold, task.seed,
         )  # fmt: skip
-        predictor = as_predictor(
-            network.graph, example=teacher.rows[:PROBE_ROWS], head=teacher.head, threshold=teacher.threshold, name="fp32"
-        )
-        teacher = replace(teacher, network=network, predictor=predictor)
-    rule = _starting_method(method, activations)
-    # A start whose integers are fitted to rows would be judged by rows it has seen, if those that choose the epoch were among them.
-    fitted = method.schedule.split(len(teacher.rows), teacher.seed)[0] if rule.sequential else None
-    calibrating = _calibrating(teacher, calibration_rows, fitted)
+        predictor = as_predictor(network.graph, example=task.rows[:PROBE_ROWS], head=task.head, threshold=task.threshold, name="fp32")
+        task = replace(task, network=network, predictor=predictor)
+    rule = _choose_start(method, activations)
+    # A start that is fitted to rows must not see those that choose the epoch.
+    fitted = method.schedule.split(len(task.rows), task.seed)[0] if rule.sequential else None
+    calibrating = _sample_rows(task, calibration_rows, fitted)
     # A policy chooses among the same widths in every layer.
     widths = (PORTABLE_WIDTHS if portable else WIDTHS) if method.bits == "learned" else None
-    first = calibrating.quantized(rule, limit, pinned=pinned, portable=portable, widths=widths, progress=progress)
-    start = _start(calibrating, rule, first, widths or (), portable)
+    first = quantize_with(calibrating, rule, limit, pinned=pinned, portable=portable, widths=widths, progress=progress)
+    start = _build_start(calibrating, rule, first, widths or (), portable)
     settings = method.teacher if method.objective.uses_points else replace(method.teacher, cached=False, solvers=method.teacher.solvers[:1])
-    supervision = supervised(teacher.network.graph, settings)
+    supervision = build_supervision(task.network.graph, settings)
     if not method.objective.uses_points:
         supervision = supervision.without_actions()
     candidates = [(eta, weight) for eta in method.etas or (method.objective.eta,) for weight in method.bit_weights or (method.bit_weight,)]
     if len(candidates) > 1 and files is not None and files.checkpoint is not None:
-        raise DataError("a sweep over η and λ keeps no checkpoint; give one value of each, or leave checkpoint out")
+        raise DataError("checkpoint must be None for a sweep over η and λ. Give one value of each, or leave checkpoint out.")
     runs = [
-        _run(teacher, method, start, first, supervision, limit, eta, weight, pinned, files, fit, progress) for eta, weight in candidates
+        _train_once(task, method, start, first, supervision, limit, eta, weight, pinned, files, fit, progress) for eta, weight in candidates
     ]
-    # The paper's rule: the best validation accuracy; every run meets the budget. Ties go to the earlier pair.
+    # The paper chooses by validation accuracy. Every run meets the budget. Ties go to the earlier pair.
     return max(runs, key=lambda run: run[0])[1]
 
 
-def _run(
-    teacher: Teacher,
+def _train_once(
+    task: QuantizationTask,
     method: QatMethod,
     start: Start,
     first: Result,
@@ -99,7 +122,7 @@ def _run(
     fit: Callable[[Trainer], History] | None,
     progress: bool,
 ) -> tuple[float, Result]:
-    """Validation accuracy and result of one training."""
+    """Train once, and return the accuracy on held-out rows and the result."""
     student = Student(start, learned_clips=method.learned_clips, per_channel=method.per_channel)
     student.prune(method.sparsity)
     search = None
@@ -110,8 +133,8 @@ def _run(
         cost = BitCost.of(start.network, budget, widths, method.resource, method.hinge)
         search = Search(policy, cost, weight, budget, start.network, dict(pinned or {}))
     trainer = Trainer(
-        student, supervision, method.objective.with_eta(eta), method.schedule, student.bits, teacher.head, teacher.threshold,
-        search=search, seed=teacher.seed,
+        student, supervision, method.objective.with_eta(eta), method.schedule, student.bits, task.head, task.threshold,
+        search=search, seed=task.seed,
     )  # fmt: skip
     history = trainer.fit(files, progress) if fit is None else fit(trainer)
     plan = student.plan(method.name)
@@ -119,10 +142,10 @@ def _run(
     allocation = BitAllocation(tuple(names), tuple(sizes), history.bits)
     held = trainer.held_out
     with torch.no_grad():
-        accuracy = float((decisions(trainer.logits(held.rows)) == held.labels).double().mean())
+        accuracy = float((decide(trainer.logits(held.rows)) == held.labels).double().mean())
     result = replace(
         first,
-        network=teacher.network,
+        network=task.network,
         plan=plan,
         allocation=allocation,
         method=None,
@@ -133,46 +156,46 @@ def _run(
     return accuracy, result
 
 
-def _starting_method(method: QatMethod, activations: Activations | None) -> Method:
-    """The training-free method that training starts from, with the activation formats that all training methods share."""
+def _choose_start(method: QatMethod, activations: Activations | None) -> Method:
+    """Return the training-free method that training starts from, with the training's activation formats."""
     rule = replace(as_method(method.start), activations=activations or Activations(input_bits=None, clip=False))
     return replace(rule, score=task_trace, allocator=allocate_exactly) if method.bits == "trace" else rule
 
 
-def _start(teacher: Teacher, rule: Method, first: Result, widths: Sequence[int], portable: bool) -> Start:
+def _build_start(task: QuantizationTask, rule: Method, first: Result, widths: Sequence[int], portable: bool) -> Start:
+    """Return the network that training starts from, its plan, and its plans with every layer at each of ``widths``."""
     calibration = first.calibration
     assert calibration is not None
     bits = first.plan.bits
-    source: Network = equalize_on_calibration(teacher.network, calibration, bits, rule.activations) if rule.equalize else teacher.network
+    source: Network = equalize_on_calibration(task.network, calibration, bits, rule.activations) if rule.equalize else task.network
     names, sizes = tuple(bits), tuple(layer.parameters for layer in source.layers)
     # Every width's first steps are for the weights that training starts from, so these are not equalized again.
     uniform = {
         width: replace(rule, equalize=False).plan(
-            source, calibration, BitAllocation(names, sizes, (width,) * len(names)), head=teacher.head, threshold=teacher.threshold,
-            seed=teacher.seed, portable=portable, progress=False,
+            source, calibration, BitAllocation(names, sizes, (width,) * len(names)), head=task.head, threshold=task.threshold,
+            seed=task.seed, portable=portable, progress=False,
         )
         for width in widths
     }  # fmt: skip
     return Start(source, first.plan, uniform)
 
 
-def _calibrating(teacher: Teacher, most: int, rows: torch.Tensor | None = None) -> Teacher:
-    """The same teacher on at most ``most`` of its rows, or of those at positions ``rows``, drawn evenly."""
-    rows = torch.arange(len(teacher.rows)) if rows is None else rows
+def _sample_rows(task: QuantizationTask, most: int, rows: torch.Tensor | None = None) -> QuantizationTask:
+    """Return the task on at most ``most`` of its rows, or of those at positions ``rows``, drawn evenly."""
+    rows = torch.arange(len(task.rows)) if rows is None else rows
     if len(rows) > most:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(teacher.seed))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(task.seed))
         rows = rows[order[:most].sort().values]
-    return teacher if len(rows) == len(teacher.rows) else teacher.among(rows)
+    return task if len(rows) == len(task.rows) else task.keep_rows(rows)
 
 
-def _numbered(groups: Sequence[Any], rows: int) -> torch.Tensor:
+def _number_groups(groups: Sequence[Any], rows: int) -> torch.Tensor:
+    """Return the group of each row as a number, in the order of the groups' names."""
     if np.ndim(groups) == 0:
-        raise DataError(f"training takes groups as one value per training row, in the loader's order, not as a {type(groups).__name__}")
+        raise DataError(
+            f"groups must hold one value per training row, got a {type(groups).__name__}. Give them in the loader's order."
+        )
     if len(groups) != rows:
-        raise DataError(f"groups hold {len(groups)} values for {rows} training rows; give one a row, in the loader's order")
+        raise DataError(f"groups must hold one value for each of {rows} training rows, got {len(groups)}. Give them in the loader's order.")
     names = {name: number for number, name in enumerate(sorted({str(value) for value in groups}))}
     return torch.tensor([names[str(value)] for value in groups])
-
-
-#: Rows that training draws from a loader unless told otherwise: all of them.
-ALL_ROWS = sys.maxsize

@@ -1,4 +1,4 @@
-"""What an automatic tuner should ask of a quantized model: that it keeps people's recourse, and first of all its accuracy."""
+"""A score for automatic tuners, Validity Drop under an accuracy floor."""
 
 from __future__ import annotations
 
@@ -10,64 +10,72 @@ from torch import nn
 from cfptq.errors import DataError
 from cfptq.metrics import accuracy, validity_drop
 from cfptq.network import Head, as_predictor, decide
-from cfptq.pipeline.task import Teacher
-from cfptq.recourse import ProjectedGradient, RecourseBatch, solve, resolve_target
+from cfptq.pipeline.task import QuantizationTask
+from cfptq.recourse import ProjectedGradient, RecourseBatch, resolve_target, solve
 
 
 @dataclass(frozen=True)
 class TuningScore:
-    """The score of a candidate: 1 − Validity Drop where its accuracy holds, else how far accuracy falls short, below 0.
+    """A function that scores a candidate model by Validity Drop under an accuracy floor.
 
-    The full-precision model scores 1, so that a tuner's tolerable loss of 0.02 is a Validity Drop of 0.02.
+    The score is 1 − Validity Drop where the candidate's accuracy reaches the floor, and accuracy − floor, below 0, elsewhere. The
+    full-precision model scores 1. A tuner's tolerable loss of 0.02 is therefore a Validity Drop of 0.02.
 
     Attributes:
         rows: (N, ...) people to judge accuracy by.
-        labels: (N,) their classes; the full-precision model's own decisions where there are none.
-        recourse: the full-precision model's recourse for those it rejects.
-        least_accuracy: the floor.
-        head, threshold: what models put out, and where they decide.
+        labels: (N,) their classes, or the full-precision model's decisions where there are none.
+        recourse: the full-precision model's recourse for the people it rejects.
+        min_accuracy: the accuracy floor, a share from 0 to 1.
+        head: what models put out.
+        threshold: decision threshold of a binary model, or None for the arg max.
     """
 
     rows: torch.Tensor
     labels: torch.Tensor
     recourse: RecourseBatch
-    least_accuracy: float
+    min_accuracy: float
     head: Head
     threshold: float | None
 
     def __post_init__(self) -> None:
         if not bool(self.recourse.found.any()):
-            raise DataError("nobody who is rejected has recourse, so there is nothing to tune on; give more rows")
+            raise DataError("the rows must include rejected people who have recourse, and there are none. Give more rows.")
 
     def __call__(self, model: nn.Module) -> float:
+        """Return the score of ``model``."""
         candidate = as_predictor(model, example=self.rows[:2], head=self.head, threshold=self.threshold)
         reached = float(accuracy(decide(candidate.logits(self.rows)), self.labels))
-        if reached < self.least_accuracy:
-            return reached - self.least_accuracy
+        if reached < self.min_accuracy:
+            return reached - self.min_accuracy
         points = self.recourse.points
         return 1 - float(validity_drop(decide(candidate.logits(points)), self.recourse.target, self.recourse.found))
 
 
-def score_by(teacher: Teacher, max_accuracy_drop: float, *, progress: bool = True) -> TuningScore:
-    """The score by ``teacher``'s rows: its own recourse for those it rejects, and its own accuracy less ``max_accuracy_drop``.
+def build_tuning_score(task: QuantizationTask, max_accuracy_drop: float, *, progress: bool = True) -> TuningScore:
+    """Build the score from a task's rows and its model's recourse.
+
+    Args:
+        task: the full-precision model and the people to judge by.
+        max_accuracy_drop: largest loss of accuracy that meets the floor, a share from 0 to 1.
+        progress: whether a progress bar may be shown.
 
     Raises:
-        DataError: it rejects nobody, or nobody rejected has recourse.
+        DataError: the model rejects nobody, or nobody rejected has recourse.
     """
-    logits = teacher.predictor.logits(teacher.rows)
-    decided, wanted = decide(logits), resolve_target(teacher.target, teacher.rows, logits)
-    labels = decided if teacher.labels is None else teacher.labels
+    logits = task.predictor.logits(task.rows)
+    decided, wanted = decide(logits), resolve_target(task.target, task.rows, logits)
+    labels = decided if task.labels is None else task.labels
     rejected = decided != wanted
     if not bool(rejected.any()):
-        raise DataError("the model rejects none of these rows, so there is no recourse to tune on; give more rows")
+        raise DataError("the rows must include people whom the model rejects, and there are none. Give more rows.")
     recourse = solve(
-        teacher.predictor,
-        teacher.rows[rejected],
-        teacher.space,
+        task.predictor,
+        task.rows[rejected],
+        task.space,
         target=wanted[rejected],
         method=ProjectedGradient(),
-        seed=teacher.seed,
+        seed=task.seed,
         progress=progress,
     )
     floor = float(accuracy(decided, labels)) - max_accuracy_drop
-    return TuningScore(teacher.rows, labels, recourse, floor, teacher.head, teacher.threshold)
+    return TuningScore(task.rows, labels, recourse, floor, task.head, task.threshold)

@@ -1,9 +1,9 @@
-"""Equalization: each hidden channel's scale moved between the two layers around it, so that one 8-bit step suits them all.
+"""Cross-layer equalization, which rescales hidden channels so that one 8-bit step suits them all.
 
-A positively homogeneous function between two layers lets f(s z) = s f(z) pass, so dividing a channel's producer by s and multiplying
-its consumer by s changes nothing in full precision (Nagel et al. 2019). s = (a / w)^½ makes the channel's largest activation and the
-consumer's largest weight meet in the middle. Where the weights of both layers are as fine as the activations, s = a instead: every
-channel then uses the whole range of the activations' one step, and what little the weights lose by it is not what limits.
+A positively homogeneous function between two layers satisfies f(s z) = s f(z). Dividing a channel's producer by s and multiplying its
+consumer by s therefore changes nothing in full precision (Nagel et al. 2019). s = (a / w)^½ makes the channel's largest activation a equal
+to the consumer's largest weight w. Where the weights of both layers are as fine as the activations, s = a. Every channel then uses the
+whole range of the activations' step.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Collection
 import torch
 from torch import fx
 
-from cfptq.network import Layer, Network, multiply_adds
+from cfptq.network import Layer, Network, count_multiply_adds
 from cfptq.quantize.row_sampling import every_nth
 
-#: What may stand between the two layers: functions of one channel with f(s z) = s f(z) for s > 0.
+#: Functions that may stand between the two layers. Each acts on one channel, with f(s z) = s f(z) for s > 0.
 HOMOGENEOUS = frozenset(
     {
         torch.ops.aten.relu.default,
@@ -28,42 +28,43 @@ HOMOGENEOUS = frozenset(
     }
 )
 
-#: Height that a channel has at least, as a share of its largest value before the function: one that hardly ever fires must leave room
-#: for what rounding the layers before it makes of it, or it alone would set the step of all.
-LEAST_HEIGHT = 2.0**-8
+#: Least height of a channel, as a share of its largest value before the function. A channel that is almost always 0 must leave room for
+#: the rounding errors of the layers before it. Otherwise it alone would set the step of all channels.
+MIN_HEIGHT_SHARE = 2.0**-8
 
 
 def equalize_network(network: Network, rows: torch.Tensor, fine: Collection[str] = ()) -> Network:
-    """The same function with hidden channels equalized over ``rows``; pairs that cannot be are left as they are.
+    """Equalize hidden channels over calibration rows without changing the function. Pairs that cannot be equalized stay.
 
     Args:
         network: the captured network.
-        rows: (N, ...) calibration rows.
-        fine: layers whose weights are as fine as activations; between two of them only the activations decide.
+        rows: calibration rows, (N, ...).
+        fine: names of layers whose weights are as fine as activations. Between two of them, s = a.
     """
-    pairs = _pairs(network)
+    pairs = _find_pairs(network)
     if not pairs:
         return network
-    kept = rows[every_nth(len(rows), multiply_adds(network))]
+    kept = rows[every_nth(len(rows), count_multiply_adds(network))]
     values = network.observe(kept, [name for producer, consumer in pairs for name in (producer.node, consumer.input)])
     largest = {name: value.transpose(0, 1).flatten(1).abs().amax(dim=1) for name, value in values.items()}
-    weights = {layer.name: (network.weight(layer.name), network.bias(layer.name)) for layer in network.layers}
+    parameters = {layer.name: (network.weight(layer.name), network.bias(layer.name)) for layer in network.layers}
     for producer, consumer in pairs:
-        weight, bias = weights[producer.name]
-        following, its_bias = weights[consumer.name]
-        reach = following.transpose(0, 1).flatten(1).abs().amax(dim=1)
-        height = torch.maximum(largest[consumer.input], LEAST_HEIGHT * largest[producer.node])
-        usable = (height > 0) & (reach > 0)
-        # The producer may itself have been rescaled as a consumer: that touched its inputs, not its channels.
-        scale = height if {producer.name, consumer.name} <= set(fine) else (height / reach.clamp_min(1e-30)).sqrt()
+        weight, bias = parameters[producer.name]
+        next_weight, next_bias = parameters[consumer.name]
+        largest_weight = next_weight.transpose(0, 1).flatten(1).abs().amax(dim=1)
+        height = torch.maximum(largest[consumer.input], MIN_HEIGHT_SHARE * largest[producer.node])
+        usable = (height > 0) & (largest_weight > 0)
+        # The producer may have been rescaled as a consumer. That changed its inputs, not its channels.
+        are_fine = {producer.name, consumer.name} <= set(fine)
+        scale = height if are_fine else (height / largest_weight.clamp_min(1e-30)).sqrt()
         scale = torch.where(usable, scale, torch.ones_like(scale))
-        weights[producer.name] = (weight / _along(scale, weight, 0), None if bias is None else bias / scale)
-        weights[consumer.name] = (following * _along(scale, following, 1), its_bias)
-    return network.with_parameters(weights)
+        parameters[producer.name] = (weight / _align_with_axis(scale, weight, 0), None if bias is None else bias / scale)
+        parameters[consumer.name] = (next_weight * _align_with_axis(scale, next_weight, 1), next_bias)
+    return network.with_parameters(parameters)
 
 
-def _pairs(network: Network) -> list[tuple[Layer, Layer]]:
-    """Layers whose output reaches exactly one other layer, of the same kind, through homogeneous functions alone."""
+def _find_pairs(network: Network) -> list[tuple[Layer, Layer]]:
+    """Find layers whose output reaches exactly one other layer, of the same kind, through homogeneous functions alone."""
     by_node = {layer.node: layer for layer in network.layers}
     nodes = {node.name: node for node in network.graph.graph.nodes}
     pairs = []
@@ -79,5 +80,6 @@ def _pairs(network: Network) -> list[tuple[Layer, Layer]]:
     return pairs
 
 
-def _along(scale: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:
+def _align_with_axis(scale: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:
+    """Reshape ``scale`` so that it broadcasts over ``weight`` along one axis."""
     return scale.reshape([-1 if dimension == axis else 1 for dimension in range(weight.dim())])

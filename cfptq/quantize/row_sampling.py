@@ -1,45 +1,63 @@
-"""Which calibration rows a network can afford: all of them where it is small, a weighted sample where it is wide."""
+"""Number of calibration rows that a layer or network can afford, and their choice."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from cfptq.network import Network, multiply_adds
+from cfptq.network import Network, count_multiply_adds
 
-#: Multiply-adds that one candidate may cost; rows are thinned evenly so that wide layers stay affordable.
-AFFORDABLE = 2**28
+#: Multiply-adds that trying one candidate may cost. Beyond, rows are thinned evenly.
+MAX_CANDIDATE_MACS = 2**28
 
-#: Rows that are never thinned away.
-FEWEST_ROWS = 192
+#: Rows that thinning leaves at least, whatever they cost.
+MIN_CANDIDATE_ROWS = 192
+
+#: Rows whose patches are held at a time. More rows are processed in chunks, so that memory does not grow with their number.
+CHUNK_ROWS = 256
 
 
-def sample_affordable_rows(network: Network, weights: Tensor, work: int, fewest: int) -> tuple[Tensor, Tensor]:
-    """Positions of rows that one pass of ``network`` takes at most ``work`` multiply-adds for, and how much each counts.
+def sample_affordable_rows(network: Network, weights: Tensor, max_macs: int, min_rows: int) -> tuple[Tensor, Tensor]:
+    """Choose rows that one pass of ``network`` can afford.
 
     Args:
-        network: what will be run on the rows.
-        weights: (N,) how much each row counts.
-        work: multiply-adds.
-        fewest: rows to take however much they cost.
+        network: the network that will run on the rows.
+        weights: weight of each row, (N,).
+        max_macs: multiply-adds that one pass over the rows may take.
+        min_rows: rows to choose at least, whatever they cost.
+
+    Returns:
+        Positions of the chosen rows and their weights, as :func:`sample_rows` gives them.
     """
-    return sample_rows(weights, max(fewest, work // multiply_adds(network)))
+    return sample_rows(weights, max(min_rows, max_macs // count_multiply_adds(network)))
 
 
-def sample_rows(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Positions of at most ``most`` rows, and how much each counts.
+def sample_rows(weights: Tensor, max_rows: int) -> tuple[Tensor, Tensor]:
+    """Choose at most ``max_rows`` rows by systematic sampling.
 
-    All rows where they are few enough. Otherwise a systematic sample: as many equal steps along the rows' summed weights, each
-    choosing the row it falls on. Means over the sample are unbiased for those over all rows, and rows that count little cost nothing.
+    All rows are chosen where they are few enough. Otherwise ``max_rows`` equal steps along the cumulative weights each choose the row that
+    they fall on. Weighted means over the sample are unbiased estimates of those over all rows. Rows of little weight cost nothing.
+
+    Args:
+        weights: weight of each row, (N,).
+        max_rows: rows to choose at most.
+
+    Returns:
+        Positions of the chosen rows, (n,), and the weight of each in the sample, (n,).
     """
-    if len(weights) <= most:
+    if len(weights) <= max_rows:
         return torch.arange(len(weights)), weights
-    reached = weights.double().cumsum(0)
-    steps = (torch.arange(most, dtype=torch.float64) + 0.5) / most * reached[-1]
-    chosen, times = torch.unique(torch.searchsorted(reached, steps), return_counts=True)
-    return chosen, times.to(weights.dtype)
+    cumulative = weights.double().cumsum(0)
+    steps = (torch.arange(max_rows, dtype=torch.float64) + 0.5) / max_rows * cumulative[-1]
+    chosen, counts = torch.unique(torch.searchsorted(cumulative, steps), return_counts=True)
+    return chosen, counts.to(weights.dtype)
 
 
-def every_nth(rows: int, a_row: int) -> slice:
-    """Every n-th of ``rows``, so that all of them cost at most :data:`AFFORDABLE` multiply-adds at ``a_row`` each."""
-    return slice(None, None, -(-rows // max(FEWEST_ROWS, AFFORDABLE // a_row)))
+def every_nth(rows: int, macs_per_row: int) -> slice:
+    """Return the slice of every n-th row, with n chosen so that they cost at most :data:`MAX_CANDIDATE_MACS`.
+
+    Args:
+        rows: number of rows.
+        macs_per_row: multiply-adds that one row costs.
+    """
+    return slice(None, None, -(-rows // max(MIN_CANDIDATE_ROWS, MAX_CANDIDATE_MACS // macs_per_row)))

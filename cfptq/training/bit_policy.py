@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cfptq.allocation import BitAllocation, Budget, BudgetUnit, LayerScores, allocate_exactly
 from cfptq.errors import BudgetError
-from cfptq.network import Network, multiply_adds_by_layer
+from cfptq.network import Network, count_multiply_adds_by_layer
 from cfptq.quantize import WIDTHS
 
 #: What the resource term counts: Σ n_ℓ b̄_ℓ, or Σ MACs_ℓ b̄_ℓ b^(a)_ℓ.
@@ -80,7 +80,7 @@ class BitCost:
         ceiling = float(budget.ceiling(sizes)) * (8 if budget.unit is BudgetUnit.BYTES else 1)
         if resource == "bits":
             return BitCost(sizes, ceiling, hinge)
-        work = tuple(macs * bits for macs, bits in zip(multiply_adds_by_layer(network), activation_bits, strict=True))
+        work = tuple(macs * bits for macs, bits in zip(count_multiply_adds_by_layer(network), activation_bits, strict=True))
         # The budget's average width at every layer, in BOPs.
         return BitCost(work, ceiling / sum(sizes) * sum(work), hinge)
 

@@ -7,7 +7,7 @@ import torch
 from cfptq.allocation import MeasuredScores
 from cfptq.allocation.hessian_trace import estimate_hessian_traces
 from cfptq.allocation.round_to_nearest import round_weight_to_nearest
-from cfptq.network import Head, Network, class_logits, decisions, infer_head
+from cfptq.network import Head, Network, class_logits, decide, infer_head
 from cfptq.quantize import ALL_WIDTHS
 from cfptq.quantize.calibration_set import CalibrationSet
 
@@ -23,7 +23,7 @@ def task_trace(
     with torch.no_grad():
         output = network(rows)
     known = head or infer_head(output)
-    labels = decisions(class_logits(output, known, threshold))
+    labels = decide(class_logits(output, known, threshold))
     if calibration.labels is not None:
         given = calibration.labels[: len(rows)]
         labels = torch.where(given < 0, labels, given)

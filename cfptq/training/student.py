@@ -223,7 +223,7 @@ class Student(nn.Module):
                     if tensor == form.tensor:
                         by_name[node].replace_input_with(source, rounded)
 
-        return with_biases.transformed(insert if self.quantized else lambda graph: None)
+        return with_biases.edit_copy(insert if self.quantized else lambda graph: None)
 
     @property
     def bits(self) -> tuple[int, ...]:

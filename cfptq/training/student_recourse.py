@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from cfptq.network import Network, Predictor, multiply_adds
+from cfptq.network import Network, Predictor, count_multiply_adds
 from cfptq.recourse import MinimalCost, solve
 from cfptq.recourse.minimal_cost import EVALUATIONS_PER_ROW
 from cfptq.training.supervision import Supervision
@@ -24,7 +24,7 @@ def affordable_people(network: Network, supervision: Supervision, share: float) 
     """``share`` of the supervision's rejected rows, or as many as are affordable; none where no minimal-cost recourse is to be had."""
     if supervision.actions.dim() != 2:
         return 0
-    return min(math.ceil(share * len(supervision.rejected)), WORK // (EVALUATIONS_PER_ROW * multiply_adds(network)))
+    return min(math.ceil(share * len(supervision.rejected)), WORK // (EVALUATIONS_PER_ROW * count_multiply_adds(network)))
 
 
 def own_recourse(student: Predictor, supervision: Supervision, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

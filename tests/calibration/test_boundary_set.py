@@ -14,7 +14,7 @@ from cfptq.calibration.counterfactual_points import (
     MINIMAL_COST_WEIGHT,
     WANTED_RECOURSE_PEOPLE,
 )
-from cfptq.network import Predictor, as_predictor, decisions, target_margin
+from cfptq.network import Predictor, as_predictor, decide, target_margin
 
 
 def divided(rows: int, seed: int, direction: tuple[float, float, float]) -> tuple[torch.Tensor, ActionSet, Predictor]:
@@ -31,7 +31,7 @@ def divided(rows: int, seed: int, direction: tuple[float, float, float]) -> tupl
 def test_rows_are_people_and_where_their_recourse_ends_weighted_by_how_near_the_decision_is() -> None:
     x, space, predictor = divided(300, 0, (1.0, 1.0, 0.0))
     points, recourse = build_boundary_set(x, None, predictor, space, target=1, progress=False)
-    rejected = (decisions(predictor.logits(x)) != 1).nonzero()[:, 0]
+    rejected = (decide(predictor.logits(x)) != 1).nonzero()[:, 0]
     assert torch.equal(points.factual, x)
     own = len(points.counterfactual) - (min(WANTED_RECOURSE_PEOPLE, len(x)) - len(rejected))
     alone = own - len(recourse) - min(len(rejected), MAX_MINIMAL_COST_PEOPLE)
@@ -39,7 +39,7 @@ def test_rows_are_people_and_where_their_recourse_ends_weighted_by_how_near_the_
     assert len(torch.unique(points.source[len(x) + own - alone : len(x) + own])) <= MAX_SINGLE_FEATURE_PEOPLE
     assert torch.equal(points.counterfactual[: len(recourse)], recourse.points)
     assert set(points.source[points.origin == 1][:own].tolist()) <= set(rejected.tolist())
-    assert bool((decisions(predictor.logits(points.counterfactual)) == 1).all())
+    assert bool((decide(predictor.logits(points.counterfactual)) == 1).all())
     margin = target_margin(predictor.logits(points.rows), points.target).abs()
     farthest = margin.argmax()
     plain = len(x) + len(recourse)
@@ -91,11 +91,11 @@ def test_where_few_are_rejected_people_recombined_of_the_rows_add_their_recourse
     space = ActionSet.from_columns(x, [Continuous("a", column=0), Continuous("b", column=1), Continuous("c", column=2)], favourable=1)
     predictor = as_predictor(model, example=x)
     points, recourse = build_boundary_set(x, None, predictor, space, target=1, progress=False)
-    rejected = int((decisions(predictor.logits(x)) != 1).sum())
+    rejected = int((decide(predictor.logits(x)) != 1).sum())
     assert len(recourse) == rejected < 60
     others = points.counterfactual[-(400 - rejected) :]
     assert 2 * rejected < len(points.counterfactual) - len(others) <= 2 * rejected + 3 * min(rejected, MAX_SINGLE_FEATURE_PEOPLE) and bool(
-        (decisions(predictor.logits(others)) == 1).all()
+        (decide(predictor.logits(others)) == 1).all()
     )
     margin = target_margin(predictor.logits(points.rows), points.target).abs()
     assert margin[-len(others) :].median() < margin[: len(x)].median() / 2

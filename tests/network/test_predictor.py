@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from cfptq.errors import DataError, FileError, ModelError
-from cfptq.network.head import Head, decisions
+from cfptq.network.head import Head, decide
 from cfptq.network.predictor import ArtefactPredictor, Predictor, as_predictor
 
 
@@ -93,7 +93,7 @@ def test_every_head_gives_the_decisions_of_its_model(outputs: int, after: tuple[
     raw = model(x)
     threshold = 0.0 if head is Head.LOGIT else 0.5
     expected = raw.argmax(1) if raw.dim() == 2 and raw.shape[1] > 1 else (raw.reshape(-1) > threshold).long()
-    assert torch.equal(decisions(predictor.logits(x)), expected)
+    assert torch.equal(decide(predictor.logits(x)), expected)
 
 
 def test_small_logits_are_not_mistaken_for_probabilities() -> None:
@@ -109,7 +109,7 @@ def test_small_logits_are_not_mistaken_for_probabilities() -> None:
 def test_a_threshold_moves_the_decision() -> None:
     model, x = network(1, nn.Sigmoid()).eval(), rows(200)
     predictor = as_predictor(model, example=x, threshold=0.7)
-    assert torch.equal(decisions(predictor.logits(x)), (model(x)[:, 0] > 0.7).long())
+    assert torch.equal(decide(predictor.logits(x)), (model(x)[:, 0] > 0.7).long())
 
 
 def test_a_model_that_writes_into_its_input_leaves_the_rows_alone() -> None:
@@ -206,7 +206,7 @@ def test_a_file_for_other_columns_is_refused_with_both_shapes() -> None:
 
 def test_an_output_can_be_named_and_must_exist() -> None:
     as_predictor(onnx_model(extra=True), example=rows(10), output="output")
-    with pytest.raises(ModelError, match="no output 'scores'"):
+    with pytest.raises(ModelError, match="got 'scores'"):
         as_predictor(onnx_model(), example=rows(10), output="scores")
 
 
@@ -243,13 +243,13 @@ def test_a_function_of_tensors_is_called_with_tensors() -> None:
 def test_infinite_log_probabilities_become_finite_logits() -> None:
     predictor = as_predictor(lambda x: np.where(np.stack([x[:, 0] > 0, x[:, 0] <= 0], 1), 0, -np.inf), example=rows(9))
     assert torch.isfinite(predictor.logits(rows(9))).all()
-    assert torch.equal(decisions(predictor.logits(rows(9))), (rows(9)[:, 0] <= 0).long())
+    assert torch.equal(decide(predictor.logits(rows(9))), (rows(9)[:, 0] <= 0).long())
 
 
 def test_a_predictor_is_returned_as_it_is_unless_told_otherwise() -> None:
     predictor = as_predictor(network(), example=rows(4))
     assert as_predictor(predictor, example=rows(4)) is predictor
-    with pytest.raises(ModelError, match="its own head"):
+    with pytest.raises(ModelError, match="which has its own"):
         as_predictor(predictor, example=rows(4), threshold=0.3)
 
 
@@ -272,7 +272,7 @@ def test_nan_answers_name_their_rows() -> None:
     predictor = as_predictor(lambda x: np.where(x[:, :2] > 0, x[:, :2], x[:, :2] * np.where(x[:, :1] > 9, np.nan, 1)), example=rows(4))
     x = rows(4)
     x[2, :2] = torch.tensor([10.0, -1.0])
-    with pytest.raises(ModelError, match="NaN for rows 2;"):
+    with pytest.raises(ModelError, match=r"NaN for rows 2\."):
         predictor.logits(x)
     with torch.no_grad():
         model.weight.fill_(float("nan"))
@@ -283,12 +283,12 @@ def test_nan_answers_name_their_rows() -> None:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (nn.LSTM(5, 2), "returns a tuple"),
+        (nn.LSTM(5, 2), "got tuple"),
         (nn.Linear(4, 2), "fails on rows"),
         (nn.Unflatten(1, (5, 1)), "shape"),
         (lambda x: "yes", "fails on rows"),
         (lambda x: np.zeros((3, 2)), "class logits"),
-        (7, "is no model"),
+        (7, "must be an nn.Module"),
     ],
 )
 def test_models_that_do_not_classify_rows_are_refused(model: Any, says: str) -> None:
@@ -297,7 +297,7 @@ def test_models_that_do_not_classify_rows_are_refused(model: Any, says: str) -> 
 
 
 def test_heads_and_thresholds_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ModelError, match="no head 'sigmoid'"):
+    with pytest.raises(ModelError, match="got 'sigmoid'"):
         as_predictor(network(), example=rows(4), head="sigmoid")
     with pytest.raises(ModelError, match="needs an output"):
         as_predictor(network(3), example=rows(4), head=Head.LOGIT)

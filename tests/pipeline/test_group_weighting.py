@@ -13,7 +13,7 @@ from torch import nn
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import DataError
 from cfptq.network import Head, capture
-from cfptq.pipeline.group_weighting import ROUNDS, SMALLEST_GROUP, WorstGroup, group_labels, reweight_groups
+from cfptq.pipeline.group_weighting import ROUNDS, SMALLEST_GROUP, GroupTrial, WorstGroup, build_group_problem, choose_trial, label_rows
 from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, quantize, round_compensated
 
 PEOPLE = 400
@@ -67,7 +67,13 @@ def run(model: nn.Module, people: CalibrationSet, labels: list[str]) -> tuple[Ca
             network, rows, widths, method="t", seed=0, rounding=round_compensated, activations=settings, sequential=True, progress=False
         )
 
-    return reweight_groups(network, people, people, labels, round_on, head=Head.LOGITS, threshold=None, progress=False)
+    problem = build_group_problem(network, people, labels, head=Head.LOGITS, threshold=None)
+    trials: list[GroupTrial] = []
+    while (factors := problem.next_factors(trials)) is not None:
+        weighted = problem.weigh(people, factors)
+        trials.append(problem.judge(network, weighted, round_on(weighted), factors))
+    kept = choose_trial(trials)
+    return trials[kept].calibration, trials[kept].plan, problem.report(trials, kept)
 
 
 def drops(model: nn.Module, plan: QuantizationPlan, people: CalibrationSet, labels: list[str]) -> dict[str, float]:
@@ -109,7 +115,7 @@ def test_a_small_group_is_reported_but_does_not_steer() -> None:
     _, _, report = run(model, people, labels)
     few = next(group for group in report.groups if group.name == "few")
     assert not few.steers and few.weight == 1.0 and few.points == SMALLEST_GROUP - 1
-    assert "too few to steer by" in str(report)
+    assert "too few to change the weights" in str(report)
     low, high = few.interval
     assert low <= few.after <= high and high - low > 0.2
     assert report.rounds <= ROUNDS + 1
@@ -119,7 +125,7 @@ def test_a_small_group_is_reported_but_does_not_steer() -> None:
 def test_groups_without_recourse_are_refused() -> None:
     model, people, labels = near_and_far()
     nobody = replace(people, target=torch.zeros(len(people), dtype=torch.int64))
-    with pytest.raises(DataError, match="no group"):
+    with pytest.raises(DataError, match="groups must include one"):
         run(model, nobody, labels)
 
 
@@ -129,12 +135,16 @@ class Space:
 
 @pytest.mark.parametrize(
     ("groups", "words"),
-    [("sex", "names none"), (lambda rows: ["a"], "1 labels for 3 rows"), (lambda rows: None, "gave a NoneType")],
+    [
+        ("sex", "needs an action space that names features"),
+        (lambda rows: ["a"], "1 labels for 3 rows"),
+        (lambda rows: None, "got a NoneType"),
+    ],
     ids=["no names", "wrong length", "nothing"],
 )
 def test_labels_that_cannot_be_had_are_refused(groups: str | Callable[[torch.Tensor], list[str]], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        group_labels(groups, torch.zeros(3, 2), Space())  # type: ignore[arg-type]
+        label_rows(groups, torch.zeros(3, 2), Space())  # type: ignore[arg-type]
 
 
 def test_no_group_with_enough_people_has_no_worst() -> None:

@@ -11,7 +11,7 @@ import torch
 import cfptq
 from cfptq.datasets import locate
 from cfptq.experiments.recipe import Recipe
-from cfptq.network import as_predictor, decisions
+from cfptq.network import as_predictor, decide
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 #: Three epochs are enough for a model that rejects some and accepts others.
@@ -47,4 +47,4 @@ def test_the_file_decides_as_the_twin_does_on_every_test_row(name: str, tmp_path
     close = (said - expected).abs().amax(dim=1) <= 1e-3
     assert close.float().mean() >= 0.999
     clear = (expected[:, 1] - expected[:, 0]).abs() > 0.05
-    assert torch.equal(decisions(said)[clear], decisions(expected)[clear])
+    assert torch.equal(decide(said)[clear], decide(expected)[clear])

@@ -16,10 +16,11 @@ from cfptq import datasets, models
 from cfptq.actions import ActionSet
 from cfptq.allocation import LayerScores, allocate_greedily
 from cfptq.errors import CfptqError, DataError, MissingDependencyError, ModelError
-from cfptq.network import decisions
-from cfptq.pipeline.method import METHODS, SCORES, Method
+from cfptq.network import decide
+from cfptq.pipeline.method import SCORES, Method
+from cfptq.pipeline.method_presets import METHODS
 from cfptq.pipeline.pareto import Pareto
-from cfptq.pipeline.task import prepare
+from cfptq.pipeline.task import build_task
 from cfptq.quantize import integer_limit
 from cfptq.quantize import round_nearest as plain_rounding
 
@@ -73,7 +74,7 @@ def drop(result: cfptq.Result) -> float:
     assert result.teacher is not None
     points, target = result.teacher.points[result.teacher.found], result.teacher.target[result.teacher.found]
     with torch.no_grad():
-        return float((decisions(result.module()(points)) != target).float().mean())
+        return float((decide(result.module()(points)) != target).float().mean())
 
 
 # -- the curve -----------------------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def test_where_the_estimate_holds_recourse_survives(result: cfptq.Result) -> Non
     assert result.teacher is not None
     estimate = result.estimate_margins(progress=False)
     with torch.no_grad():
-        kept = decisions(result.module()(result.teacher.points)) == result.teacher.target
+        kept = decide(result.module()(result.teacher.points)) == result.teacher.target
     assert len(estimate.holds) == len(result.teacher)
     assert bool(kept[estimate.holds].all())
     assert 0 < estimate.fraction <= float(kept.float().mean())
@@ -276,9 +277,9 @@ def test_a_users_own_score_decides(calibrated: Calibrated) -> None:
 
 def test_scores_of_one_rule_on_other_rows_are_not_mixed_up(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
     augmented, boundary = Method("augmented", score="margin"), Method("boundary", score="margin", rows="boundary")
-    shared, fresh = (prepare(model, [columns.train[:300]], action_set, progress=False) for _ in range(2))
-    assert shared.scores(augmented, progress=False) != shared.scores(boundary, progress=False)
-    assert shared.scores(boundary, progress=False) == fresh.scores(boundary, progress=False)
+    shared, fresh = (build_task(model, [columns.train[:300]], action_set, progress=False) for _ in range(2))
+    assert shared.score_layers(augmented, progress=False) != shared.score_layers(boundary, progress=False)
+    assert shared.score_layers(boundary, progress=False) == fresh.score_layers(boundary, progress=False)
 
 
 def test_an_error_leaves_nothing_behind(calibrated: Calibrated, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import ModelError
-from cfptq.network import Network, capture, multiply_adds
+from cfptq.network import Network, capture, count_multiply_adds
 from cfptq.quantize import (
     ActivationFormat,
     Activations,
@@ -68,20 +68,20 @@ def test_two_steps_are_refused_where_a_convolution_takes_the_input() -> None:
 
 def test_multiply_adds_count_every_position_of_a_convolution() -> None:
     network = network_of(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 2), shape=(3, 8, 8))
-    assert multiply_adds(network) == 4 * 3 * 9 * 64 + 4 * 64 * 2
+    assert count_multiply_adds(network) == 4 * 3 * 9 * 64 + 4 * 64 * 2
 
 
 def test_rows_are_sampled_by_weight_where_they_cost_too_much() -> None:
     network, weights = network_of(nn.Linear(12, 8), nn.Linear(8, 2)), torch.rand(1000, generator=torch.Generator().manual_seed(0))
     weights[::2] = 0
-    every, same = sample_affordable_rows(network, weights, work=10**9, fewest=10)
+    every, same = sample_affordable_rows(network, weights, max_macs=10**9, min_rows=10)
     assert torch.equal(every, torch.arange(1000)) and torch.equal(same, weights)
-    few, counts = sample_affordable_rows(network, weights, work=multiply_adds(network) * 200, fewest=10)
+    few, counts = sample_affordable_rows(network, weights, max_macs=count_multiply_adds(network) * 200, min_rows=10)
     assert int(counts.sum()) == 200 and len(few) <= 200 and bool((few % 2 == 1).all())
     values = torch.linspace(0, 1, 1000)
     sampled = float((values[few] * counts).sum() / counts.sum())
     assert sampled == pytest.approx(float((values * weights).sum() / weights.sum()), abs=0.01)
-    assert int(sample_affordable_rows(network, weights, work=1, fewest=10)[1].sum()) == 10
+    assert int(sample_affordable_rows(network, weights, max_macs=1, min_rows=10)[1].sum()) == 10
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_run_in_parts_computes_what_the_changed_network_computes() -> None:
             recording.rerun(layer, *changed[layer.name]), network.with_parameters({layer.name: changed[layer.name]})(rows)
         )
         before = network.with_parameters({earlier.name: changed[earlier.name] for earlier in network.layers[:number]})
-        reached = by_layer.reach(layer)
+        reached = by_layer.run_to(layer)
         assert torch.allclose(reached, before.observe(rows, [layer.input])[layer.input])
         by_layer.set_output(reached, *changed[layer.name])
     assert torch.equal(recording.output, network(rows))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cfptq.allocation import Budget
-from cfptq.network import capture, multiply_adds_by_layer
+from cfptq.network import capture, count_multiply_adds_by_layer
 from cfptq.training.bit_policy import BitCost, BitPolicy, bops, discretized, mean_bits, policy_scores
 
 WIDTHS = (2, 3, 4, 8)
@@ -47,7 +47,7 @@ def test_costs_are_the_papers_sums() -> None:
     choice = torch.eye(4)[[0, 2, 3]]
     bits = mean_bits(choice, WIDTHS)
     assert bits.tolist() == [2, 4, 8]
-    assert multiply_adds_by_layer(network) == (30, 20, 8)
+    assert count_multiply_adds_by_layer(network) == (30, 20, 8)
     assert float(bops((30, 20, 8), bits, (8, 8, 8))) == 8 * (60 + 80 + 64)
     plain = BitCost.of(network, Budget.average(4), (8, 8, 8), hinge=False)
     assert float(plain(bits)) == pytest.approx((60 + 80 + 64) / (58 * 4))
@@ -60,7 +60,7 @@ def test_costs_are_the_papers_sums() -> None:
 
 def test_a_convolution_multiplies_at_every_position() -> None:
     network = capture(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2)), torch.randn(2, 1, 6, 6))
-    assert multiply_adds_by_layer(network) == (27 * 16, 96)
+    assert count_multiply_adds_by_layer(network) == (27 * 16, 96)
 
 
 @pytest.mark.parametrize("budget", [2.5, 4.0, 6.0])

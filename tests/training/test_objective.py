@@ -8,7 +8,7 @@ from small_lesson import Lesson, lesson
 from torch.nn.functional import cross_entropy
 
 from cfptq.errors import ConfigurationError, DataError
-from cfptq.network import decisions, target_margin
+from cfptq.network import decide, target_margin
 from cfptq.recourse import ProjectedGradient
 from cfptq.training import Batch, Match, Objective, Student, TeacherSettings
 from cfptq.training.objective import aim, boundary, loss, match
@@ -114,8 +114,8 @@ def test_points_are_recourse_and_lie_on_both_sides_of_the_boundary(taught: Lesso
     ends = len(batch.people)
     logits = taught.predictor.logits(batch.points)
     assert torch.equal(batch.point_logits, logits)
-    assert bool((decisions(taught.predictor.logits(batch.people)) == 0).all())
-    assert bool((decisions(logits[:ends]) == 1).all())
+    assert bool((decide(taught.predictor.logits(batch.people)) == 0).all())
+    assert bool((decide(logits[:ends]) == 1).all())
     start, behind, before = (
         target_margin(part, batch.wanted) for part in (taught.predictor.logits(batch.people), logits[:ends], logits[ends:])
     )

@@ -15,7 +15,7 @@ from cfptq import datasets, models
 from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
 from cfptq.errors import ConfigurationError, DataError, ModelError
-from cfptq.network import as_predictor, decisions
+from cfptq.network import as_predictor, decide
 from cfptq.training import QAT_METHODS, Match, Objective, QatMethod, Schedule, TeacherSettings
 
 BRIEF = Schedule(epochs=3, search=0.3, settle=0.3)
@@ -73,7 +73,7 @@ def test_every_preset_gives_a_checked_file_within_the_budget(
     result.to_onnx(tmp_path / "model.onnx", check=True)
     deployed = as_predictor(tmp_path / "model.onnx", example=columns.test)
     f = as_predictor(result.network.graph, example=columns.test)
-    assert float((decisions(deployed.logits(columns.test)) == decisions(f.logits(columns.test))).float().mean()) > 0.8
+    assert float((decide(deployed.logits(columns.test)) == decide(f.logits(columns.test))).float().mean()) > 0.8
     if name.startswith("prune"):
         assert all(float((layer.integers == 0).float().mean()) >= 0.5 for layer in result.plan.layers)
     if not name.startswith("r-"):

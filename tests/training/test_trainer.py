@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cfptq.allocation import Budget
 from cfptq.errors import DataError, FileError, ModelError
-from cfptq.network import Head, as_predictor, decisions, target_margin
+from cfptq.network import Head, as_predictor, decide, target_margin
 from cfptq.quantize import QuantizationPlan, fake_quantize_network
 from cfptq.training import BitCost, BitPolicy, Files, History, Objective, Schedule, Search, Student, TeacherSettings, Trainer
 
@@ -216,14 +216,14 @@ def test_the_judgement_is_what_the_plan_does_to_people() -> None:
     history = run.fit(progress=False)
     people = run.held_out
     quantized = as_predictor(fake_quantize_network(taught.network, run.student.plan("cfq")), example=taught.rows)
-    own, given = decisions(quantized.logits(people.rows)), decisions(people.logits)
+    own, given = decide(quantized.logits(people.rows)), decide(people.logits)
     told = history.epochs[history.best_epoch]
     assert history.best_epoch >= 0
     assert told["flips"] == pytest.approx(float((own != given).double().mean()))
-    accepted = [float((decisions(model.logits(taught.rows)) == 1).double().mean()) for model in (quantized, taught.predictor)]
+    accepted = [float((decide(model.logits(taught.rows)) == 1).double().mean()) for model in (quantized, taught.predictor)]
     assert told["drift"] == pytest.approx(accepted[0] - accepted[1])
     ends = people.points[: len(people.people)]
-    assert told["validity_drop"] == pytest.approx(float((decisions(quantized.logits(ends)) != 1).double().mean()))
+    assert told["validity_drop"] == pytest.approx(float((decide(quantized.logits(ends)) != 1).double().mean()))
 
 
 def test_few_rows_are_gone_through_more_often() -> None:

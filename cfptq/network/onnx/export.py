@@ -265,7 +265,9 @@ def _fill_parameters(model: onnx.ModelProto, network: Network) -> None:
                 continue
             tensor = initializers.get(name)
             if tensor is None or tuple(tensor.dims) != tuple(value.shape):
-                raise ModelError(f"torch.onnx.export wrote no initializer {name!r} of shape {tuple(value.shape)}. Try another torch.")
+                raise ModelError(
+                    f"torch.onnx.export wrote no initializer {name!r} of shape {tuple(value.shape)}. Use another version of torch."
+                )
             if not (onnx.numpy_helper.to_array(tensor) == _mark(number, name == layer.bias)).all():
-                raise ModelError(f"torch.onnx.export folded another constant into initializer {name!r}. Try another torch.")
+                raise ModelError(f"torch.onnx.export folded another constant into initializer {name!r}. Use another version of torch.")
             tensor.CopyFrom(onnx.numpy_helper.from_array(value.detach().numpy(), name))
