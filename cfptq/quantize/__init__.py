@@ -1,4 +1,4 @@
-"""Integer formats, ranges, rounding, the plan, and its fake-quantized torch twin."""
+"""Quantization, from calibration rows and a width for each layer to a plan and its fake-quantized module."""
 
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVERY, CalibrationSet, hold_out_people, keep_first_points
 from cfptq.quantize.compensate import factorize_hessian, round_at_widths, round_compensated
@@ -18,7 +18,8 @@ from cfptq.quantize.margin_rounding import round_by_margins
 from cfptq.quantize.partial_run import LayerwiseRun, RecordedRun
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.quantizer import Activations, InputBits, build_layer_problem, equalize_on_calibration, find_candidate_widths, quantize
-from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, round_nearest, round_nearest_full_range
+from cfptq.quantize.reconstruct import round_nearest, round_nearest_full_range
+from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight, Rounding
 from cfptq.quantize.row_sampling import sample_affordable_rows
 from cfptq.quantize.sweep import MarginTarget, sweep_plan
 from cfptq.quantize.variants import Variability, sample_variants

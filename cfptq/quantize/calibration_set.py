@@ -1,4 +1,4 @@
-"""The rows a quantizer is calibrated on: factual ones, and counterfactual ones of the teacher (eq. 21); and parts of them."""
+"""Calibration set of a quantizer, with factual rows and the teacher's counterfactual points (eq. 21), and parts of it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from cfptq.io.atomic import atomic_write
 
 _FORMAT = "cfptq.calibration/1"
 
-#: Values of ``origin``.
+#: Values of ``origin``: a factual row, and a counterfactual point.
 FACTUAL, COUNTERFACTUAL = 0, 1
 
-#: Every n-th person is set aside where rows are held out.
+#: Every fourth person is held out where rows are held out.
 HOLD_OUT_EVERY = 4
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """U_cal = X_cal and the counterfactual points of those whom the teacher rejects, factual rows first.
+    """Calibration set U_cal, which joins X_cal and counterfactual points of the people whom the teacher rejects. Factual rows come first.
 
     Attributes:
         rows: (N, ...) float32.
-        origin: 0 factual, 1 counterfactual, (N,) uint8.
-        weights: how much each row counts, (N,) float32, all 1 in eq. 21.
-        source: position among the factual rows of the person each row is about, (N,) int64.
+        origin: 0 for a factual row, 1 for a counterfactual point, (N,) uint8.
+        weights: weight of each row, (N,) float32. All are 1 in eq. 21.
+        source: position, among the factual rows, of the person that each row is about, (N,) int64.
         target: the class wanted for that person, (N,) int64.
-        labels: class of each factual row, (N,) int64, -1 in counterfactual rows, or ``None``.
-        labels_are_teacher: the labels are the teacher's own decisions, since the data had none.
+        labels: class of each factual row and -1 in counterfactual rows, (N,) int64. None if no labels are known.
+        labels_are_teacher: the labels are the teacher's own decisions, because the data had none.
+
+    Raises:
+        DataError: shapes or dtypes differ from these, no row is factual, or weights are negative, not finite, or all 0.
     """
 
     rows: Tensor
@@ -50,32 +53,35 @@ class CalibrationSet:
         parts = {"origin": self.origin, "weights": self.weights, "source": self.source, "target": self.target, "labels": self.labels}
         wrong = {name: tuple(part.shape) for name, part in parts.items() if part is not None and tuple(part.shape) != (count,)}
         if wrong:
-            raise DataError(f"a calibration set of {count} rows has parts of another shape: {wrong}")
+            raise DataError(f"Each part of a calibration set of {count} rows must have shape ({count},), got {wrong}.")
         kinds = {"origin": torch.uint8, "source": torch.int64, "target": torch.int64, "labels": torch.int64}
         for name, kind in kinds.items():
             part = parts[name]
             if part is not None and part.dtype != kind:
-                raise DataError(f"{name} of a calibration set must be {kind}, got {part.dtype}")
+                raise DataError(f"{name} of a calibration set must be {kind}, got {part.dtype}.")
         if count == 0 or not bool((self.origin == FACTUAL).any()):
-            raise DataError("a calibration set needs at least one factual row")
+            raise DataError("A calibration set must have at least one factual row, got none.")
         if not bool(torch.isfinite(self.weights).all() & (self.weights >= 0).all() & (self.weights.sum() > 0)):
-            raise DataError("weights of a calibration set must be finite, not negative, and not all zero")
+            raise DataError("The weights of a calibration set must be finite, at least 0, and not all 0.")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def factual(self) -> Tensor:
-        """Factual rows, (N_f, ...)."""
+        """The factual rows, (N_f, ...)."""
         return self.rows[self.origin == FACTUAL]
 
     @property
     def counterfactual(self) -> Tensor:
-        """Counterfactual rows, (N_c, ...)."""
+        """The counterfactual rows, (N_c, ...)."""
         return self.rows[self.origin == COUNTERFACTUAL]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the set as one safetensors file, whole or not at all.
+        """Write the set as one safetensors file. An error leaves no file behind.
+
+        Args:
+            path: the file to write.
 
         Raises:
             FileError: the folder does not exist or cannot be written.
@@ -89,21 +95,24 @@ class CalibrationSet:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationSet:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
+
+        Args:
+            path: the file to read.
 
         Raises:
-            FileError: the file is missing, cut off, or not a calibration set.
+            FileError: the file is missing, incomplete, or no calibration set.
         """
         if not Path(path).is_file():
-            raise FileError(f"no calibration set at {path}; give the path of a file written by CalibrationSet.save")
+            raise FileError(f"There is no file {path}. Give a file that CalibrationSet.save wrote.")
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise FileError(f"{path} cannot be read as a calibration set ({error}); write it again with CalibrationSet.save") from error
+            raise FileError(f"{path} cannot be read as a calibration set ({error}). Write it again with CalibrationSet.save.") from error
         if metadata.get("format") != _FORMAT or set(tensors) - {"labels"} != set(_TENSORS):
-            raise FileError(f"{path} is no calibration set ({_FORMAT}); give a file written by CalibrationSet.save")
+            raise FileError(f"{path} is no calibration set of format {_FORMAT}. Give a file that CalibrationSet.save wrote.")
         return cls(**tensors, labels_are_teacher=metadata["labels_are_teacher"] == "True")
 
 
@@ -111,30 +120,45 @@ _TENSORS = ("rows", "origin", "weights", "source", "target")
 
 
 def hold_out_people(calibration: CalibrationSet, every: int = HOLD_OUT_EVERY) -> tuple[CalibrationSet, CalibrationSet]:
-    """The set without every ``every``-th person, and those people; a person's counterfactual rows go with her factual row.
+    """Split a set into the people to keep and every ``every``-th person, held out.
+
+    A person's counterfactual points go with their factual row.
+
+    Args:
+        calibration: the set to split.
+        every: one person in so many is held out.
+
+    Returns:
+        The set without the held-out people, and theirs.
 
     Raises:
-        DataError: fewer than ``every`` people, so that nobody would be set aside.
+        DataError: there are fewer than ``every`` people, so that nobody would be held out.
     """
     people = int((calibration.origin == FACTUAL).sum())
     if people < every:
-        raise DataError(f"{people} calibration rows are too few to set every {every}th person aside; give more rows")
-    aside = calibration.source % every == every - 1
-    return _part(calibration, ~aside), _part(calibration, aside)
+        raise DataError(f"{people} factual calibration rows are too few to hold out every {every}th person. Give at least {every}.")
+    held_out = calibration.source % every == every - 1
+    return _take(calibration, ~held_out), _take(calibration, held_out)
 
 
 def keep_first_points(calibration: CalibrationSet, count: int) -> CalibrationSet:
-    """The factual rows and the first ``count`` counterfactual rows alone: in every set the points of the teacher's recourse stand first.
+    """Keep the factual rows and the first ``count`` counterfactual points.
 
-    Others that a set may hold lie on the boundary itself, where holding or failing says only which way the rounding error fell.
+    The points of the teacher's recourse come first in every set. Others may lie on the boundary itself, where validity says only which way
+    the rounding error went.
+
+    Args:
+        calibration: the set.
+        count: number of counterfactual points to keep.
     """
     people = int((calibration.origin == FACTUAL).sum())
-    return _part(calibration, torch.arange(len(calibration)) < people + count)
+    return _take(calibration, torch.arange(len(calibration)) < people + count)
 
 
-def _part(calibration: CalibrationSet, chosen: Tensor) -> CalibrationSet:
+def _take(calibration: CalibrationSet, chosen: Tensor) -> CalibrationSet:
+    """Return the chosen rows as a set. The factual row of each must be among them."""
     factual = calibration.origin == FACTUAL
-    # Where each person of the part stands among its factual rows.
+    # The position of each chosen person among the chosen factual rows.
     place = (chosen & factual)[factual].long().cumsum(0) - 1
     return CalibrationSet(
         rows=calibration.rows[chosen],

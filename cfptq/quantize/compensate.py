@@ -1,8 +1,8 @@
-"""Error-compensated rounding: what rounding one weight spoils, the weights not yet rounded make up for.
+"""Error-compensated rounding, in which later weights make up for the errors of earlier ones.
 
-The family of GPTQ (Frantar et al. 2023) on the layer's own second moments, with three differences: the moments are those of the
-inputs that the *quantized* layers before it produce while the target is the full-precision output, so that a layer also mends
-what came before it; they are centred, because the bias is free; and integer coordinate descent follows.
+The method belongs to the family of GPTQ (Frantar et al. 2023) and differs in three points. The moments are those of the inputs that the
+*quantized* layers before produce, while the target is the full-precision output. A layer therefore also corrects the error of the layers
+before it. The moments are centred, because the bias is free. Integer coordinate descent follows.
 """
 
 from __future__ import annotations
@@ -12,37 +12,38 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cfptq.quantize.coordinate_descent import descend_channels
 from cfptq.quantize.formats import fake_quantize
-from cfptq.quantize.reconstruct import CHUNK_ROWS, WEIGHT_CLIPS, LayerProblem, RoundedWeight, compute_channel_scale
+from cfptq.quantize.reconstruct import WEIGHT_CLIPS, compute_channel_scale
+from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight
+from cfptq.quantize.row_sampling import CHUNK_ROWS
 
-#: Least and most share of the mean diagonal added to the Hessian's diagonal: keeps it invertible and pulls towards the trained weight.
-DAMPING, MOST_DAMPING = 0.01, 100.0
+#: Damping of the Hessian, as shares of its mean diagonal. It keeps the Hessian invertible and pulls towards the trained weights.
+MIN_DAMPING, MAX_DAMPING = 0.01, 100.0
 
-#: Columns that take up each other's errors one by one; between more, errors are passed on in one product.
-BLOCK = 32
+#: Columns that are compensated one by one. Between larger blocks, errors are propagated in one product.
+BLOCK_COLUMNS = 32
 
-#: Weights of a layer (of one group) up to which every clip is tried in full and integers are descended on.
-SEARCHED = 2**16
+#: Weights of one group up to which every clip is tried in full and integers are descended on. A larger layer has its clip chosen by plain
+#: rounding and keeps the integers that compensation gives.
+MAX_SEARCHED_WEIGHTS = 2**16
 
-#: Weights that choose the clips of a wide layer; its columns are thinned evenly to so many.
-CLIPPED = 2**18
-
-#: Sweeps of coordinate descent at most; it ends earlier when no integer moves.
-SWEEPS = 6
+#: Weights that choose the clips of a larger layer. Its columns are thinned evenly to so many.
+MAX_CLIP_WEIGHTS = 2**18
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Centred second moments of one layer over its rows, each group of a convolution apart.
+    """Centred second moments of one layer over its rows, separately for each group of a convolution.
 
-    With â the inputs that the quantized layer sees and a the full-precision ones, both weighted by the rows' weights:
+    â are the inputs of the quantized layer and a those of the full-precision one. Both are weighted by the rows' weights.
 
     Attributes:
         hessian: Cov(â), (groups, k, k).
-        cross: Cov(â, W(â − a)), (groups, k, out / groups): the error that the layers before leave, seen from each input.
+        cross: Cov(â, W(â − a)), (groups, k, out / groups). It relates the error of the layers before to each input.
         seen_mean: E[â], (groups, k).
         wanted_mean: W E[a], (groups, out / groups).
-        damping: what to add to the Hessian's diagonal, as a share of its mean, (groups,).
+        damping: term to add to the Hessian's diagonal, as a share of its mean, (groups,).
     """
 
     hessian: torch.Tensor
@@ -53,39 +54,38 @@ class Moments:
 
 
 def compute_moments(problem: LayerProblem) -> Moments:
-    """Sum the moments in chunks of rows, means first; memory does not grow with the rows' number.
+    """Sum the moments of a layer in chunks of rows.
 
-    Fewer rows than inputs say little about the inputs' covariance, and what is made up for along directions that no row knows is
-    guesswork. The damping is then that of Ledoit and Wolf (2004): the multiple of the identity that, mixed in, brings the covariance
-    nearest to the one of all rows there could be.
+    Where rows are fewer than inputs, the covariance is uncertain, and compensation in directions that no row covers would fit noise. The
+    damping is then that of Ledoit and Wolf (2004). It is the multiple of the identity that brings the covariance nearest to the true one.
     """
     weight = problem.grouped(problem.weight)
     groups, out, k = weight.shape
     seen_mean, wanted_mean = torch.zeros(groups, k), torch.zeros(groups, k)
-    for share, seen, wanted in _vectors(problem):
+    for share, seen, wanted in _iterate_vectors(problem):
         seen_mean += (share * seen).sum(dim=1)
         wanted_mean += (share * wanted).sum(dim=1)
     hessian, cross = torch.zeros(groups, k, k), torch.zeros(groups, k, out)
-    lengths, evenness = torch.zeros(groups), torch.zeros(())
-    for share, seen, wanted in _vectors(problem):
+    squared_lengths, squared_shares = torch.zeros(groups), torch.zeros(())
+    for share, seen, wanted in _iterate_vectors(problem):
         centred = seen - seen_mean[:, None]
         weighted = share * centred
         hessian.baddbmm_(centred.mT, weighted)
         if seen is not wanted:
             cross.baddbmm_(weighted.mT, (seen - wanted) @ weight.mT)
-        lengths += (weighted * centred).sum(dim=2).square().sum(dim=1)
-        evenness += share.square().sum()
+        squared_lengths += (weighted * centred).sum(dim=2).square().sum(dim=1)
+        squared_shares += share.square().sum()
     size, trace = hessian.square().sum(dim=(1, 2)), hessian.diagonal(dim1=1, dim2=2).sum(dim=1)
-    uncertain = lengths - evenness * size
+    uncertain = squared_lengths - squared_shares * size
     certain = size - trace.square() / k - uncertain
-    damping = torch.where(certain > uncertain / MOST_DAMPING, uncertain / certain, MOST_DAMPING).clamp_min(DAMPING)
-    if float(evenness) * k < 1:  # as many rows, counting what they weigh, as inputs
-        damping = torch.full_like(damping, DAMPING)
+    damping = torch.where(certain > uncertain / MAX_DAMPING, uncertain / certain, MAX_DAMPING).clamp_min(MIN_DAMPING)
+    if float(squared_shares) * k < 1:  # The effective number of rows is at least that of inputs.
+        damping = torch.full_like(damping, MIN_DAMPING)
     return Moments(hessian, cross, seen_mean, (weight @ wanted_mean[:, :, None])[:, :, 0], damping)
 
 
-def _vectors(problem: LayerProblem) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """A few rows at a time: each vector's share of all weight (m, 1), and the vectors seen and wanted, (groups, m, k) each."""
+def _iterate_vectors(problem: LayerProblem) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield chunks of each vector's share of all weight, (m, 1), and the seen and full-precision vectors, (groups, m, k) each."""
     share = problem.row_weights / problem.row_weights.sum()
     for start in range(0, len(share), CHUNK_ROWS):
         chunk = slice(start, start + CHUNK_ROWS)
@@ -97,126 +97,144 @@ def _vectors(problem: LayerProblem) -> Iterator[tuple[torch.Tensor, torch.Tensor
 
 @dataclass(frozen=True)
 class HessianFactors:
-    """What rounding one layer needs whatever the width, each group of a convolution apart; columns in the order they are rounded in.
+    """Factorized Hessian of one layer, which serves every width.
+
+    Each group of a convolution has its own. Columns stand in the order in which they are rounded.
 
     Attributes:
-        moments: of the layer.
-        order: columns in falling order of their variance, (groups, k).
+        moments: moments of the layer.
+        order: columns in descending order of their variance, (groups, k).
         hessian: the damped Hessian H in that order, (groups, k, k).
-        passing: M of H = M D Mᵀ, unit upper triangular, (groups, k, k): M_jk of column j's error is made up for by column k.
-        variance: the diagonal D, (groups, k): what of each column's variance the columns behind it cannot make up for.
-        wanted: the real weights that reproduce the full-precision output best (least squares), in that order, (groups, k, out / groups):
+        propagation: M of H = M D Mᵀ, unit upper triangular, (groups, k, k). Column k makes up for M_jk of column j's error.
+        variance: the diagonal D, (groups, k). It is the part of each column's variance that the columns behind it cannot make up for.
+        wanted: the real weights that reproduce the full-precision output best (least squares), (groups, k, out / groups). They are
             transposed, because rounding goes column by column.
     """
 
-    compute_moments: Moments
+    moments: Moments
     order: torch.Tensor
     hessian: torch.Tensor
-    passing: torch.Tensor
+    propagation: torch.Tensor
     variance: torch.Tensor
     wanted: torch.Tensor
 
 
 def factorize_hessian(problem: LayerProblem) -> HessianFactors:
-    """The part of :func:`round_compensated` that does not depend on the width."""
-    statistics = compute_moments(problem)
-    diagonal = statistics.hessian.diagonal(dim1=1, dim2=2)
-    damping = statistics.damping[:, None] * diagonal.mean(dim=1, keepdim=True) + 1e-8
+    """Compute the part of :func:`round_compensated` that does not depend on the width."""
+    moments = compute_moments(problem)
+    diagonal = moments.hessian.diagonal(dim1=1, dim2=2)
+    damping = moments.damping[:, None] * diagonal.mean(dim=1, keepdim=True) + 1e-8
     order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
     last_first = order.flip(1)
-    backwards = torch.stack([part[columns][:, columns] for part, columns in zip(statistics.hessian, last_first, strict=True)])
-    backwards.diagonal(dim1=1, dim2=2).add_(damping)
-    # The factor of the Hessian read backwards, read backwards itself, is upper triangular.
-    lower = torch.linalg.cholesky(backwards)
+    reversed_hessian = torch.stack([part[columns][:, columns] for part, columns in zip(moments.hessian, last_first, strict=True)])
+    reversed_hessian.diagonal(dim1=1, dim2=2).add_(damping)
+    # The lower factor of the reversed Hessian, itself reversed, is upper triangular.
+    lower = torch.linalg.cholesky(reversed_hessian)
     root = lower.diagonal(dim1=1, dim2=2)
     wanted = torch.stack([part[:, columns].mT for part, columns in zip(problem.grouped(problem.weight), order, strict=True)])
-    if bool(statistics.cross.any()):
-        cross = torch.stack([part[columns] for part, columns in zip(statistics.cross, last_first, strict=True)])
+    if bool(moments.cross.any()):
+        cross = torch.stack([part[columns] for part, columns in zip(moments.cross, last_first, strict=True)])
         wanted = wanted - torch.cholesky_solve(cross, lower).flip(1)
-    return HessianFactors(statistics, order, backwards.flip(1, 2), (lower / root[:, None]).flip(1, 2), root.square().flip(1), wanted)
+    return HessianFactors(moments, order, reversed_hessian.flip(1, 2), (lower / root[:, None]).flip(1, 2), root.square().flip(1), wanted)
 
 
-def round_compensated(problem: LayerProblem, preparation: HessianFactors | None = None, search: bool = True) -> RoundedWeight:
+def round_compensated(problem: LayerProblem, factors: HessianFactors | None = None, search: bool = True) -> RoundedWeight:
     """Round one layer so that its quantized output is nearest to its full-precision output over the weighted rows.
 
-    First the real weights that would do so (least squares, which also mends the layers before), then integers near them: columns in
-    falling order of their variance, each one's error passed on to the columns behind it. Narrow layers try every clip of the scale
-    in full and end with coordinate descent on the integers; wide ones choose the clip by plain rounding. The bias takes up the mean
-    error.
+    Least squares gives the real weights that would do so, which also correct the error of the layers before. Their columns are rounded in
+    descending order of variance, and the error of each is propagated to the columns behind it. Narrow layers try every clip of the scale
+    in full and end with coordinate descent. Wide ones choose the clip by plain rounding. The bias removes the mean error.
 
     Args:
         problem: the layer.
-        preparation: :func:`factorize_hessian`'s answer for the same layer, inputs and format, where the caller has it.
-        search: False leaves clips and descent out: quick, for measuring.
+        factors: :func:`factorize_hessian` of the same layer, inputs and format. None computes them.
+        search: False leaves out the search of clips and the descent. It is quick, for measuring.
     """
-    ready = preparation or factorize_hessian(problem)
-    groups, k, out = ready.wanted.shape
+    factors = factors or factorize_hessian(problem)
+    groups, k, out = factors.wanted.shape
     full = compute_channel_scale(problem.weight, problem.limit).reshape(groups, out)
     integers, scale = torch.empty(groups, out, k), torch.empty(groups, out)
-    search = search and problem.weight.numel() // groups <= SEARCHED
+    search = search and problem.weight.numel() // groups <= MAX_SEARCHED_WEIGHTS
     for group in range(groups):
-        found, scale[group] = _rounded(ready, group, full[group], problem.limit, search)
-        integers[group][:, ready.order[group]] = found.mT
+        found, scale[group] = _round_group(factors, group, full[group], problem.limit, search)
+        integers[group][:, factors.order[group]] = found.mT
     rounded = integers * scale[:, :, None]
-    bias = ready.moments.wanted_mean - (rounded @ ready.moments.seen_mean[:, :, None])[:, :, 0]
+    bias = factors.moments.wanted_mean - (rounded @ factors.moments.seen_mean[:, :, None])[:, :, 0]
     if problem.bias is not None:
         bias = bias + problem.bias.reshape(groups, out)
     return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias.flatten())
 
 
 def round_at_widths(problem: LayerProblem, widths: Iterable[int]) -> Iterator[RoundedWeight]:
-    """``problem`` rounded to each of ``widths`` without searching clips and integers, for measuring what rounding does.
+    """Round one layer at several widths without searching clips and integers, to measure the effect of rounding.
 
-    A layer with more inputs than half the vectors at hand is rounded plainly, with the clip that suits their variance and a bias that
-    takes up the mean error: compensation would fit these very vectors, and the figure say nothing about others.
+    A layer with more inputs than half its vectors is rounded plainly, because compensation would fit these very vectors and the measure
+    would say nothing about others. Its clip suits the inputs' variance, and its bias removes the mean error.
+
+    Args:
+        problem: the layer. Its own width does not matter.
+        widths: widths to round at, in bits.
+
+    Yields:
+        The rounded weight at each width.
     """
     k = problem.grouped(problem.weight).shape[2]
     if 2 * k > len(problem.inputs) * problem.patches(problem.inputs[:1]).shape[1]:
-        mean, variance = _mean_and_variance(problem)
-        yield from (_plainly_rounded(replace(problem, bits=bits), mean, variance) for bits in widths)
+        mean, variance = _compute_mean_and_variance(problem)
+        yield from (_round_plainly(replace(problem, bits=bits), mean, variance) for bits in widths)
     else:
-        ready = factorize_hessian(problem)
-        yield from (round_compensated(replace(problem, bits=bits), ready, search=False) for bits in widths)
+        factors = factorize_hessian(problem)
+        yield from (round_compensated(replace(problem, bits=bits), factors, search=False) for bits in widths)
 
 
-def _mean_and_variance(problem: LayerProblem) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted mean and variance of the layer's inputs, (groups, k) each."""
-    sums = [((share * seen).sum(dim=1), (share * seen.square()).sum(dim=1)) for share, seen, _ in _vectors(problem)]
+def _compute_mean_and_variance(problem: LayerProblem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the weighted mean and variance of a layer's inputs, (groups, k) each."""
+    sums = [((share * seen).sum(dim=1), (share * seen.square()).sum(dim=1)) for share, seen, _ in _iterate_vectors(problem)]
     mean, second = (torch.stack(part).sum(dim=0) for part in zip(*sums, strict=True))
     return mean, (second - mean.square()).clamp_min_(0)
 
 
-def _plainly_rounded(problem: LayerProblem, mean: torch.Tensor, variance: torch.Tensor) -> RoundedWeight:
+def _round_plainly(problem: LayerProblem, mean: torch.Tensor, variance: torch.Tensor) -> RoundedWeight:
+    """Round to nearest at the clips that :func:`_choose_clips` gives, and let the bias remove the mean error."""
     weight = problem.grouped(problem.weight)
     full = compute_channel_scale(problem.weight, problem.limit).reshape(weight.shape[:2])
-    clips = [_plain_clip(*group, problem.limit) for group in zip(weight.mT, variance, full, strict=True)]
+    clips = [_choose_clips(*group, problem.limit) for group in zip(weight.mT, variance, full, strict=True)]
     scale = full * torch.stack(clips)
     integers = torch.round(weight / scale[:, :, None]).clamp_(-problem.limit, problem.limit)
-    left = ((weight - integers * scale[:, :, None]) @ mean[:, :, None]).flatten()
-    bias = left if problem.bias is None else problem.bias + left
+    mean_error = ((weight - integers * scale[:, :, None]) @ mean[:, :, None]).flatten()
+    bias = mean_error if problem.bias is None else problem.bias + mean_error
     return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias)
 
 
-def _rounded(ready: HessianFactors, group: int, full: torch.Tensor, limit: int, search: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers (k, out) and scales (out,) of one group, whose largest weights stand at ``full`` (out,) times ``limit``."""
-    wanted, hessian, passing = ready.wanted[group], ready.hessian[group], ready.passing[group]
+def _round_group(factors: HessianFactors, group: int, full: torch.Tensor, limit: int, search: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round one group, and return its integers (k, out) and scales (out,).
+
+    Args:
+        factors: the layer's factors.
+        group: position of the group.
+        full: scales that put each channel's largest weight on ``limit``, (out,).
+        limit: the largest integer.
+        search: search clips and integers.
+    """
+    wanted, hessian, propagation = factors.wanted[group], factors.hessian[group], factors.propagation[group]
     if not search:
-        scale = full * _plain_clip(wanted, ready.variance[group], full, limit)
-        return _passed_on(wanted, passing, scale, limit), scale
-    # All clips at once: the same column of every candidate is rounded in one step.
+        scale = full * _choose_clips(wanted, factors.variance[group], full, limit)
+        return _round_columns(wanted, propagation, scale, limit), scale
+    # The same column of every candidate clip is rounded in one step.
     candidates = full * torch.tensor(WEIGHT_CLIPS[::2])[:, None]
-    found = _passed_on(wanted.repeat(1, len(candidates)), passing, candidates.flatten(), limit).reshape(len(wanted), *candidates.shape)
+    found = _round_columns(wanted.repeat(1, len(candidates)), propagation, candidates.flatten(), limit)
+    found = found.reshape(len(wanted), *candidates.shape)
     change = (found * candidates - wanted[:, None]).flatten(1)
     best = ((hessian @ change) * change).sum(dim=0).reshape(candidates.shape).argmin(dim=0)
     channels = torch.arange(len(full))
     integers, scale = found[:, best, channels].contiguous(), candidates[best, channels]
-    _descend(integers, wanted, hessian, scale, limit)
+    descend_channels(integers, wanted, hessian, scale, limit)
     return integers, scale
 
 
-def _plain_clip(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor, limit: int) -> torch.Tensor:
-    """For each channel the clip at which plain rounding errs least, weighing columns by their variance."""
-    every = slice(None, None, -(-wanted.numel() // CLIPPED))
+def _choose_clips(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor, limit: int) -> torch.Tensor:
+    """Choose the clip of each channel at which plain rounding has the least error, with columns weighted by their variance."""
+    every = slice(None, None, -(-wanted.numel() // MAX_CLIP_WEIGHTS))
     wanted, variance = wanted[every], variance[every]
     best, chosen = torch.full_like(full, torch.inf), torch.ones_like(full)
     for clip in WEIGHT_CLIPS[::4]:
@@ -227,43 +245,22 @@ def _plain_clip(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor
     return chosen
 
 
-def _passed_on(wanted: torch.Tensor, passing: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
-    """Round column by column; each column first takes up what the errors of those before it leave it to make up for."""
-    due, integers, errors = wanted.clone(), torch.empty_like(wanted), torch.empty_like(wanted)
+def _round_columns(wanted: torch.Tensor, propagation: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
+    """Round column by column, each after it has taken up its part of the errors before it."""
+    goals, integers, errors = wanted.clone(), torch.empty_like(wanted), torch.empty_like(wanted)
 
     def round_columns(start: int, end: int) -> None:
-        if end - start > BLOCK:
+        if end - start > BLOCK_COLUMNS:
             # The first half's errors reach the second half in one product.
             middle = (start + end) // 2
             round_columns(start, middle)
-            due[middle:end].addmm_(passing[start:middle, middle:end].mT, errors[start:middle])
+            goals[middle:end].addmm_(propagation[start:middle, middle:end].mT, errors[start:middle])
             round_columns(middle, end)
             return
         for column in range(start, end):
-            goal = torch.addmv(due[column], errors[start:column].mT, passing[start:column, column])
+            goal = torch.addmv(goals[column], errors[start:column].mT, propagation[start:column, column])
             torch.div(goal, scale, out=integers[column]).round_().clamp_(-limit, limit)
             torch.addcmul(wanted[column], integers[column], scale, value=-1, out=errors[column])
 
     round_columns(0, len(wanted))
     return integers
-
-
-def _descend(integers: torch.Tensor, wanted: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor, limit: int) -> None:
-    """Move integers one column at a time to where the error is least with all others held, in place; the error never grows."""
-    slope = (integers * scale - wanted).mT @ hessian
-    bend = hessian.diagonal()
-    for _ in range(SWEEPS):
-        # Columns where something is to gain as things stand; those before them in the sweep may change that.
-        moving = (_step(integers, slope.mT, bend[:, None], scale, limit) != 0).any(dim=1).nonzero()[:, 0].tolist()
-        for column in moving:
-            step = _step(integers[column], slope[:, column], bend[column], scale, limit)
-            integers[column] += step
-            slope.addr_(step * scale, hessian[column])
-        if not moving:
-            return
-
-
-def _step(integers: torch.Tensor, slope: torch.Tensor, bend: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
-    """How far to move ``integers`` where that lowers the error, of slope and bend in their weights; 0 elsewhere."""
-    step = (integers - slope / bend / scale).round_().clamp_(-limit, limit) - integers
-    return step * (step * scale * (2 * slope + bend * step * scale) < 0)

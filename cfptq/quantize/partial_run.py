@@ -1,4 +1,4 @@
-"""Running a network in parts: layer by layer with outputs that the caller decides, or again from one layer on."""
+"""Runs of a network in parts, with outputs that the caller decides or from one layer on."""
 
 from __future__ import annotations
 
@@ -11,52 +11,66 @@ from cfptq.network import Layer, Network
 
 
 class LayerwiseRun(fx.Interpreter):
-    """A run of ``network`` on ``rows`` that stops at each layer: :meth:`reach` it, then :meth:`set_output` what it gives.
+    """Run of a network that stops at each layer for its output.
 
-    Every value is computed once and freed after its last use. No gradients, but in :meth:`finish_with`.
+    Call :meth:`run_to` and then :meth:`set_output`, layer by layer. Every value is computed once and freed after its last use. Only
+    :meth:`finish_with` records gradients.
+
+    Args:
+        network: the network to run.
+        rows: its input, (N, ...).
     """
 
     def __init__(self, network: Network, rows: Tensor) -> None:
         super().__init__(network.graph)
-        first, *self.rest = network.graph.graph.nodes
+        first, *self._rest = network.graph.graph.nodes
         self.env[first] = rows
 
-    def reach(self, layer: Layer) -> Tensor:
-        """Run up to ``layer``, the next in execution order; its input, (N, ...)."""
+    def run_to(self, layer: Layer) -> Tensor:
+        """Run up to the next layer in execution order, and return its input, (N, ...)."""
         with torch.no_grad():
-            while self.rest[0].name != layer.node:
-                node = self.rest.pop(0)
+            while self._rest[0].name != layer.node:
+                node = self._rest.pop(0)
                 self._keep(node, self.run_node(node))
-            self.reached = self.rest.pop(0)
-        inputs: Tensor = self.env[self.reached.all_input_nodes[0]]
+            self._reached = self._rest.pop(0)
+        inputs: Tensor = self.env[self._reached.all_input_nodes[0]]
         return inputs
 
-    def put_out(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """Let the layer that was reached put out what ``weight`` and ``bias`` make of ``inputs``."""
-        self._keep(self.reached, compute_node_output(self.reached, inputs, weight, bias))
+    def compute_output(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the output of the layer that was reached for other inputs, weight and bias."""
+        return _compute_node_output(self._reached, inputs, weight, bias)
 
-    def ended_with(self, output: Tensor) -> Tensor:
-        """The network's raw output if the layer that was reached put out ``output`` and all behind it ran as it is; differentiable.
+    def set_output(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Set the output of the layer that was reached to that for other inputs, weight and bias."""
+        self._keep(self._reached, self.compute_output(inputs, weight, bias))
 
-        The run itself stays where it is.
+    def finish_with(self, output: Tensor) -> Tensor:
+        """Return the network's raw output for another output of the layer that was reached.
+
+        The result is differentiable. The run itself stays at the layer.
         """
-        kept, self.env = self.env, {**self.env, self.reached: output}
+        kept, self.env = self.env, {**self.env, self._reached: output}
         try:
-            for node in self.rest:
+            for node in self._rest:
                 self.env[node] = self.run_node(node)
-            ended: Tensor = self.env[self.rest[-1]]
+            final: Tensor = self.env[self._rest[-1]]
         finally:
             self.env = kept
-        return ended
+        return final
 
     def _keep(self, node: fx.Node, value: Tensor) -> None:
+        """Keep a node's value, and free those that it used last."""
         self.env[node] = value
         for used in self.user_to_last_uses.get(node, ()):
             del self.env[used]
 
 
 class RecordedRun:
-    """A run of ``network`` on ``rows`` that keeps every value, so that :meth:`rerun` computes only what stands behind one layer.
+    """Run of a network that keeps every value, so that :meth:`rerun` computes only what stands behind one layer.
+
+    Args:
+        network: the network to run.
+        rows: its input, (N, ...).
 
     Attributes:
         output: the network's raw output.
@@ -70,22 +84,22 @@ class RecordedRun:
         self._values = dict(self._interpreter.env)
 
     def inputs(self, layer: Layer) -> Tensor:
-        """What feeds ``layer``, (N, ...)."""
+        """Return the input of a layer, (N, ...)."""
         value: Tensor = self._values[self._nodes[layer.input]]
         return value
 
     def rerun(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The network's output if ``layer`` had another weight and bias."""
+        """Return the network's raw output for another weight and bias of one layer."""
         changed = self._nodes[layer.node]
         known = dict(takewhile(lambda entry: entry[0] is not changed, self._values.items()))
-        known[changed] = compute_node_output(changed, self.inputs(layer), weight, bias)
+        known[changed] = _compute_node_output(changed, self.inputs(layer), weight, bias)
         with torch.no_grad():
             output: Tensor = self._interpreter.run(initial_env=known)
         return output
 
 
-def compute_node_output(node: fx.Node, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What a layer's node puts out for other inputs, weight and bias."""
+def _compute_node_output(node: fx.Node, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute the output of a layer's node for other inputs, weight and bias."""
     with torch.no_grad():
         output: Tensor = node.target(inputs, weight, bias, *node.args[3:])  # type: ignore[operator]
     return output

@@ -1,4 +1,4 @@
-"""The quantization plan: what every hand-over holds, integer for integer."""
+"""Quantization plan, whose integers every hand-over holds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from safetensors.torch import save as save_tensors
 
 from cfptq.errors import FileError, ModelError
 from cfptq.io.atomic import atomic_folder
-from cfptq.quantize.formats import ActivationFormat, container_bits, integer_limit, layer_widths
+from cfptq.quantize.formats import ActivationFormat, align_with_channels, container_bits, integer_limit, layer_widths
 
-#: Version of the saved form.
+#: Version of the file format.
 SCHEMA = 1
 
 #: The files of a saved plan.
@@ -29,16 +29,19 @@ PLAN_FILES = ("plan.json", "plan.safetensors")
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer's weight: ``integers * scale`` along the output channel, and the bias that goes with it.
+    """Quantized weight of one layer, ``integers * scale`` along the output channel, and its bias.
 
     Attributes:
         name: the layer's name in the user's model.
         kind: "linear", "conv1d" or "conv2d".
-        bits: width of the integers, one of 2, 3, 4, 7, 8.
-        integers: int8, the weight's own shape, within the narrow symmetric range of ``bits``.
-        scale: float32, shape (out,): step of each output channel.
-        bias: float32, shape (out,), or None.
-        input: name of the node whose tensor feeds the layer; its format stands in the plan's ``activations``.
+        bits: width of the integers, one of 2, 3, 4, 7 and 8.
+        integers: int8, of the weight's shape, within the narrow symmetric range of ``bits``.
+        scale: step of each output channel, float32, (out,).
+        bias: float32, (out,), or None.
+        input: name of the node whose tensor feeds the layer. Its format is among the plan's ``activations``.
+
+    Raises:
+        ModelError: integers leave their range, or a shape, dtype or value is not as above.
     """
 
     name: str
@@ -52,14 +55,17 @@ class LayerPlan:
     def __post_init__(self) -> None:
         limit = integer_limit(self.bits)
         if self.integers.dtype != torch.int8 or self.integers.dim() < 2:
-            raise ModelError(f"layer {self.name!r}: integers must be int8 with at least two axes, not {self.integers.dtype}")
+            raise ModelError(
+                f"The integers of layer {self.name!r} must be int8 with at least two axes, got {self.integers.dtype} with "
+                f"{self.integers.dim()}."
+            )
         if self.integers.numel() and int(self.integers.to(torch.int16).abs().max()) > limit:
-            raise ModelError(f"layer {self.name!r}: integers leave ±{limit}, the range of {self.bits} bits")
+            raise ModelError(f"The integers of layer {self.name!r} must stay within ±{limit}, the range of {self.bits} bits.")
         channels = self.integers.shape[:1]
         if self.scale.shape != channels or self.scale.dtype != torch.float32 or not bool((self.scale > 0).all()):
-            raise ModelError(f"layer {self.name!r}: scales must be {channels[0]} positive float32 numbers")
+            raise ModelError(f"The scale of layer {self.name!r} must hold {channels[0]} positive float32 numbers.")
         if self.bias is not None and (self.bias.shape != channels or not bool(torch.isfinite(self.bias).all())):
-            raise ModelError(f"layer {self.name!r}: the bias must be {channels[0]} finite numbers")
+            raise ModelError(f"The bias of layer {self.name!r} must hold {channels[0]} finite numbers.")
 
     @property
     def parameters(self) -> int:
@@ -67,27 +73,36 @@ class LayerPlan:
         return self.integers.numel()
 
     def weight(self) -> torch.Tensor:
-        """The weight on its grid, float32: integers times the channel's scale."""
-        return self.integers.to(torch.float32) * self.scale.reshape(-1, *[1] * (self.integers.dim() - 1))
+        """Return the weight on its grid, float32."""
+        return self.integers.to(torch.float32) * align_with_channels(self.scale, self.integers)
 
     def bias_integers(self, form: ActivationFormat) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """The bias as integer kernels add it: int32 and its float32 step, input scale times weight scale, for each step of the input.
+        """Return the bias as integer kernels add it.
 
-        Empty without a bias, and where no integer kernel runs on ``form``.
+        Args:
+            form: format of the layer's input.
+
+        Returns:
+            One pair for each step of the input, of int32 integers and their float32 step, input scale times weight scale. Empty without a
+            bias, and where no integer kernel runs the layer.
         """
         if self.bias is None or not form.feeds_integers:
             return ()
-        left, reach, parts = self.bias.double(), torch.iinfo(torch.int32), []
+        left, int32, parts = self.bias.double(), torch.iinfo(torch.int32), []
         for scale in (form.scale, form.fine_scale):
             if scale is not None:
                 step = torch.tensor(scale, dtype=torch.float32) * self.scale
-                integers = torch.round(left / step.double()).clamp(reach.min, reach.max).to(torch.int32)
+                integers = torch.round(left / step.double()).clamp(int32.min, int32.max).to(torch.int32)
                 left = left - integers.double() * step.double()
                 parts.append((integers, step))
         return tuple(parts)
 
     def deployed_bias(self, form: ActivationFormat) -> torch.Tensor | None:
-        """The bias that an integer kernel adds: on the int32 grid where it is one, as it is otherwise."""
+        """Return the bias that is deployed, on the int32 grid where an integer kernel adds it.
+
+        Args:
+            form: format of the layer's input.
+        """
         parts = self.bias_integers(form)
         if not parts:
             return self.bias
@@ -96,16 +111,19 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """Everything that turns the captured network into its quantized form, whatever toolchain does it.
+    """Everything that turns a captured network into its quantized form, for every toolchain.
 
     Attributes:
         layers: the quantized layers, in execution order.
-        activations: one format per tensor that feeds a quantized layer.
+        activations: one format for each tensor that feeds a quantized layer.
         network: digest of the captured full-precision network that the plan is for.
         method: name of the method that made it.
         seed: seed of the calibration draw.
         portable: weights behind integer inputs stay within ±63, so that int8 kernels are right on processors without VNNI too.
-        input_choice: why the model's input has the format that it has.
+        input_choice: reason for the format of the model's input.
+
+    Raises:
+        ModelError: no layer is quantized, a name occurs twice, a format is missing, or a portable plan has weights beyond ±63.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -120,20 +138,21 @@ class QuantizationPlan:
         formats = {form.tensor for form in self.activations}
         names = [layer.name for layer in self.layers]
         if not names:
-            raise ModelError("a plan needs at least one quantized layer")
+            raise ModelError("A plan must have at least one quantized layer, got none.")
         if len(set(names)) != len(names) or len(formats) != len(self.activations):
-            raise ModelError("a plan names a layer or an activation twice")
+            raise ModelError("The names of a plan's layers and activations must be distinct.")
         missing = [layer.name for layer in self.layers if layer.input not in formats]
         if missing:
-            raise ModelError(f"the plan has no activation format for the input of {', '.join(missing)}")
+            raise ModelError(f"The plan has no activation format for the input of {', '.join(missing)}.")
         beyond = [layer.name for layer in self.layers if self.portable and self._can_saturate(layer)]
         if beyond:
             raise ModelError(
-                f"a portable plan keeps weights behind integer inputs within ±{integer_limit(7)}, and {beyond[0]!r} leaves them"
+                f"Integers behind integer inputs must stay within ±{integer_limit(7)} in a portable plan. Those of layer {beyond[0]!r} do "
+                "not. Give the layer at most 7 bits, or pass portable=False."
             )
 
     def _can_saturate(self, layer: LayerPlan) -> bool:
-        """Return whether sums of two products of the layer may leave 16 bits."""
+        """Return True if the sum of two products of the layer may leave 16 bits."""
         return self.input_format(layer).feeds_integers and int(layer.integers.to(torch.int16).abs().max()) > integer_limit(7)
 
     @cached_property
@@ -141,12 +160,12 @@ class QuantizationPlan:
         return {form.tensor: form for form in self.activations}
 
     def input_format(self, layer: LayerPlan) -> ActivationFormat:
-        """The format of the tensor that feeds ``layer``."""
+        """Return the format of the tensor that feeds a layer of the plan."""
         return self._formats[layer.input]
 
     @property
     def candidate_widths(self) -> dict[str, tuple[int, ...]]:
-        """Widths that each layer could have with this plan's activation formats, by name."""
+        """Candidate widths of each layer under this plan's activation formats, by name."""
         return {layer.name: layer_widths(self.input_format(layer).feeds_integers, self.portable) for layer in self.layers}
 
     @property
@@ -156,21 +175,22 @@ class QuantizationPlan:
 
     @property
     def average_bits(self) -> float:
-        """Sum of n_l * b_l over sum of n_l (eq. 24)."""
+        """Average bits per weight, Σ n_l b_l / Σ n_l (eq. 24)."""
         return sum(layer.parameters * layer.bits for layer in self.layers) / sum(layer.parameters for layer in self.layers)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the weights, scales and biases as a file holds them (3-bit integers in 4-bit containers)."""
+        """Bytes of the weights, scales and biases in a file, with 3-bit integers in 4 bits and 7-bit integers in 8."""
         weights = sum((layer.parameters * container_bits(layer.bits) + 7) // 8 for layer in self.layers)
         return weights + sum(4 * layer.scale.numel() + (0 if layer.bias is None else 4 * layer.bias.numel()) for layer in self.layers)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the saved form: the plan's identity in files and reports."""
-        return _digest(*self._saved())
+        """SHA-256 of the saved form, which identifies the plan in files and reports."""
+        return _digest(*self._serialize())
 
-    def _saved(self) -> tuple[dict[str, Any], bytes]:
+    def _serialize(self) -> tuple[dict[str, Any], bytes]:
+        """Return the content of ``plan.json`` and the bytes of ``plan.safetensors``."""
         tensors: dict[str, torch.Tensor] = {}
         for layer in self.layers:
             tensors[f"{layer.name}.integers"] = layer.integers.contiguous()
@@ -190,7 +210,10 @@ class QuantizationPlan:
         return head, save_tensors(tensors)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``plan.json`` and ``plan.safetensors`` into ``folder``, whole or not at all.
+        """Write ``plan.json`` and ``plan.safetensors`` into a folder. An error leaves the folder as it was.
+
+        Args:
+            folder: a new or empty folder, or one that holds an earlier plan.
 
         Raises:
             FileError: ``folder`` is neither new, nor empty, nor an earlier saved plan.
@@ -199,28 +222,36 @@ class QuantizationPlan:
             self.write_into(aside)
 
     def write_into(self, folder: Path) -> None:
-        """Write the two files into an existing ``folder``; the caller sees to it that a crash leaves nothing behind."""
-        head, tensors = self._saved()
-        (folder / "plan.json").write_bytes(_text({**head, "digest": _digest(head, tensors)}).encode())
+        """Write the two files into an existing folder. The caller protects it against a crash.
+
+        Args:
+            folder: the folder to write into.
+        """
+        head, tensors = self._serialize()
+        (folder / "plan.json").write_bytes(_to_json({**head, "digest": _digest(head, tensors)}).encode())
         (folder / "plan.safetensors").write_bytes(tensors)
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> QuantizationPlan:
-        """Read what :meth:`save` wrote.
+        """Read a plan that :meth:`save` wrote.
+
+        Args:
+            folder: the folder to read.
 
         Raises:
-            FileError: a file is missing, cut off, altered, or does not hold a plan.
+            FileError: a file is missing, incomplete, changed, or does not hold a plan.
         """
         place = Path(folder)
         try:
             head: dict[str, Any] = json.loads((place / "plan.json").read_bytes())
             content = (place / "plan.safetensors").read_bytes()
             if head["schema"] != SCHEMA:
-                raise FileError(f"{place}/plan.json has schema {head['schema']}; this version reads schema {SCHEMA}: upgrade cfptq")
-            # The bytes as they lie there, not the plan written again: another release of safetensors may lay it out otherwise.
+                raise FileError(f"{place}/plan.json must have schema {SCHEMA}, got {head['schema']}. Upgrade cfptq.")
+            # The digest is that of the bytes in the file. Another release of safetensors may lay out the same plan in another way.
             if head.pop("digest", None) not in (None, _digest(head, content)):
                 raise FileError(
-                    f"{place}/plan.json or {place}/plan.safetensors was changed after it was saved (its digest differs); save it again"
+                    f"{place}/plan.json or {place}/plan.safetensors was changed after it was saved, as its digest differs. Save the plan "
+                    "again."
                 )
             tensors = load_tensors(content)
             layers = tuple(
@@ -246,14 +277,16 @@ class QuantizationPlan:
                 input_choice=str(head["input_choice"]),
             )
         except OSError as error:
-            raise FileError(f"cannot read the plan in {place}: {error.strerror}; give a folder that was saved whole") from error
+            raise FileError(
+                f"Cannot read the plan in {place} ({error.strerror}). Give a folder that QuantizationPlan.save wrote."
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError) as error:
-            raise FileError(f"{place} does not hold a whole quantization plan ({error}); save it again") from error
+            raise FileError(f"{place} does not hold a complete quantization plan ({error}). Save the plan again.") from error
 
 
-def _text(head: Mapping[str, Any]) -> str:
+def _to_json(head: Mapping[str, Any]) -> str:
     return json.dumps(head, indent=2, sort_keys=True) + "\n"
 
 
 def _digest(head: Mapping[str, Any], tensors: bytes) -> str:
-    return hashlib.sha256(_text(head).encode() + b"\0" + tensors).hexdigest()
+    return hashlib.sha256(_to_json(head).encode() + b"\0" + tensors).hexdigest()

@@ -1,4 +1,4 @@
-"""From a captured network, calibration rows and a width for each layer to a plan."""
+"""Quantization of a captured network, from calibration rows and a width for each layer to a plan."""
 
 from __future__ import annotations
 
@@ -17,33 +17,43 @@ from cfptq.network.serialize import digest
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.cross_layer_equalization import equalize_network
 from cfptq.quantize.formats import ActivationFormat, fake_quantize, layer_widths
-from cfptq.quantize.partial_run import LayerwiseRun, compute_node_output
+from cfptq.quantize.partial_run import LayerwiseRun
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
-from cfptq.quantize.reconstruct import LayerProblem, RoundedWeight, Rounding, fit_activation_format, round_nearest
+from cfptq.quantize.reconstruct import fit_activation_format, round_nearest
+from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight, Rounding
 from cfptq.quantize.row_sampling import every_nth, sample_affordable_rows
 
-#: Weights fed by the input up to which leaving it in float costs next to nothing at any batch size, and inputs of a linear layer from
-#: which two int8 products are faster than one in float (ONNX Runtime, one thread, batches of 1, 256 and 4,096).
-NARROW_INPUT, LONG_ROW = 2**16, 512
+#: Weights fed by the model's input up to which a float input costs next to nothing at any batch size. Beyond, integer kernels pay.
+#: Measured with ONNX Runtime on one thread, at batches of 1, 256 and 4,096.
+MAX_WEIGHTS_WITH_FLOAT_INPUT = 2**16
 
-#: Multiply-adds that one pass of the network over the calibration rows may take, and rows that are taken whatever they cost.
-ROUNDING_WORK, FEWEST_ROWS = 2**32, 512
+#: Inputs of a linear layer from which on two int8 products are faster than one in float. Measured likewise.
+MIN_INPUTS_FOR_TWO_STEPS = 512
 
-#: Bits of the model's input, or its two-step format, or the choice by its width.
+#: Multiply-adds that one pass of the network over the calibration rows may take. Beyond, rows are sampled.
+MAX_ROUNDING_MACS = 2**32
+
+#: Calibration rows that are used at least, whatever they cost.
+MIN_ROUNDING_ROWS = 512
+
+#: Bits of the model's input, its two-step format, or None for a choice by its width.
 InputBits = int | Literal["two-step"] | None
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Formats of the tensors that feed quantized layers.
+    """Settings of the tensors that feed quantized layers.
 
     Attributes:
-        bits: hidden tensors, 8 or 16; 32 leaves them in float.
-        input_bits: the model's input, likewise, or "two-step": quantized to 8 bits twice, the second time what the first left, so that
-            linear layers see about 16 bits of it in int8 kernels. None chooses what costs least of those that see more than 8 bits:
-            float where the layers that it feeds have at most :data:`NARROW_INPUT` weights, or are linear with fewer than
-            :data:`LONG_ROW` inputs; else two-step, or 8 bits if one of them is a convolution.
-        clip: clip where that reconstructs the layer's output better (eq. 22); False spans all that calibration saw.
+        bits: bits of hidden tensors, 8 or 16. 32 leaves them in float.
+        input_bits: bits of the model's input, 8, 16 or 32. "two-step" quantizes it to 8 bits twice, so that linear layers see about 16 bits
+            of it in int8 kernels. None chooses the cheapest format with more than 8 bits. It is float where the layers that take the input
+            have at most :data:`MAX_WEIGHTS_WITH_FLOAT_INPUT` weights, or are linear with fewer than :data:`MIN_INPUTS_FOR_TWO_STEPS`
+            inputs. It is two-step for other linear layers, and 8 bits if a convolution takes the input.
+        clip: clip a range where that reconstructs the layers' outputs better (eq. 22). False spans all values seen in calibration.
+
+    Raises:
+        ModelError: there is no such format.
     """
 
     bits: int = 8
@@ -51,10 +61,10 @@ class Activations:
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in (8, 16, 32) or self.input_bits not in (None, 8, 16, 32, "two-step"):
-            raise ModelError(
-                f"activations can have 8, 16 or 32 (float) bits, the input also 'two-step', not {self.bits!r} and {self.input_bits!r}"
-            )
+        if self.bits not in (8, 16, 32):
+            raise ModelError(f"Hidden activations must have 8 or 16 bits, or 32 for float, got {self.bits!r}.")
+        if self.input_bits not in (None, 8, 16, 32, "two-step"):
+            raise ModelError(f"input_bits must be 8, 16, 32 for float, 'two-step', or None for a choice, got {self.input_bits!r}.")
 
 
 def quantize(
@@ -73,68 +83,83 @@ def quantize(
     portable: bool = False,
     progress: bool = True,
 ) -> QuantizationPlan:
-    """Round every layer named in ``bits`` and choose the formats of the tensors that feed them (eq. 22).
+    """Round every layer and choose the formats of the tensors that feed them (eq. 22).
 
     Args:
         network: the captured full-precision network.
-        calibration: rows that scales and clipping are fitted on, and how much each counts.
-        bits: width of each quantizable layer, all of them.
-        method, seed, portable: recorded in the plan, which refuses weights beyond ±63 behind integer inputs where ``portable`` says so.
-        rounding: the rule that turns one layer's weight into integers.
-        activations: bits of the hidden tensors and of the input; 8 each by default.
-        equalize: first move each hidden channel's scale between the two layers around it.
-        sequential: each layer sees what the quantized layers before it put out, and its target stays the full-precision output.
-        head, threshold: what the network puts out and where it decides, so that a sequential ``rounding`` can be told what it does to
-            margins; without ``head`` it is not.
+        calibration: rows that scales and clipping are fitted on, and their weights.
+        bits: width of each quantizable layer by name, all of them.
+        method: name of the method, recorded in the plan.
+        seed: seed of the calibration draw, recorded in the plan.
+        rounding: rule that turns one layer's weight into integers. The default is :func:`~cfptq.quantize.reconstruct.round_nearest`.
+        activations: formats of the hidden tensors and of the input. None means 8 bits each.
+        equalize: equalize the scales of hidden channels across layers first.
+        sequential: let each layer see the output of the quantized layers before it. Its target stays the full-precision output.
+        head: meaning of the network's raw output. With ``sequential``, ``rounding`` is then given the effect on margins.
+        threshold: decision threshold of a two-class model, or None.
+        portable: the plan refuses weights beyond ±63 behind integer inputs, for processors without VNNI.
+        progress: show a bar when it takes long.
 
     Raises:
-        BudgetError: ``bits`` leaves a layer out or names one that is not there.
+        BudgetError: ``bits`` misses a layer or names one that does not exist.
     """
     settings = activations or Activations()
     names = [layer.name for layer in network.layers]
     if set(names) != set(bits):
-        raise BudgetError(f"widths are needed for exactly {', '.join(names)}, not {', '.join(bits)}")
-    kept, weights = sample_affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
+        raise BudgetError(f"bits must name exactly the layers {', '.join(names)}, got {', '.join(bits)}.")
+    kept, weights = sample_affordable_rows(network, calibration.weights, MAX_ROUNDING_MACS, MIN_ROUNDING_ROWS)
     rows = calibration.rows[kept]
-    source = equalize_network(network, rows, _fine(bits, settings)) if equalize else network
+    source = equalize_network(network, rows, _find_fine_layers(bits, settings)) if equalize else network
     wanted = source.observe(rows, {layer.input for layer in network.layers})
     prefix = LayerwiseRun(source, rows) if sequential else None
-    ends = None if prefix is None or head is None else _Ends(prefix, source, rows, calibration.target[kept], head, threshold)
-    input_bits, why = _input_bits(network, settings.input_bits)
+    probe = None if prefix is None or head is None else _MarginProbe(prefix, source, rows, calibration.target[kept], head, threshold)
+    input_bits, reason = _choose_input_bits(network, settings.input_bits)
     formats: dict[str, ActivationFormat] = {}
     layers: list[LayerPlan] = []
     for layer in track(network.layers, "rounding layers", enabled=progress):
         tensor = layer.input
-        seen = prefix.reach(layer) if prefix else wanted[tensor]
+        seen = prefix.run_to(layer) if prefix else wanted[tensor]
         if tensor not in formats:
-            values, wide = (calibration.rows, input_bits) if tensor == network.input_name else (seen, settings.bits)
-            formats[tensor] = _format(source, tensor, values, wide, settings.clip)
+            values, format_bits = (calibration.rows, input_bits) if tensor == network.input_name else (seen, settings.bits)
+            formats[tensor] = _fit_format(source, tensor, values, format_bits, settings.clip)
         form, width = formats[tensor], bits[layer.name]
         problem = build_layer_problem(source, layer, width, wanted[tensor], seen, form, weights)
-        rounded = rounding(problem if ends is None else replace(problem, margins=ends.margins(layer, problem)))
+        rounded = rounding(problem if probe is None else replace(problem, margins=probe.margins(layer, problem)))
         layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
         if prefix:
             prefix.set_output(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
-    return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, why)
+    return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, reason)
 
 
 def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:
-    """The network that :func:`quantize` rounds where it is told to equalize first."""
-    kept, _ = sample_affordable_rows(network, calibration.weights, ROUNDING_WORK, FEWEST_ROWS)
-    return equalize_network(network, calibration.rows[kept], _fine(bits, activations))
+    """Equalize a network as :func:`quantize` does with ``equalize=True``.
+
+    Args:
+        network: the captured full-precision network.
+        calibration: rows to equalize over.
+        bits: width of each quantizable layer by name.
+        activations: formats of the tensors that feed quantized layers.
+    """
+    kept, _ = sample_affordable_rows(network, calibration.weights, MAX_ROUNDING_MACS, MIN_ROUNDING_ROWS)
+    return equalize_network(network, calibration.rows[kept], _find_fine_layers(bits, activations))
 
 
-def _fine(bits: Mapping[str, int], activations: Activations) -> list[str]:
-    """Layers whose weights are as fine as the activations that feed them."""
+def _find_fine_layers(bits: Mapping[str, int], activations: Activations) -> list[str]:
+    """Find the layers whose weights are as fine as the activations that feed them."""
     return [name for name, width in bits.items() if width + 1 >= activations.bits]
 
 
 def find_candidate_widths(network: Network, activations: Activations, portable: bool) -> dict[str, tuple[int, ...]]:
-    """Return the widths that each layer may have, by name.
+    """Return the candidate widths of each layer by name, ascending.
 
-    Where ``portable``, layers that integer kernels run have at most 7 bits; a layer with float input has no sums that saturate.
+    With ``portable``, layers with integer input have at most 7 bits. Layers with float input have no sums that saturate, and keep 8.
+
+    Args:
+        network: the captured network.
+        activations: formats of the tensors that feed quantized layers.
+        portable: results must be right on processors without VNNI too.
     """
-    input_bits, _ = _input_bits(network, activations.input_bits)
+    input_bits, _ = _choose_input_bits(network, activations.input_bits)
     found = {}
     for layer in network.layers:
         bits = input_bits if layer.input == network.input_name else activations.bits
@@ -142,8 +167,8 @@ def find_candidate_widths(network: Network, activations: Activations, portable: 
     return found
 
 
-class _Ends:
-    """Where the rows' target margins end when one layer more is rounded."""
+class _MarginProbe:
+    """Effect of rounding one layer more on the rows' target margins."""
 
     def __init__(
         self, prefix: LayerwiseRun, network: Network, rows: torch.Tensor, target: torch.Tensor, head: Head, threshold: float | None
@@ -153,31 +178,30 @@ class _Ends:
 
     @cached_property
     def wanted(self) -> torch.Tensor:
-        """The full-precision margins, (N,); computed for the first rounding that asks."""
+        """The full-precision margins, (N,), computed on first use."""
         with torch.no_grad():
-            return self._margin(self.network(self.rows))
+            return self._compute_margin(self.network(self.rows))
 
     def margins(self, layer: Layer, problem: LayerProblem) -> Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]]:
-        """LayerProblem's ``margins`` for the layer that was just reached."""
+        """Return LayerProblem's ``margins`` for the layer that was just reached."""
 
-        def judge(rounded: RoundedWeight) -> tuple[torch.Tensor, torch.Tensor]:
-            weight = rounded.integers * rounded.scale.reshape(-1, *[1] * (rounded.integers.dim() - 1))
+        def measure(rounded: RoundedWeight) -> tuple[torch.Tensor, torch.Tensor]:
             inputs = fake_quantize(problem.seen, problem.form)
             # Callers may have gradients switched off.
             with torch.inference_mode(False), torch.enable_grad():
-                output = compute_node_output(self.prefix.reached, inputs, weight, rounded.bias).requires_grad_()
-                margin = self._margin(self.prefix.finish_with(output))
+                output = self.prefix.compute_output(inputs, rounded.weight(), rounded.bias).requires_grad_()
+                margin = self._compute_margin(self.prefix.finish_with(output))
                 (slope,) = torch.autograd.grad(margin.sum(), output)
             return margin.detach() - self.wanted, flatten_positions(slope, layer)
 
-        return judge
+        return measure
 
-    def _margin(self, output: torch.Tensor) -> torch.Tensor:
+    def _compute_margin(self, output: torch.Tensor) -> torch.Tensor:
         return target_margin(class_logits(output, self.head, self.threshold), self.target)
 
 
 def flatten_positions(values: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """What ``layer`` puts out, or a slope in it, as (N, channels, positions)."""
+    """Reshape the output of a layer, or a gradient in it, to (N, channels, positions)."""
     channel = values.dim() - 1 if layer.kind == "linear" else 1
     return values.movedim(channel, 1).flatten(2) if values.dim() > 2 else values[:, :, None]
 
@@ -191,7 +215,17 @@ def build_layer_problem(
     form: ActivationFormat,
     row_weights: torch.Tensor,
 ) -> LayerProblem:
-    """What a rounding rule is given about ``layer``; the arguments are LayerProblem's."""
+    """Build the input of a rounding rule for one layer, without ``margins``.
+
+    Args:
+        network: the captured full-precision network.
+        layer: one of its layers.
+        bits: width to round to.
+        inputs: full-precision inputs of the layer, (N, ...).
+        seen: inputs of the layer once the layers before it are quantized, (N, ...).
+        form: format of the input tensor.
+        row_weights: weight of each row, (N,).
+    """
     return LayerProblem(
         name=layer.name,
         weight=network.weight(layer.name),
@@ -200,13 +234,13 @@ def build_layer_problem(
         seen=seen,
         form=form,
         bits=bits,
-        patches=_patches(network, layer),
+        patches=_build_patch_function(network, layer),
         row_weights=row_weights,
     )
 
 
-def _input_bits(network: Network, asked: InputBits) -> tuple[int | Literal["two-step"], str]:
-    """The format of the model's input, and why.
+def _choose_input_bits(network: Network, asked: InputBits) -> tuple[int | Literal["two-step"], str]:
+    """Choose the format of the model's input, and say why.
 
     Raises:
         ModelError: two steps were asked for, and a convolution takes the input.
@@ -214,57 +248,57 @@ def _input_bits(network: Network, asked: InputBits) -> tuple[int | Literal["two-
     fed = [layer for layer in network.layers if layer.input == network.input_name]
     weights, convolutions = sum(layer.parameters for layer in fed), [layer.name for layer in fed if layer.kind != "linear"]
     if asked == "two-step" and convolutions:
-        raise ModelError(f"the two-step input is for linear layers, and {convolutions[0]!r} is a convolution; ask for 8, 16 or 32 bits")
+        raise ModelError(f"A two-step input needs linear layers, and {convolutions[0]!r} is a convolution. Set input_bits to 8, 16 or 32.")
     if asked is not None or not fed:
         return asked or 32, "asked for" if fed else ""
-    if weights <= NARROW_INPUT:
+    if weights <= MAX_WEIGHTS_WITH_FLOAT_INPUT:
         return 32, f"float costs next to nothing where the layers fed have {weights} weights"
     if convolutions:
         return 8, f"integer kernels pay for {weights} weights, and {convolutions[0]!r} is a convolution, which takes one step"
     inputs = max(layer.weight_shape[1] for layer in fed)
-    if inputs < LONG_ROW:
+    if inputs < MIN_INPUTS_FOR_TWO_STEPS:
         return 32, f"float is faster than two 8-bit steps for layers of {inputs} inputs"
     return "two-step", f"two 8-bit steps are faster than float for layers of {inputs} inputs and {weights} weights"
 
 
-def _format(network: Network, tensor: str, values: torch.Tensor, bits: int | Literal["two-step"], clip: bool) -> ActivationFormat:
-    """The format of one tensor, fitted on the outputs of all layers that it feeds."""
+def _fit_format(network: Network, tensor: str, values: torch.Tensor, bits: int | Literal["two-step"], clip: bool) -> ActivationFormat:
+    """Fit the format of one tensor on the outputs of all layers that it feeds."""
     if bits == "two-step":
         return ActivationFormat.two_steps_from_range(tensor, float(values.min()), float(values.max()))
     if not clip and bits != 32:
         return ActivationFormat.from_range(tensor, float(values.min()), float(values.max()), bits)
     fed = [layer for layer in network.layers if layer.input == tensor]
     weights = [network.weight(layer.name) for layer in fed]
-    a_row = sum(weight.numel() * max(1, values[0].numel() // weight[0].numel()) for weight in weights)
-    nodes = [_node(network, layer) for layer in fed]
+    macs_per_row = sum(weight.numel() * max(1, values[0].numel() // weight[0].numel()) for weight in weights)
+    nodes = [_find_node(network, layer) for layer in fed]
 
     def outputs(x: torch.Tensor) -> torch.Tensor:
         parts = [node.target(x, weight, None, *node.args[3:]).flatten() for node, weight in zip(nodes, weights, strict=True)]  # type: ignore[operator]
         return torch.cat(parts)
 
-    return fit_activation_format(tensor, values[every_nth(len(values), a_row)], bits, outputs)
+    return fit_activation_format(tensor, values[every_nth(len(values), macs_per_row)], bits, outputs)
 
 
-def _node(network: Network, layer: Layer) -> torch.fx.Node:
+def _find_node(network: Network, layer: Layer) -> torch.fx.Node:
     found: torch.fx.Node = next(node for node in network.graph.graph.nodes if node.name == layer.node)
     return found
 
 
-def _patches(network: Network, layer: Layer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Inputs of ``layer`` as the vectors that its weight rows are multiplied with: (n, ...) -> (groups, m, k)."""
+def _build_patch_function(network: Network, layer: Layer) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Build the function from a layer's inputs (n, ...) to the vectors that its weight rows are multiplied with, (groups, m, k)."""
     if layer.kind == "linear":
         return lambda inputs: inputs.reshape(1, -1, inputs.shape[-1])
-    stride, padding, dilation, groups = cast(tuple[Any, ...], _node(network, layer).args[3:])
+    stride, padding, dilation, groups = cast(tuple[Any, ...], _find_node(network, layer).args[3:])
     kernel = layer.weight_shape[2:]
 
-    def unfolded(inputs: torch.Tensor) -> torch.Tensor:
+    def unfold_patches(inputs: torch.Tensor) -> torch.Tensor:
         # A 1-d convolution is a 2-d one of height 1.
         images = inputs if len(kernel) == 2 else inputs[:, :, None]
         height = (1,) * (2 - len(kernel))
-        rest = (0,) * (2 - len(kernel))
-        columns = functional.unfold(images, (*height, *kernel), (*height, *dilation), (*rest, *padding), (*height, *stride))
+        no_padding = (0,) * (2 - len(kernel))
+        columns = functional.unfold(images, (*height, *kernel), (*height, *dilation), (*no_padding, *padding), (*height, *stride))
         # (n, channels * kernel, positions) -> (groups, n * positions, channels / groups * kernel)
-        apart = columns.reshape(columns.shape[0], groups, -1, columns.shape[-1])
-        return apart.permute(1, 0, 3, 2).reshape(groups, -1, apart.shape[2])
+        by_group = columns.reshape(columns.shape[0], groups, -1, columns.shape[-1])
+        return by_group.permute(1, 0, 3, 2).reshape(groups, -1, by_group.shape[2])
 
-    return unfolded
+    return unfold_patches

@@ -1,4 +1,4 @@
-"""Scales and clipping by layerwise output reconstruction (eq. 22), over whatever rows the calibration set holds."""
+"""Scales and clipping by layerwise output reconstruction (eq. 22)."""
 
 from __future__ import annotations
 
@@ -7,90 +7,30 @@ from dataclasses import dataclass
 
 import torch
 
-from cfptq.quantize.formats import ActivationFormat, fake_quantize, integer_limit
-from cfptq.quantize.row_sampling import every_nth
+from cfptq.quantize.formats import ActivationFormat, align_with_channels, fake_quantize
+from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight
+from cfptq.quantize.row_sampling import CHUNK_ROWS, every_nth
 
 #: Shares of the largest magnitude at which a weight channel may be clipped. Narrow widths gain from clipping hard.
 WEIGHT_CLIPS: tuple[float, ...] = tuple(1.0 - 0.025 * step for step in range(29))
 
-#: Weights above which a layer tries only every fourth clip: the step between candidates is then a tenth of the range.
-WIDE = 2**18
+#: Weights up to which a layer tries every clip. A larger layer tries every fourth one, a tenth of the range apart.
+MAX_WEIGHTS_FOR_EVERY_CLIP = 2**18
 
 #: Shares of the observed range at which an activation may be clipped.
 ACTIVATION_CLIPS: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
-#: Rows whose patches are held at a time while the moments of a convolution are summed.
-CHUNK_ROWS = 256
-
-
-@dataclass(frozen=True)
-class LayerProblem:
-    """What a rounding rule is given about one layer.
-
-    Attributes:
-        name: the layer's name.
-        weight: full-precision weight, (out, ...).
-        bias: full-precision bias, (out,), or None.
-        inputs: full-precision inputs of the layer over the calibration rows, (N, ...).
-        seen: what feeds the layer once the layers before it are quantized, (N, ...), not yet rounded to ``form``; the same as
-            ``inputs`` where layers are rounded independently of each other.
-        form: format of that input tensor.
-        bits: width to round to.
-        patches: inputs (n, ...) -> (groups, m, k), the vectors that each group's weight rows are multiplied with; the layer's
-            weight reshaped to (groups, out / groups, k) meets them in the last axis.
-        row_weights: (N,) weight of each row.
-        margins: what a rounding of this layer does to the decision, where the layers before it are quantized and those behind it are
-            not: each row's target margin less the full-precision model's, (N,), and its slope in the layer's output,
-            (N, out, positions), positions as ``patches`` has them. None where layers are rounded independently of each other, or
-            nobody said what the model's output means.
-    """
-
-    name: str
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    inputs: torch.Tensor
-    seen: torch.Tensor
-    form: ActivationFormat
-    bits: int
-    patches: Callable[[torch.Tensor], torch.Tensor]
-    row_weights: torch.Tensor
-    margins: Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]] | None = None
-
-    @property
-    def limit(self) -> int:
-        """The largest integer magnitude that the weight may take."""
-        return integer_limit(self.bits)
-
-    def grouped(self, weight: torch.Tensor) -> torch.Tensor:
-        """``weight`` as (groups, out / groups, k), to meet the patches."""
-        groups = self.patches(self.inputs[:1]).shape[0]
-        return weight.reshape(groups, weight.shape[0] // groups, -1)
-
-
-@dataclass(frozen=True)
-class RoundedWeight:
-    """A rounding rule's answer: int8 ``integers`` of the weight's shape, float32 ``scale`` (out,), and the bias to go with them."""
-
-    integers: torch.Tensor
-    scale: torch.Tensor
-    bias: torch.Tensor | None
-
-
-#: A rounding rule. Presets name theirs; a user may pass her own.
-Rounding = Callable[[LayerProblem], RoundedWeight]
-
 
 @dataclass(frozen=True)
 class OutputError:
-    """E_u ‖W a(u) − Ŵ â(u)‖² of one layer as a function of e = Ŵ − W, channel by channel, up to a constant.
+    """Output error of one layer, E_u ‖W a(u) − Ŵ â(u)‖², as a function of e = Ŵ − W.
 
-    With â the quantized input, W a − Ŵ â = −(e â + W (â − a)), so the error is eᵀ H e + 2 eᵀ g plus what no choice of Ŵ
-    changes, where H = E[â âᵀ] and g = E[â (â − a)ᵀ] wᵀ. Exact, free of cancellation, and its size does not depend on the
-    number of rows.
+    With â the quantized input, W a − Ŵ â = −(e â + W (â − a)). The error is therefore eᵀ H e + 2 eᵀ g plus a constant, with H = E[â âᵀ] and
+    g = E[â (â − a)ᵀ] wᵀ for each channel. This form is exact and free of cancellation. Its size does not depend on the number of rows.
 
     Attributes:
-        hessian: H, (groups, k, k); or, where k exceeds the number of thinned vectors m, a factor R (groups, m, k) with RᵀR = H.
-        factored: whether ``hessian`` is such a factor.
+        hessian: H, (groups, k, k). Where k exceeds the number m of vectors, a factor R (groups, m, k) with RᵀR = H.
+        factored: True if ``hessian`` is such a factor.
         slope: g, (groups, out / groups, k).
     """
 
@@ -99,59 +39,80 @@ class OutputError:
     slope: torch.Tensor
 
     def __call__(self, change: torch.Tensor) -> torch.Tensor:
-        """The error of each output channel, (groups, out / groups), for e of shape (groups, out / groups, k)."""
-        bent = change @ self.hessian.mT if self.factored else change @ self.hessian
-        return (bent * (bent if self.factored else change)).sum(dim=2) + 2 * (change * self.slope).sum(dim=2)
+        """Return the error of each output channel up to its constant, (groups, out / groups).
+
+        Args:
+            change: e, (groups, out / groups, k).
+        """
+        product = change @ self.hessian.mT if self.factored else change @ self.hessian
+        return (product * (product if self.factored else change)).sum(dim=2) + 2 * (change * self.slope).sum(dim=2)
 
 
 def compute_output_error(problem: LayerProblem) -> OutputError:
-    """Sum the moments of ``problem`` over its rows, in chunks, so that memory does not grow with the rows."""
+    """Sum the moments of a layer's inputs over its rows, in chunks."""
     weight = problem.grouped(problem.weight)
     groups, _, k = weight.shape
     share = problem.row_weights / problem.row_weights.sum()
-    one = problem.patches(problem.inputs[:1]).shape[1]
-    kept = every_nth(len(problem.inputs), k * k * groups * one)
+    vectors = problem.patches(problem.inputs[:1]).shape[1]
+    kept = every_nth(len(problem.inputs), k * k * groups * vectors)
     inputs, given, share = problem.inputs[kept], problem.seen[kept], share[kept]
-    factored = len(inputs) * one < k
+    factored = len(inputs) * vectors < k
     hessian = torch.zeros(groups, k, k) if not factored else torch.zeros(groups, 0, k)
     cross = torch.zeros(groups, k, weight.shape[1])
     for start in range(0, len(inputs), CHUNK_ROWS):
         chunk = slice(start, start + CHUNK_ROWS)
         seen = problem.patches(fake_quantize(given[chunk], problem.form))
-        spread = share[chunk].repeat_interleave(one)[:, None] / one
+        vector_share = share[chunk].repeat_interleave(vectors)[:, None] / vectors
         shifted = (seen - problem.patches(inputs[chunk])) @ weight.mT
-        cross += seen.mT @ (spread * shifted)
+        cross += seen.mT @ (vector_share * shifted)
         if factored:
-            hessian = torch.cat([hessian, spread.sqrt() * seen], dim=1)
+            hessian = torch.cat([hessian, vector_share.sqrt() * seen], dim=1)
         else:
-            hessian += seen.mT @ (spread * seen)
+            hessian += seen.mT @ (vector_share * seen)
     return OutputError(hessian, factored, cross.mT)
 
 
 def compute_channel_scale(weight: torch.Tensor, limit: int) -> torch.Tensor:
-    """Step of each output channel that puts its largest magnitude on ``limit``; 1 for an all-zero channel."""
+    """Compute the step of each output channel that puts its largest magnitude on ``limit``.
+
+    Args:
+        weight: (out, ...).
+        limit: the largest integer.
+
+    Returns:
+        float32, (out,). An all-zero channel has step 1.
+    """
     scale = weight.reshape(weight.shape[0], -1).abs().amax(dim=1) / limit
     return torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
 
 
 def round_to_integers(weight: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
-    """Nearest integers (half to even) of ``weight`` on each channel's ``scale``, clipped to ±``limit``; int8."""
-    return torch.round(weight / _along_channels(scale, weight)).clamp(-limit, limit).to(torch.int8)
+    """Round a weight to the nearest integers on each channel's scale, half to even.
+
+    Args:
+        weight: (out, ...).
+        scale: step of each output channel, (out,).
+        limit: magnitude that integers are clipped to.
+
+    Returns:
+        int8, of the weight's shape.
+    """
+    return torch.round(weight / align_with_channels(scale, weight)).clamp(-limit, limit).to(torch.int8)
 
 
 def round_nearest(problem: LayerProblem) -> RoundedWeight:
-    """Round to nearest on scales that reconstruct the layer's output best (eq. 22).
+    """Round to nearest on the scales that reconstruct the layer's output best (eq. 22).
 
-    For each output channel c, over the clips in :data:`WEIGHT_CLIPS`, the scale that minimizes
-    E_u (w_c·a(u) − ŵ_c·â(u))², where â is the quantized input. The bias is left as it is.
+    The scale of output channel c minimizes E_u (w_c·a(u) − ŵ_c·â(u))² over the clips in :data:`WEIGHT_CLIPS`, with â the quantized input.
+    The bias stays.
     """
     error = compute_output_error(problem)
     best = torch.full(problem.weight.shape[:1], torch.inf)
     full = compute_channel_scale(problem.weight, problem.limit)
     scale = full
-    for clip in WEIGHT_CLIPS if problem.weight.numel() <= WIDE else WEIGHT_CLIPS[::4]:
+    for clip in WEIGHT_CLIPS if problem.weight.numel() <= MAX_WEIGHTS_FOR_EVERY_CLIP else WEIGHT_CLIPS[::4]:
         candidate = full * clip
-        steps = _along_channels(candidate, problem.weight)
+        steps = align_with_channels(candidate, problem.weight)
         change = torch.round(problem.weight / steps).clamp_(-problem.limit, problem.limit).mul_(steps).sub_(problem.weight)
         reached = error(problem.grouped(change)).flatten()
         better = reached < best
@@ -161,7 +122,7 @@ def round_nearest(problem: LayerProblem) -> RoundedWeight:
 
 
 def round_nearest_full_range(problem: LayerProblem) -> RoundedWeight:
-    """Round to nearest with each channel's largest weight on the largest integer: what toolchains do by default."""
+    """Round to nearest with each channel's largest weight on the largest integer, as toolchains do by default."""
     scale = compute_channel_scale(problem.weight, problem.limit)
     return RoundedWeight(round_to_integers(problem.weight, scale, problem.limit), scale, problem.bias)
 
@@ -169,13 +130,13 @@ def round_nearest_full_range(problem: LayerProblem) -> RoundedWeight:
 def fit_activation_format(
     tensor: str, inputs: torch.Tensor, bits: int, outputs: Callable[[torch.Tensor], torch.Tensor]
 ) -> ActivationFormat:
-    """The affine format of one tensor whose clipping reconstructs best what the layers fed by it put out (eq. 22).
+    """Choose the clipping of one tensor that reconstructs best the outputs of the layers that take it (eq. 22).
 
     Args:
-        tensor: node name.
-        inputs: its full-precision values over the calibration rows, (N, ...).
-        bits: 8 or 16; 32 leaves it in float.
-        outputs: full-precision weights applied to (possibly quantized) inputs; linear.
+        tensor: name of the node.
+        inputs: the tensor's full-precision values over the calibration rows, (N, ...).
+        bits: 8 or 16. 32 leaves the tensor in float.
+        outputs: function that applies the full-precision weights to inputs. It must be linear.
     """
     if bits == 32:
         return ActivationFormat(tensor, 32)
@@ -187,8 +148,3 @@ def fit_activation_format(
         if error < best:
             best, chosen = error, form
     return chosen
-
-
-def _along_channels(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``scale`` (out,) shaped so that it broadcasts over ``weight`` (out, ...)."""
-    return scale.reshape(-1, *[1] * (weight.dim() - 1))

@@ -1,9 +1,9 @@
-"""Repair: small changes to the last layer's integers and bias, until recourse that the quantized model breaks holds again.
+"""Repair of a plan, which changes the last layer until recourse that the quantized model breaks is valid again.
 
-The search counts both sides: recourse points that fail, and factual rows whose decision differs from the full-precision model's, each
-by how far its margin is from holding. More of the latter than before are never taken, so that recourse is not bought by accepting
-people whom the model rejects. What is found on calibration rows need not hold for others. Hence the whole procedure is first tried
-without every fourth person, judged on those people, and the repair is kept only where it does them no harm.
+The search counts both sides, recourse points that are refused and factual rows whose decision differs from the full-precision model's. It
+never takes more of the latter than before, so that recourse is not bought by accepting people whom the model rejects. A repair found on
+calibration rows need not help others. It is therefore first tried without every fourth person and judged on those people. The repair is
+applied only where it does them no harm.
 """
 
 from __future__ import annotations
@@ -22,38 +22,41 @@ from cfptq.quantize.fake_quantized import fake_quantize_network, run_prefix
 from cfptq.quantize.formats import fake_quantize, integer_limit
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 
-#: A decision holds by at least this target margin: what the twin and a file's integer kernels may differ by.
-HAIR = 1e-3
+#: Target margin that a decision must have, in logits. The fake-quantized module and a file's integer kernels may differ by so much.
+MIN_MARGIN_LOGITS = 1e-3
 
-#: Steps of one integer or one bias, at most.
-MOVES = 128
+#: Moves of one integer or one bias. A search ends after so many.
+MAX_MOVES = 128
 
-#: Share of the loss that a move must save, or moves end.
-LEAST_GAIN = 1e-3
+#: Share of the loss that a move must save. A search ends when none does.
+MIN_GAIN_SHARE = 1e-3
 
-#: How much more a flipped factual decision may cost than a broken recourse point; each is tried, for one alone may find no way.
-CAUTION = (1.0, 4.0, 16.0)
+#: Weights of a flipped factual decision relative to a broken recourse point. Each is tried, because one alone may not find a repair.
+FLIP_WEIGHTS = (1.0, 4.0, 16.0)
 
-#: Rows whose bias shifts are tried, the nearest to holding first.
-SHIFTS = 64
+#: Rows whose bias shifts are tried, those nearest to the boundary first.
+MAX_SHIFT_ROWS = 64
 
-#: Largest drift of the favourable rate among people set aside that a repair may leave, unless it was larger before.
+#: Drift of the favourable rate among held-out people, as a share. A repair with more is not applied, unless the drift was larger before.
 MAX_DRIFT = 0.005
 
-#: How far a class logit may be from linear in the last layer's output, as a share of its slope, and up to which size that is looked at.
-LINEAR, MODERATE = 0.01, 10.0
+#: Deviation of a class logit from a linear function of the last layer's output, as a share of its slope. A model with more is refused.
+MAX_NONLINEARITY = 0.01
+
+#: Size of class logits up to which linearity is checked, in logits. Larger ones may be saturated by rounding.
+MAX_CHECKED_LOGITS = 10.0
 
 
 @dataclass(frozen=True)
 class DecisionCounts:
-    """What a quantized model does at recourse points and at factual rows.
+    """Counts of a quantized model's decisions at recourse points and at factual rows.
 
     Attributes:
-        points: recourse points, where the full-precision model grants the target.
-        broken: of those, refused.
+        points: recourse points at which the full-precision model grants the target.
+        broken: those among them that are refused.
         rows: factual rows.
-        flipped: of those, decided otherwise than by the full-precision model.
-        gained: people granted the target among the factual rows, less those whom the full-precision model grants it.
+        flipped: those among them whose decision differs from the full-precision model's.
+        gained: factual rows granted the target, minus those that the full-precision model grants it.
     """
 
     points: int
@@ -72,17 +75,23 @@ class DecisionCounts:
         """Change of the favourable rate."""
         return self.gained / self.rows
 
+    @property
+    def wrong(self) -> int:
+        """Broken recourse points and flipped factual decisions."""
+        return self.broken + self.flipped
+
 
 @dataclass(frozen=True)
 class Repair:
-    """What the repair did.
+    """Report of a repair.
 
     Attributes:
-        applied: whether the plan is the repaired one.
-        moves: integers and biases moved.
-        before, after: calibration rows, which the repair has seen; the same where it was not applied.
-        held_out_before, held_out_after: people set aside, by a model calibrated and repaired without them; judged whether or not the
-            repair was applied.
+        applied: the plan is the repaired one.
+        moves: number of integers and biases moved.
+        before: counts on the calibration rows before the repair, which used these rows.
+        after: the same after it. They are ``before`` where the repair was not applied.
+        held_out_before: counts on held-out people, by a model calibrated without them.
+        held_out_after: the same after a repair without them, whether or not the repair was applied.
     """
 
     applied: bool
@@ -93,26 +102,26 @@ class Repair:
     held_out_after: DecisionCounts
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a file."""
+        """Return plain values for a file."""
         return asdict(self)
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Repair:
-        """What :meth:`to_dict` gave."""
-        told: dict[str, Any] = {name: DecisionCounts(**value) if isinstance(value, dict) else value for name, value in content.items()}
-        return Repair(**told)
+        """Return the report that :meth:`to_dict` wrote."""
+        values: dict[str, Any] = {name: DecisionCounts(**value) if isinstance(value, dict) else value for name, value in content.items()}
+        return Repair(**values)
 
     def __str__(self) -> str:
-        done = f"{self.moves} moves" if self.applied else "left out, for it did not help people set aside"
-        told = "; ".join(
+        done = f"{self.moves} moves" if self.applied else "not applied, because it did not help held-out people"
+        counts = "; ".join(
             f"{where}: {before.broken} → {after.broken} of {before.points} recourse points broken, {before.flipped} → {after.flipped} of "
             f"{before.rows} factual decisions flipped, drift {before.drift:+.4f} → {after.drift:+.4f}"
             for where, before, after in (
                 ("calibration", self.before, self.after),
-                ("people set aside", self.held_out_before, self.held_out_after),
+                ("held-out people", self.held_out_before, self.held_out_after),
             )
         )
-        return f"repair ({done}). {told}"
+        return f"repair ({done}). {counts}"
 
 
 def repair_last_layer(
@@ -124,38 +133,50 @@ def repair_last_layer(
     head: Head,
     threshold: float | None,
 ) -> tuple[QuantizationPlan, Repair]:
-    """``plan`` with its last layer repaired, where that does no harm to people set aside, and what happened.
+    """Repair the last layer of a plan, unless that harms held-out people.
 
     Args:
-        network: the full-precision network.
+        network: the captured full-precision network.
         plan: the plan to repair.
         trial: the same method's plan at the same widths, calibrated without the rows that :func:`hold_out_people` holds out.
-        people: factual rows and points where their recourse ends; what the repair looks at.
-        head, threshold: what the network puts out and where it decides.
+        people: factual rows, and the points where their recourse ends.
+        head: meaning of the network's raw output.
+        threshold: decision threshold of a two-class model, or None.
+
+    Returns:
+        The repaired plan, or ``plan`` itself, and a report.
 
     Raises:
-        ModelError: the decision is not linear in the last quantized layer's output, so that there is nothing to repair there.
-        DataError: too few rows to set anybody aside.
+        ModelError: the class logits are not linear in the last quantized layer's output, so that it cannot be repaired.
+        DataError: there are too few people to hold anybody out.
     """
 
-    def judged(candidate: QuantizationPlan, rows: CalibrationSet) -> DecisionCounts:
+    def count(candidate: QuantizationPlan, rows: CalibrationSet) -> DecisionCounts:
         return count_decisions(network, candidate, rows, head=head, threshold=threshold)
 
-    kept, aside = hold_out_people(people)
-    held_before = judged(trial, aside)
-    held_after = judged(find_repair(network, trial, kept, head=head, threshold=threshold)[0], aside)
+    kept, held_out = hold_out_people(people)
+    held_out_before = count(trial, held_out)
+    held_out_after = count(find_repair(network, trial, kept, head=head, threshold=threshold)[0], held_out)
     found, moves = find_repair(network, plan, people, head=head, threshold=threshold)
-    wrong = (held_before.broken + held_before.flipped, held_after.broken + held_after.flipped)
-    harmless = wrong[1] <= wrong[0] and abs(held_after.drift) <= max(abs(held_before.drift), MAX_DRIFT)
-    final = found if harmless else plan
-    report = Repair(harmless, moves if harmless else 0, judged(plan, people), judged(final, people), held_before, held_after)
+    max_drift = max(abs(held_out_before.drift), MAX_DRIFT)
+    is_harmless = held_out_after.wrong <= held_out_before.wrong and abs(held_out_after.drift) <= max_drift
+    final = found if is_harmless else plan
+    report = Repair(is_harmless, moves if is_harmless else 0, count(plan, people), count(final, people), held_out_before, held_out_after)
     return final, report
 
 
 def count_decisions(
     network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None
 ) -> DecisionCounts:
-    """Count where ``plan`` decides otherwise than ``network``. Recourse points that the network itself refuses are left out."""
+    """Count the decisions of a quantized model that differ from the full-precision model's.
+
+    Args:
+        network: the captured full-precision network.
+        plan: the plan of the quantized model.
+        people: factual rows and recourse points. Points that the network itself refuses are left out.
+        head: meaning of the network's raw output.
+        threshold: decision threshold of a two-class model, or None.
+    """
     with torch.no_grad():
         wanted = class_logits(network(people.rows), head, threshold).argmax(dim=1)
         given = class_logits(fake_quantize_network(network, plan)(people.rows), head, threshold).argmax(dim=1)
@@ -174,14 +195,25 @@ def count_decisions(
 def find_repair(
     network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None
 ) -> tuple[QuantizationPlan, int]:
-    """``plan`` with the last layer changed, and the number of moves.
+    """Search for changes of the last layer that break fewer recourse points.
 
-    Each move steps one integer by 1 (within its width's range) or shifts one bias to where one more row holds, whichever lowers
-    the weighted sum of max(0, HAIR − margin) most. Moves end when no recourse point is broken or no move lowers it. Of all states
-    passed through, the one with the fewest wrong decisions is taken among those that flip no more factual decisions than ``plan``.
+    Each move changes one integer by 1 (within its width's range), or shifts one bias so that one more row gets its wanted decision. It is
+    the move that lowers the weighted sum of max(0, MIN_MARGIN_LOGITS − margin) most. The search ends when no recourse point is broken or no
+    move lowers the sum. Of all states on the way, it returns the one with the fewest wrong decisions among those that flip no more factual
+    decisions than ``plan``.
+
+    Args:
+        network: the captured full-precision network.
+        plan: the plan to repair.
+        people: factual rows and recourse points.
+        head: meaning of the network's raw output.
+        threshold: decision threshold of a two-class model, or None.
+
+    Returns:
+        The changed plan, and the number of moves.
 
     Raises:
-        ModelError: as :func:`repair_last_layer`.
+        ModelError: the class logits are not linear in the last quantized layer's output.
     """
     last = plan.layers[-1]
     with torch.no_grad():
@@ -189,14 +221,14 @@ def find_repair(
     point = people.origin == COUNTERFACTUAL
     used = ~point | (wanted == people.target)
     point = point[used]
-    problem = _problem(network, plan, people.rows[used], wanted[used], head, threshold)
+    problem = _build_problem(network, plan, people.rows[used], wanted[used], head, threshold)
     start = _State(last.integers.to(torch.float32), last.bias, 0)
     limit = integer_limit(last.bits)
-    best, rank = start, _rank(problem.gaps(start), point)
+    best, rank = start, _rank_state(problem.gaps(start), point)
     flips_allowed = rank[1]
-    for caution in CAUTION:
-        for state in _descent(problem, start, torch.where(point, 1.0, caution), point, limit):
-            reached = _rank(problem.gaps(state), point)
+    for flip_weight in FLIP_WEIGHTS:
+        for state in _iterate_descent(problem, start, torch.where(point, 1.0, flip_weight), point, limit):
+            reached = _rank_state(problem.gaps(state), point)
             if reached[1] <= flips_allowed and reached < rank:
                 best, rank = state, reached
     layer = replace(last, integers=best.integers.to(torch.int8), bias=best.bias)
@@ -205,13 +237,20 @@ def find_repair(
 
 @dataclass(frozen=True)
 class _State:
-    """The last layer after some moves: integers (out, k) as float32, and the bias."""
+    """The last layer after some moves.
+
+    Attributes:
+        integers: (out, k) as float32.
+        bias: (out,), or None.
+        moves: number of moves so far.
+    """
 
     integers: Tensor
     bias: Tensor | None
     moves: int
 
-    def moved(self, move: _Move) -> _State:
+    def apply(self, move: _Move) -> _State:
+        """Return the state after one more move."""
         integers, bias = self.integers.clone(), self.bias
         if move.column is not None:
             integers[move.channel, move.column] += move.size
@@ -221,33 +260,40 @@ class _State:
         return _State(integers, bias, self.moves + 1)
 
 
-def _rank(gaps: Tensor, point: Tensor) -> tuple[int, int, float]:
-    """Wrong decisions in all, flipped factual ones among them, and how wrong they are: less is better."""
+def _rank_state(gaps: Tensor, point: Tensor) -> tuple[int, int, float]:
+    """Return the number of wrong decisions, of flipped factual ones among them, and the sum of their missing margins. Less is better."""
     margin = gaps.amin(dim=1)
     wrong = margin <= 0
-    return int(wrong.sum()), int((wrong & ~point).sum()), float((HAIR - margin).clamp_min(0).sum())
+    return int(wrong.sum()), int((wrong & ~point).sum()), float((MIN_MARGIN_LOGITS - margin).clamp_min(0).sum())
 
 
-def _descent(problem: _Problem, state: _State, weights: Tensor, point: Tensor, limit: int) -> Iterator[_State]:
-    """The states that the best moves lead through, until no recourse point is broken or no move helps."""
-    for _ in range(MOVES):
+def _iterate_descent(problem: _Problem, state: _State, weights: Tensor, point: Tensor, limit: int) -> Iterator[_State]:
+    """Yield the state after each best move, until no recourse point is broken or no move helps."""
+    for _ in range(MAX_MOVES):
         gaps = problem.gaps(state)
         margin = gaps.amin(dim=1)
         if not bool(((margin <= 0) & point).any()):
             return
-        moves = [problem.best_step(gaps, weights, state.integers, limit)]
+        moves = [problem.find_best_step(gaps, weights, state.integers, limit)]
         if state.bias is not None:
-            moves += problem.best_shifts(gaps, weights)
+            moves += problem.find_best_shifts(gaps, weights)
         best = min(moves, key=lambda move: move.loss)
-        if not best.loss < (1 - LEAST_GAIN) * float((weights * (HAIR - margin).clamp_min(0)).sum()):
+        if not best.loss < (1 - MIN_GAIN_SHARE) * float((weights * (MIN_MARGIN_LOGITS - margin).clamp_min(0)).sum()):
             return
-        state = state.moved(best)
+        state = state.apply(best)
         yield state
 
 
 @dataclass(frozen=True)
 class _Move:
-    """One step of an integer (``column`` given) or one shift of a bias, and the loss that it leads to."""
+    """Change of one integer or one bias.
+
+    Attributes:
+        loss: the loss after it.
+        channel: output channel.
+        column: column of the integer, or None for the bias.
+        size: the change.
+    """
 
     loss: float
     channel: int
@@ -257,14 +303,14 @@ class _Move:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The last layer alone: everything before it stands still.
+    """Class logits as a function of the last layer, with everything before it fixed.
 
     Attributes:
         layer: the layer as planned.
-        inputs: (N, k) what feeds it, on its grid.
-        rest: (N, C) what class logits hold beside the layer's own part, against the wanted class's.
-        slopes: (out, N, C) change of (wanted class logit − each class logit) as output ``channel`` grows by 1.
-        other: (N, C) 0 at the other classes, infinity at the wanted one, so that it never is the nearest competitor.
+        inputs: its input, on its grid, (N, k).
+        rest: the part of each gap that does not depend on the layer, (N, C). A gap is the wanted class's logit minus another class's.
+        slopes: gradient of the gaps in each output channel, (out, N, C).
+        other: 0 at the other classes and infinity at the wanted one, so that it is never the nearest competitor, (N, C).
     """
 
     layer: LayerPlan
@@ -274,16 +320,19 @@ class _Problem:
     other: Tensor
 
     def gaps(self, state: _State) -> Tensor:
-        """(N, C): wanted class logit less each other; the margin is the least of a row."""
+        """Return the wanted class's logit minus each other one, (N, C). The margin of a row is the least."""
         z = self.inputs @ (state.integers * self.layer.scale[:, None]).mT
         if state.bias is not None:
             z = z + state.bias
         return torch.einsum("nc,cnk->nk", z, self.slopes) + self.rest + self.other
 
-    def best_step(self, gaps: Tensor, weights: Tensor, integers: Tensor, limit: int) -> _Move:
-        """The step of one integer that leads to the least loss. Rows that no single step can bring below the hair are skipped."""
+    def find_best_step(self, gaps: Tensor, weights: Tensor, integers: Tensor, limit: int) -> _Move:
+        """Find the change of one integer by 1 that leads to the least loss.
+
+        Rows whose margin no single change can bring below MIN_MARGIN_LOGITS are skipped.
+        """
         reach = self.inputs.abs().amax(dim=1) * (self.slopes.abs() * self.layer.scale[:, None, None]).amax(dim=(0, 2))
-        near = gaps.amin(dim=1) <= HAIR + reach
+        near = gaps.amin(dim=1) <= MIN_MARGIN_LOGITS + reach
         inputs, gaps, weights, slopes = self.inputs[near], gaps[near], weights[near], self.slopes[:, near]
         moves = []
         for channel, step in ((channel, step) for channel in range(len(integers)) for step in (-1.0, 1.0)):
@@ -291,31 +340,31 @@ class _Problem:
             margin = torch.full_like(change, torch.inf)
             for other in range(gaps.shape[1]):
                 margin = torch.minimum(margin, torch.addcmul(gaps[:, other, None], change, slopes[channel, :, other, None]))
-            loss = weights @ (HAIR - margin).clamp_min_(0)
+            loss = weights @ (MIN_MARGIN_LOGITS - margin).clamp_min_(0)
             loss = torch.where((integers[channel] + step).abs() > limit, torch.inf, loss)
             column = int(loss.argmin())
             moves.append(_Move(float(loss[column]), channel, column, step))
         return min(moves, key=lambda move: move.loss)
 
-    def best_shifts(self, gaps: Tensor, weights: Tensor) -> list[_Move]:
-        """For each bias, the shift that makes one more row hold and leads to the least loss; none where no shift can."""
+    def find_best_shifts(self, gaps: Tensor, weights: Tensor) -> list[_Move]:
+        """Find the shift of each bias that gives one more row its wanted decision and leads to the least loss."""
         margin, rival = gaps.min(dim=1)
-        failing = (margin < HAIR).nonzero()[:, 0]
-        failing = failing[margin[failing].argsort(descending=True, stable=True)][:SHIFTS]
+        failing = (margin < MIN_MARGIN_LOGITS).nonzero()[:, 0]
+        failing = failing[margin[failing].argsort(descending=True, stable=True)][:MAX_SHIFT_ROWS]
         moves = []
         for channel, slopes in enumerate(self.slopes):
             slope = slopes[failing, rival[failing]]
-            shifts = ((HAIR - margin[failing]) / slope)[slope != 0]
+            shifts = ((MIN_MARGIN_LOGITS - margin[failing]) / slope)[slope != 0]
             if len(shifts):
                 reached = (gaps[:, :, None] + slopes[:, :, None] * shifts).amin(dim=1)
-                loss = weights @ (HAIR - reached).clamp_min_(0)
+                loss = weights @ (MIN_MARGIN_LOGITS - reached).clamp_min_(0)
                 place = int(loss.argmin())
                 moves.append(_Move(float(loss[place]), channel, None, float(shifts[place])))
         return moves
 
 
-def _problem(network: Network, plan: QuantizationPlan, rows: Tensor, wanted: Tensor, head: Head, threshold: float | None) -> _Problem:
-    """The last layer's inputs, and how class logits follow its output: found by shifting one output at a time by 1."""
+def _build_problem(network: Network, plan: QuantizationPlan, rows: Tensor, wanted: Tensor, head: Head, threshold: float | None) -> _Problem:
+    """Find the last layer's inputs, and the slopes of class logits in its output by shifting one output at a time by 1."""
     last = plan.layers[-1]
     formats = {form.tensor: form for form in plan.activations}
     before = {layer.input: formats[layer.input] for layer in plan.layers[:-1]}
@@ -326,21 +375,21 @@ def _problem(network: Network, plan: QuantizationPlan, rows: Tensor, wanted: Ten
         with torch.no_grad():
             return class_logits(fake_quantize_network(network, changed)(rows), head, threshold)
 
-    def against_first(values: Tensor) -> Tensor:
+    def subtract_first(values: Tensor) -> Tensor:
         return values - values[:, :1]
 
-    given = against_first(logits(last.bias))
+    given = subtract_first(logits(last.bias))
     bias = torch.zeros_like(last.scale) if last.bias is None else last.bias
     unit = torch.eye(len(bias))
-    moved = torch.stack([against_first(logits(bias + unit[channel])) - given for channel in range(len(bias))])
-    moderate = given.abs().amax(dim=1) <= MODERATE
+    moved = torch.stack([subtract_first(logits(bias + unit[channel])) - given for channel in range(len(bias))])
+    moderate = given.abs().amax(dim=1) <= MAX_CHECKED_LOGITS
     moderate = moderate if bool(moderate.any()) else torch.ones_like(moderate)
     slopes = moved[:, moderate].mean(dim=1)
-    apart = (moved[:, moderate] - slopes[:, None]).abs().amax() if inputs.dim() == 2 else torch.tensor(torch.inf)
-    if float(apart) > LINEAR * max(float(slopes.abs().amax()), HAIR):
+    deviation = (moved[:, moderate] - slopes[:, None]).abs().amax() if inputs.dim() == 2 else torch.tensor(torch.inf)
+    if float(deviation) > MAX_NONLINEARITY * max(float(slopes.abs().amax()), MIN_MARGIN_LOGITS):
         raise ModelError(
-            f"nothing can be repaired in layer {last.name!r}: the class logits are not linear in its output; leave repair out, or let a "
-            "linear layer be the model's last"
+            f"Layer {last.name!r} cannot be repaired, because the class logits are not linear in its output. Leave repair out, or let a "
+            "linear layer be the model's last."
         )
     z = inputs @ last.weight().mT + bias
     rest = given - z @ slopes

@@ -1,8 +1,8 @@
-"""Sweeps over a finished plan: layer after layer, integers and biases move to where margins err least with all other layers as they are.
+"""Sweeps over a finished plan, which move integers and biases to lower the error of margins.
 
-What :func:`cfptq.quantize.margin_rounding.round_by_margins` does once while the layers behind are still real, done again when they are
-quantized and on as many rows as are at hand. Each layer descends on the same objective, with two differences: the margin's error is that
-of the whole quantized model, and each channel's own error is counted from what it puts out now, so that the slopes hold where it moves to.
+:func:`cfptq.quantize.margin_rounding.round_by_margins` descends once, while the layers behind are still in full precision. A sweep descends
+again when they are quantized, and on more rows. The objective is the same with two differences. The margin's error is that of the whole
+quantized model. Each channel's own error is counted from its present output, so that the gradients stay valid where it moves.
 """
 
 from __future__ import annotations
@@ -16,119 +16,130 @@ from torch import Tensor, fx
 
 from cfptq.network import Head, Layer, Network, class_logits, target_margin
 from cfptq.quantize.compensate import factorize_hessian
-from cfptq.quantize.fake_quantized import check_matches, fake_quantized
+from cfptq.quantize.fake_quantized import check_matches, insert_fake_quantization
 from cfptq.quantize.formats import ActivationFormat
-from cfptq.quantize.margin_rounding import FEWEST_ROWS, moved, worth_moving
+from cfptq.quantize.margin_rounding import MIN_DESCENT_ROWS, descend_on_margins, is_descent_affordable
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.quantizer import build_layer_problem, flatten_positions
-from cfptq.quantize.reconstruct import RoundedWeight
+from cfptq.quantize.rounding_rule import RoundedWeight
 from cfptq.quantize.row_sampling import sample_affordable_rows
 
-#: Multiply-adds that one layer's sweep may take, numbers that it may hold, and multiply-adds of one pass of the network over the rows.
-WORK, HELD, PASS_WORK = 2**35, 2**26, 2**33
+#: Multiply-adds that the sweep of one layer may take, and numbers that it may hold. A layer that costs more uses fewer rows.
+MAX_SWEEP_MACS, MAX_HELD_NUMBERS = 2**35, 2**26
+
+#: Multiply-adds of one pass of the network over the rows. Beyond, rows are sampled.
+MAX_PASS_MACS = 2**33
 
 
 @dataclass(frozen=True)
 class MarginTarget:
-    """What margins ought to be.
+    """Margins that a quantized model should have.
 
     Attributes:
-        rows: (N, ...). target: (N,) the class whose margin counts. margins: (N,) what it ought to be, in logits.
-        weights: (N,) how much each row counts.
-        bend: error from which a row counts linearly and no longer squared: a few rows that cannot be met do not rule.
+        rows: (N, ...).
+        target: the class whose margin counts, (N,).
+        margins: the margin that each row should have, in logits, (N,).
+        weights: weight of each row, (N,).
+        huber_delta: residual above which the squared loss becomes linear, in logits, so that outliers do not dominate.
     """
 
     rows: Tensor
     target: Tensor
     margins: Tensor
     weights: Tensor
-    bend: float = math.inf
+    huber_delta: float = math.inf
 
     def error(self, margins: Tensor) -> float:
-        """Weighted mean of the squared errors of ``margins`` (Huber's beyond ``bend``)."""
-        apart = (margins - self.margins).abs()
-        each = torch.where(apart < self.bend, apart.square(), 2 * self.bend * apart - self.bend**2)
+        """Return the weighted mean squared error of ``margins``, or Huber's beyond ``huber_delta``."""
+        residual = (margins - self.margins).abs()
+        linear = 2 * self.huber_delta * residual - self.huber_delta**2
+        each = torch.where(residual < self.huber_delta, residual.square(), linear)
         return float((self.weights * each).sum() / self.weights.sum())
 
-    def pull(self, margins: Tensor) -> Tensor:
-        """(N,) the weights of a sum of squares that has the same slope at ``margins`` as :meth:`error`."""
-        return self.weights * (self.bend / (margins - self.margins).abs()).clamp(max=1)
+    def least_squares_weights(self, margins: Tensor) -> Tensor:
+        """Return the row weights of a sum of squares with the gradient of :meth:`error` at ``margins``, (N,)."""
+        return self.weights * (self.huber_delta / (margins - self.margins).abs()).clamp(max=1)
 
 
-def sweep_plan(network: Network, plan: QuantizationPlan, aim: MarginTarget, head: Head, threshold: float | None) -> QuantizationPlan:
-    """``plan`` after one sweep over the integers and biases of its layers; steps, widths and activation formats stay.
+def sweep_plan(network: Network, plan: QuantizationPlan, target: MarginTarget, head: Head, threshold: float | None) -> QuantizationPlan:
+    """Sweep once over the integers and biases of a plan's layers.
 
-    A layer keeps what it has where moving it does not lower the error of margins, where it has more than 2^16 weights, or where fewer
-    than 512 rows are affordable for it.
+    Scales, widths and activation formats stay. A layer keeps its integers in three cases: moving them does not lower the error of margins,
+    it has more than 2^16 weights, or it affords fewer than 512 rows.
 
     Args:
-        network: what the plan is for; its weights are not looked at.
-        aim: rows, and their margins in full precision.
-        head, threshold: what the network puts out and where it decides.
+        network: the network of the plan. Its weights are not used.
+        plan: the plan to sweep.
+        target: rows, and the margins that they should have.
+        head: meaning of the network's raw output.
+        threshold: decision threshold of a two-class model, or None.
     """
     check_matches(network, plan)
     # Callers may have gradients switched off.
     with torch.inference_mode(False), torch.enable_grad():
-        kept, weights = sample_affordable_rows(network, aim.weights, PASS_WORK, FEWEST_ROWS)
-        aim = replace(aim, rows=aim.rows[kept], target=aim.target[kept], margins=aim.margins[kept], weights=weights)
+        kept, weights = sample_affordable_rows(network, target.weights, MAX_PASS_MACS, MIN_DESCENT_ROWS)
+        target = replace(target, rows=target.rows[kept], target=target.target[kept], margins=target.margins[kept], weights=weights)
         layers = {layer.name: layer for layer in plan.layers}
 
-        def run() -> _Run:
-            return _Run(network, replace(plan, layers=tuple(layers.values())), aim, head, threshold)
+        def run() -> _QuantizedRun:
+            return _QuantizedRun(network, replace(plan, layers=tuple(layers.values())), target, head, threshold)
 
-        now = run()
+        current = run()
         for layer in network.layers:
             before = layers[layer.name]
-            after = _moved(network, layer, before, now, aim)
+            after = _sweep_layer(network, layer, before, current, target)
             if after is before:
                 continue
             layers[layer.name] = after
-            then = run()
-            if aim.error(then.margins) < aim.error(now.margins):
-                now = then
+            candidate = run()
+            if target.error(candidate.margins) < target.error(current.margins):
+                current = candidate
             else:
                 layers[layer.name] = before
         return replace(plan, layers=tuple(layers.values()))
 
 
-def _moved(network: Network, layer: Layer, plan: LayerPlan, run: _Run, aim: MarginTarget) -> LayerPlan:
+def _sweep_layer(network: Network, layer: Layer, plan: LayerPlan, run: _QuantizedRun, target: MarginTarget) -> LayerPlan:
+    """Move the integers and bias of one layer. Return ``plan`` itself where nothing moves."""
     seen, slope = run.inputs[layer.name], run.slopes[layer.name]
+    weights = target.least_squares_weights(run.margins)
     problem = replace(
-        build_layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), aim.pull(run.margins)),
+        build_layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), weights),
         weight=plan.weight(),
         bias=plan.bias,
     )
     groups, _, k = problem.grouped(problem.weight).shape
     parameters, positions = problem.weight.numel(), slope.shape[2]
-    held = k + slope.shape[1] if positions == 1 and groups == 1 else parameters + slope.shape[1] * positions
-    rows = min(WORK // (k * parameters), HELD // held)
-    if not worth_moving(problem, rows):
+    numbers_per_row = k + slope.shape[1] if positions == 1 and groups == 1 else parameters + slope.shape[1] * positions
+    rows = min(MAX_SWEEP_MACS // (k * parameters), MAX_HELD_NUMBERS // numbers_per_row)
+    if not is_descent_affordable(problem, rows):
         return plan
     start = RoundedWeight(plan.integers, plan.scale, plan.bias)
-    found = moved(problem, factorize_hessian(problem), start, run.margins - aim.margins, slope, rows)
+    found = descend_on_margins(problem, factorize_hessian(problem), start, run.margins - target.margins, slope, rows)
     return plan if found is start else replace(plan, integers=found.integers, bias=found.bias)
 
 
-class _Run(fx.Interpreter):
+class _QuantizedRun(fx.Interpreter):
     """One run of the quantized network.
 
     Attributes:
-        inputs: layer -> what it sees, quantized, (N, ...). slopes: layer -> ∂margin/∂output, (N, channels, positions).
-        margins: (N,) the target margins.
+        inputs: quantized input of each layer by name, (N, ...).
+        slopes: the margins' gradient in each layer's output by name, (N, channels, positions).
+        margins: the target margins, (N,).
     """
 
-    def __init__(self, network: Network, plan: QuantizationPlan, aim: MarginTarget, head: Head, threshold: float | None) -> None:
-        super().__init__(fake_quantized(network, plan.layers, {form.tensor: form for form in plan.activations}))
+    def __init__(self, network: Network, plan: QuantizationPlan, target: MarginTarget, head: Head, threshold: float | None) -> None:
+        super().__init__(insert_fake_quantization(network, plan.layers, {form.tensor: form for form in plan.activations}))
         self._layers = {layer.node: layer.name for layer in network.layers}
         self._outputs: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
-        margins = target_margin(class_logits(self.run(aim.rows), head, threshold), aim.target)
+        margins = target_margin(class_logits(self.run(target.rows), head, threshold), target.target)
         slopes = torch.autograd.grad(margins.sum(), [self._outputs[layer.name] for layer in network.layers])
         self.margins = margins.detach()
         self.slopes = {layer.name: flatten_positions(slope, layer) for layer, slope in zip(network.layers, slopes, strict=True)}
 
     def run_node(self, node: fx.Node) -> Any:
-        """As it is; what goes into layers and comes out of them is kept."""
+        """Run one node, and keep the inputs and outputs of layers."""
         output = super().run_node(node)
         if node.name in self._layers:
             name = self._layers[node.name]

@@ -14,7 +14,7 @@ from torch import Tensor
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import ConfigurationError
 from cfptq.network import Head, Network
-from cfptq.pipeline.method import METHODS
+from cfptq.pipeline.method_presets import METHODS
 from cfptq.quantize import (
     ActivationFormat,
     LayerProblem,
@@ -173,7 +173,7 @@ def test_a_run_is_where_it_was_after_a_look_at_its_end() -> None:
     network, rows, _ = network_and_rows("residual")
     run = LayerwiseRun(network, rows.rows)
     for layer in network.layers:
-        inputs = run.reach(layer)
+        inputs = run.run_to(layer)
         output = inputs @ network.weight(layer.name).mT + network.bias(layer.name)
         for _ in range(2):
             assert torch.allclose(run.finish_with(output), network(rows.rows), atol=1e-5)

@@ -143,7 +143,7 @@ def test_a_plan_is_saved_over_an_earlier_one_and_over_nothing_else(tmp_path: Pat
     replace(plan(), seed=8).save(tmp_path / "plan")
     assert QuantizationPlan.load(tmp_path / "plan").seed == 8
     (tmp_path / "plan" / "notes.txt").write_text("mine")
-    with pytest.raises(FileError, match=r"other files \(notes.txt\); give a new or empty folder"):
+    with pytest.raises(FileError, match=r"other files \(notes.txt\). Give a new or empty folder"):
         plan().save(tmp_path / "plan")
 
 

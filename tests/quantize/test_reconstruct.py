@@ -8,7 +8,7 @@ from torch import nn
 
 from cfptq.network import capture
 from cfptq.quantize import ActivationFormat, LayerProblem, fake_quantize, round_nearest, round_nearest_full_range
-from cfptq.quantize.quantizer import _patches
+from cfptq.quantize.quantizer import _build_patch_function
 from cfptq.quantize.reconstruct import ACTIVATION_CLIPS, WEIGHT_CLIPS, compute_output_error, fit_activation_format
 
 
@@ -91,7 +91,7 @@ def test_patches_times_weights_is_the_convolution(convolution: nn.Conv1d | nn.Co
     x = torch.randn(5, convolution.in_channels, *sizes)
     network = capture(nn.Sequential(convolution), x[:2])
     (layer,) = network.layers
-    patches = _patches(network, layer)(x)
+    patches = _build_patch_function(network, layer)(x)
     groups = convolution.groups
     weight = convolution.weight.reshape(groups, convolution.out_channels // groups, -1)
     expected = (convolution(x) - (0 if convolution.bias is None else convolution.bias.reshape(-1, *[1] * len(sizes)))).flatten(2)

@@ -13,7 +13,7 @@ from cfptq.calibration import CalibrationSet, hold_out_people
 from cfptq.errors import DataError, ModelError
 from cfptq.network import Head, Network, capture, class_logits
 from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, quantize, round_nearest
-from cfptq.quantize.repair import HAIR, Repair, count_decisions, find_repair, repair_last_layer
+from cfptq.quantize.repair import MIN_MARGIN_LOGITS, Repair, count_decisions, find_repair, repair_last_layer
 
 ROWS = 240
 
@@ -100,7 +100,7 @@ def loss_of(network: Network, plan: QuantizationPlan, people: CalibrationSet) ->
         logits = fake_quantize_network(network, plan)(people.rows)
     own = logits.gather(1, wanted[:, None])[:, 0]
     rival = logits.scatter(1, wanted[:, None], -math.inf).amax(1)
-    return float((HAIR - (own - rival)).clamp_min(0).sum())
+    return float((MIN_MARGIN_LOGITS - (own - rival)).clamp_min(0).sum())
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -110,8 +110,8 @@ def test_a_move_is_the_best_of_all_single_steps(classes: int, monkeypatch: pytes
     network = network.with_parameters({last: (network.weight(last), None)})  # so that integers alone can move
     people = near_the_boundary(network)
     plan = rounded(network, people, bits=3)
-    monkeypatch.setattr("cfptq.quantize.repair.MOVES", 1)
-    monkeypatch.setattr("cfptq.quantize.repair.CAUTION", (1.0,))
+    monkeypatch.setattr("cfptq.quantize.repair.MAX_MOVES", 1)
+    monkeypatch.setattr("cfptq.quantize.repair.FLIP_WEIGHTS", (1.0,))
     better, moves = find_repair(network, plan, people, head=Head.LOGITS, threshold=None)
     assert moves == 1
     losses = []
@@ -173,17 +173,17 @@ def test_people_set_aside_are_judged_by_a_model_that_never_saw_them() -> None:
     harm = sum(wrong(network, repaired_trial, aside)) > sum(wrong(network, trial, aside))
     assert not (report.applied and harm)
     assert Repair.from_dict(report.to_dict()) == report
-    assert "people set aside" in str(report)
+    assert "held-out people" in str(report)
 
 
-def test_a_repair_that_harms_people_set_aside_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_that_harms_held_out_people_is_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     network = capture(net(1), torch.zeros(2, 5))
     people = near_the_boundary(network)
     plan = rounded(network, people)
     last = plan.layers[-1]
     assert last.bias is not None
     ruined = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=last.bias + torch.tensor([0.0, -50.0]))))
-    monkeypatch.setattr("cfptq.quantize.repair.mended", lambda *_, **__: (ruined, 9))
+    monkeypatch.setattr("cfptq.quantize.repair.find_repair", lambda *_, **__: (ruined, 9))
     final, report = repair_last_layer(network, plan, plan, people, head=Head.LOGITS, threshold=None)
     assert final is plan and not report.applied and report.moves == 0
     assert report.after == report.before

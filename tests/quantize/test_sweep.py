@@ -82,7 +82,9 @@ def test_rows_that_cannot_be_met_do_not_rule() -> None:
     network, start, goal = linear(1)
     off = goal.margins.clone()
     off[:20] += 50.0
-    bent, square = (sweep_plan(network, start, replace(goal, margins=off, bend=bend), Head.LOGIT, None) for bend in (0.1, float("inf")))
+    bent, square = (
+        sweep_plan(network, start, replace(goal, margins=off, huber_delta=delta), Head.LOGIT, None) for delta in (0.1, float("inf"))
+    )
     errors = [
         float((margins(fake_quantize_network(network, plan), goal.rows, goal.target, Head.LOGIT) - off)[20:].abs().mean())
         for plan in (bent, square)
@@ -92,11 +94,11 @@ def test_rows_that_cannot_be_met_do_not_rule() -> None:
 
 def test_the_error_is_hubers_and_its_pull_has_the_same_slope() -> None:
     wanted, given = torch.zeros(4), torch.tensor([0.05, -0.3, 2.0, 0.1], requires_grad=True)
-    goal = MarginTarget(torch.zeros(4, 1), torch.ones(4, dtype=torch.int64), wanted, torch.tensor([1.0, 2.0, 0.5, 1.5]), bend=0.1)
+    goal = MarginTarget(torch.zeros(4, 1), torch.ones(4, dtype=torch.int64), wanted, torch.tensor([1.0, 2.0, 0.5, 1.5]), huber_delta=0.1)
     huber = nn.functional.huber_loss(given, wanted, reduction="none", delta=0.1)
     assert goal.error(given.detach()) == pytest.approx(2 * float((goal.weights * huber.detach()).sum() / goal.weights.sum()))
     (slope,) = torch.autograd.grad((goal.weights * huber).sum(), given)
-    assert torch.allclose(goal.pull(given.detach()) * given.detach(), slope, atol=1e-6)
+    assert torch.allclose(goal.least_squares_weights(given.detach()) * given.detach(), slope, atol=1e-6)
 
 
 def test_steps_widths_and_formats_stay() -> None:
@@ -120,11 +122,11 @@ def test_margins_that_are_right_move_nothing() -> None:
 def test_layers_that_cost_too_much_keep_their_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     network, rows, _ = network_and_rows("mlp")
     start = planned(network, rows, Head.LOGITS, round_compensated)
-    monkeypatch.setattr("cfptq.quantize.margin_rounding.SEARCHED", 100)  # the layers have 288, 384 and 32 weights
+    monkeypatch.setattr("cfptq.quantize.margin_rounding.MAX_SEARCHED_WEIGHTS", 100)  # the layers have 288, 384 and 32 weights
     plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
     same = [torch.equal(one.integers, other.integers) for one, other in zip(plan.layers, start.layers, strict=True)]
     assert same[:2] == [True, True]
-    monkeypatch.setattr(sweep_module, "WORK", 1)
+    monkeypatch.setattr(sweep_module, "MAX_SWEEP_MACS", 1)
     assert sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None).digest == start.digest
 
 
@@ -134,7 +136,7 @@ def test_slopes_are_those_of_the_quantized_network(kind: str) -> None:
     head = MODELS[kind][2]
     plan = planned(network, rows, head, round_compensated)
     goal = aim(network, rows, head)
-    run = sweep_module._Run(network, plan, goal, head, None)
+    run = sweep_module._QuantizedRun(network, plan, goal, head, None)
     layer = plan.layers[-1]
     assert layer.bias is not None
     # Behind the last layer nothing is quantized, so that differences are slopes.

@@ -1,0 +1,76 @@
+"""Input and output of a rounding rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from cfptq.quantize.formats import ActivationFormat, align_with_channels, integer_limit
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """Everything that a rounding rule is given about one layer.
+
+    Attributes:
+        name: the layer's name.
+        weight: full-precision weight, (out, ...).
+        bias: full-precision bias, (out,), or None.
+        inputs: full-precision inputs of the layer over the calibration rows, (N, ...).
+        seen: inputs of the layer once the layers before it are quantized, (N, ...), not yet rounded to ``form``. They are ``inputs`` where
+            layers are rounded independently of each other.
+        form: format of the input tensor.
+        bits: width to round to.
+        patches: function from inputs (n, ...) to the vectors that weight rows are multiplied with, (groups, m, k). The weight reshaped to
+            (groups, out / groups, k) meets them in the last axis.
+        row_weights: weight of each row, (N,).
+        margins: function from a rounding of this layer to its effect on the decision, with the layers before it quantized and those behind
+            it not. It returns each row's target margin minus the full-precision model's, (N,), and the margin's gradient in the layer's
+            output, (N, out, positions). None where layers are rounded independently of each other, or no head is known.
+    """
+
+    name: str
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    inputs: torch.Tensor
+    seen: torch.Tensor
+    form: ActivationFormat
+    bits: int
+    patches: Callable[[torch.Tensor], torch.Tensor]
+    row_weights: torch.Tensor
+    margins: Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    @property
+    def limit(self) -> int:
+        """The largest integer magnitude that the weight may take."""
+        return integer_limit(self.bits)
+
+    def grouped(self, weight: torch.Tensor) -> torch.Tensor:
+        """Reshape a weight (out, ...) to (groups, out / groups, k), as ``patches`` has its vectors."""
+        groups = self.patches(self.inputs[:1]).shape[0]
+        return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+@dataclass(frozen=True)
+class RoundedWeight:
+    """The result of a rounding rule.
+
+    Attributes:
+        integers: int8, of the weight's shape.
+        scale: float32 step of each output channel, (out,).
+        bias: bias that goes with the integers, (out,), or None.
+    """
+
+    integers: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
+    def weight(self) -> torch.Tensor:
+        """Return the weight on its grid, float32."""
+        return self.integers * align_with_channels(self.scale, self.integers)
+
+
+#: A rounding rule. Methods name one of ours, or hold your own.
+Rounding = Callable[[LayerProblem], RoundedWeight]
