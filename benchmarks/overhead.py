@@ -32,8 +32,9 @@ from cfptq.backends.quantize_static import quantize_onnx_by_default
 from cfptq.experiments.recipe import Recipe
 from cfptq.io.atomic import write_text
 from cfptq.network import to_onnx_model
-from cfptq.pipeline import task
-from cfptq.pipeline.method import as_method
+from cfptq.pipeline.method_presets import as_method
+from cfptq.pipeline.quantize_task import quantize_with
+from cfptq.pipeline.task import build_task
 from cfptq.quantize import InputBits
 
 RUNS = 7
@@ -105,13 +106,13 @@ def stages(model: nn.Module, rows: torch.Tensor, action_set: ActionSet, method: 
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             times = [time.process_time()]
-            teaching = task.prepare(model, [rows], action_set, progress=False)
+            task = build_task(model, [rows], action_set, progress=False)
             times.append(time.process_time())
-            teaching.calibration(chosen)
+            task.choose_calibration(chosen)
             times.append(time.process_time())
-            teaching.scores(chosen, progress=False)
+            task.score_layers(chosen, progress=False)
             times.append(time.process_time())
-            result = teaching.quantized(chosen, 4.0, progress=False)
+            result = quantize_with(task, chosen, 4.0, progress=False)
             times.append(time.process_time())
             result.to_onnx(Path(folder) / "model.onnx")
             times.append(time.process_time())
@@ -121,15 +122,15 @@ def stages(model: nn.Module, rows: torch.Tensor, action_set: ActionSet, method: 
 
 def latency_by_input(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> dict[str, Any]:
     """The default method's files at each input format: microseconds by batch size, and multiples of the int8 file's."""
-    teaching = task.prepare(model, [rows], action_set, progress=False)
+    task = build_task(model, [rows], action_set, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         files = {"ONNX Runtime int8": Path(folder) / "int8.onnx"}
-        quantize_onnx_by_default(to_onnx_model(teaching.network), rows, 8, files["ONNX Runtime int8"])
+        quantize_onnx_by_default(to_onnx_model(task.network), rows, 8, files["ONNX Runtime int8"])
         for name, bits in INPUTS.items():
             files[name] = Path(folder) / f"{name}.onnx"
-            teaching.quantized(as_method("faithful").with_activations(None, bits), 4.0, progress=False).to_onnx(files[name])
+            quantize_with(task, as_method("faithful").with_activations(None, bits), 4.0, progress=False).to_onnx(files[name])
         times = measure_latency(files, rows)
-    chosen = teaching.quantized(as_method("faithful"), 4.0, progress=False)
+    chosen = quantize_with(task, as_method("faithful"), 4.0, progress=False)
     reference = times["ONNX Runtime int8"]
     ratios = {name: {str(batch): round(taken / reference[batch], 3) for batch, taken in each.items()} for name, each in times.items()}
     return {"chosen": f"{chosen.input_format}: {chosen.plan.input_choice}", "multiple_of_int8": ratios}

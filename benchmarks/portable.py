@@ -22,7 +22,7 @@ import torch
 from cfptq.experiments.recipe import Recipe
 from cfptq.io.atomic import write_text
 from cfptq.network.onnx.session import describe_runtime
-from cfptq.pipeline.method import METHODS
+from cfptq.pipeline.method_presets import METHODS
 
 OUT = Path(__file__).parent / "results" / "portable.json"
 

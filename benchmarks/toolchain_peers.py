@@ -39,7 +39,7 @@ from cfptq.io.atomic import write_text
 from cfptq.network import Predictor, as_predictor, to_onnx_model
 from cfptq.pipeline.comparison import Comparison
 from cfptq.pipeline.deploy import deploy_all
-from cfptq.pipeline.task import Teacher, prepare
+from cfptq.pipeline.task import QuantizationTask, build_task
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "adult.yaml"
 OURS = ("cf-ptq", "faithful")
@@ -67,12 +67,12 @@ class Quantized:
     bits: float
     activation_bits: int
 
-    def predictor(self, name: str, teacher: Teacher) -> Predictor:
+    def predictor(self, name: str, teacher: QuantizationTask) -> Predictor:
         twin = None if isinstance(self.run, Path) else teacher.network.graph
         return as_predictor(self.run, example=teacher.rows[:256], head=teacher.head, threshold=teacher.threshold, name=name, twin=twin)
 
 
-def nncf_int8(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
+def nncf_int8(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quantized:
     """NNCF's post-training quantization of the ONNX file, all calibration rows shown."""
     nncf = _nncf()
     shown = nncf.Dataset([{"input": row[None].numpy()} for row in teacher.rows])
@@ -81,7 +81,7 @@ def nncf_int8(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
     return Quantized(path, 8.0, 8)
 
 
-def nncf_int4(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
+def nncf_int4(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quantized:
     """NNCF's weight compression of the ONNX file: INT4 in every layer, activations in float."""
     nncf = _nncf()
     path = folder / "nncf-int4.onnx"
@@ -90,17 +90,17 @@ def nncf_int4(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
     return Quantized(path, 4.0, 32)
 
 
-def modelopt_int8(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
+def modelopt_int8(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quantized:
     """ModelOpt's default INT8: weights per channel, activations per tensor."""
     return _modelopt(model, teacher, "INT8_DEFAULT_CFG", 8.0, 8)
 
 
-def modelopt_int4(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
+def modelopt_int4(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quantized:
     """ModelOpt's INT4 in blocks, weights alone."""
     return _modelopt(model, teacher, "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 4.0, 32)
 
 
-def modelopt_auto(model: nn.Module, teacher: Teacher, folder: Path) -> Quantized:
+def modelopt_auto(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quantized:
     """ModelOpt's search over both by its gradient score, at its default of 4.8 effective bits."""
     import modelopt.torch.quantization as mtq
 
@@ -126,7 +126,7 @@ def _nncf() -> Any:
     return nncf
 
 
-def _modelopt(model: nn.Module, teacher: Teacher, config: str, bits: float, activation_bits: int) -> Quantized:
+def _modelopt(model: nn.Module, teacher: QuantizationTask, config: str, bits: float, activation_bits: int) -> Quantized:
     import modelopt.torch.quantization as mtq
 
     def show(candidate: nn.Module) -> None:
@@ -139,7 +139,7 @@ def _modelopt(model: nn.Module, teacher: Teacher, config: str, bits: float, acti
 
 
 #: Toolchains that the package has no adapter for.
-OTHERS: Mapping[str, Callable[[nn.Module, Teacher, Path], Quantized]] = {
+OTHERS: Mapping[str, Callable[[nn.Module, QuantizationTask, Path], Quantized]] = {
     "nncf-int8": nncf_int8,
     "nncf-int4": nncf_int4,
     "modelopt-int8": modelopt_int8,
@@ -154,7 +154,7 @@ def measure(seed: int) -> Comparison:
     recipe = Recipe.load(RECIPE)
     experiment = recipe.prepare(seed)
     columns, space = experiment.columns, experiment.action_set
-    teacher = prepare(experiment.model, [(columns.train, columns.train_labels)], space, seed=seed, max_rows=recipe.calibration.rows)
+    teacher = build_task(experiment.model, [(columns.train, columns.train_labels)], space, seed=seed, max_rows=recipe.calibration.rows)
     people = reference_recourse(teacher.predictor, columns.test, space, teacher.target, Protocol(), seed)
 
     def judged(student: Predictor, path: Path | None, **deployed: Any) -> dict[str, Any]:

@@ -1,47 +1,43 @@
-"""The front door: calibrate, compare, audit. Each is the pipeline of the package on one screen."""
+"""The public functions, each of which checks its arguments and calls the pipeline."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from cfptq.actions import ActionSet, ActionSpace
+from cfptq.actions import ActionSpace
 from cfptq.allocation import Budget
-from cfptq.auditing import AuditReport, Protocol, evaluate, reference_recourse, rows_by_group, run_audit
-from cfptq.backends.latency import measure_latency
+from cfptq.auditing import AuditReport, Protocol, run_audit
 from cfptq.backends.toolchains import TOOLCHAINS
-from cfptq.calibration import draw_rows
-from cfptq.errors import ActionSetError, ConfigurationError, DataError, ModelError
-from cfptq.network import Head, OnnxModule, Predictor, preserved_state, to_onnx_model
-from cfptq.network.onnx.session import describe_runtime, describe_saturation
-from cfptq.pipeline.comparison import Comparison
-from cfptq.pipeline.deploy import deploy_all
-from cfptq.pipeline.method import METHODS, Groups, Method, as_method
-from cfptq.pipeline.result import Result, load
-from cfptq.pipeline.task import prepare
-from cfptq.pipeline.train_task import ALL_ROWS, CALIBRATION_ROWS, learn
-from cfptq.pipeline.tuning import TuningScore, score_by
+from cfptq.network import Head, Predictor, preserved_state
+from cfptq.pipeline.bit_search import find_fewest_bits
+from cfptq.pipeline.comparison import ComparedMethod, Comparison, check_budgets, check_methods, compare_methods
+from cfptq.pipeline.inputs import as_module, check_action_space, check_budget_or_limit, check_layers, check_seed, look_up_columns
+from cfptq.pipeline.method import Groups, Method
+from cfptq.pipeline.method_presets import as_method
+from cfptq.pipeline.quantize_task import quantize_with
+from cfptq.pipeline.result import Result
+from cfptq.pipeline.task import build_task
+from cfptq.pipeline.train_task import ALL_ROWS, CALIBRATION_ROWS, train_with
+from cfptq.pipeline.tuning import TuningScore, build_tuning_score
 from cfptq.quantize import Activations, InputBits
 from cfptq.recourse import Target
-from cfptq.training import QAT_METHODS, Files, History, QatMethod, Trainer, as_qat_method
+from cfptq.training import Files, History, QatMethod, Trainer, as_qat_method
 
-__all__ = ["DEFAULT_METHOD", "TOOLCHAINS", "audit", "calibrate", "compare", "load", "qat", "tuning_score"]
+__all__ = ["COMPARED", "DEFAULT_METHOD", "TOOLCHAINS", "audit", "calibrate", "compare", "load", "qat", "tuning_score"]
 
 DEFAULT_METHOD = "faithful"
 
-#: What ``compare`` compares unless told otherwise.
+#: Average bits of ``calibrate`` where neither a budget nor a limit on Validity Drop is given.
+DEFAULT_BUDGET = 4.0
+
+#: Methods that ``compare`` compares by default.
 COMPARED = (
     "ort-int8",
     "ort-int4",
@@ -77,47 +73,56 @@ def calibrate(
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
-    """Quantize ``model`` so that the recourse its users were given survives. The model itself is left as it was.
+    """Quantize ``model`` so that the recourse that its users were given is preserved. The model itself is left as it was.
 
     Args:
-        model: a trained classifier: (N, ...) float32 in, logits, one logit, or probabilities out; a module, or the path of an ONNX
-            file, whose input and output keep their names in what is exported.
-        calib_loader: rows to calibrate on: tensors, (x, y) pairs, dicts or arrays; at most ``max_rows`` are kept, drawn evenly.
-        action_set: what people can change; encoded, so that it speaks of the model's columns.
-        target: class that recourse leads to, one per calibration row, or a rule (rows, decisions) -> classes. By default
-            the action set's ``favourable``.
-        budget: average bits per weight, or a :class:`cfptq.Budget`. 4.0 where neither it nor ``max_validity_drop`` is given.
-        max_validity_drop: instead of a budget, the fewest bits whose Validity Drop on rows set aside is at most this.
-        method: a preset's name or a :class:`cfptq.Method`.
-        layers: bits that named layers must have.
-        activation_bits: 8, 16, or 32 for float; by default what the method has.
-        input_bits: the same for the model's input, or "two-step"; see :class:`cfptq.quantize.Activations`.
+        model: a trained classifier that takes (N, ...) float32 and puts out logits, one logit, or probabilities: a module, or the path of
+            an ONNX file. What is exported from an ONNX file keeps the names of its input and output.
+        calib_loader: rows to calibrate on, in batches of tensors, (x, y) pairs, dicts or arrays.
+        action_set: what people can change, encoded so that it speaks of the model's columns.
+        target: the class that recourse leads to: one for all, one per calibration row, or a rule (rows, logits) -> classes. By default
+            it is the action set's ``favourable``.
+        budget: average bits per weight, or a :class:`cfptq.Budget`. The default is 4.0 where ``max_validity_drop`` is not given.
+        max_validity_drop: a share from 0 to 1. Instead of a budget, it asks for the fewest bits whose Validity Drop on held-out rows is
+            at most this.
+        method: a preset's name or a :class:`cfptq.Method`. The default is "faithful".
+        layers: layer name -> bits that it must have. By default the method chooses all.
+        activation_bits: bits of hidden tensors: 8, 16, or 32 for float. By default the method's own.
+        input_bits: bits of the model's input: 8, 16, 32, or "two-step"; see :class:`cfptq.quantize.Activations`. By default the method's
+            own.
         portable: keep weights behind integer inputs within ±63 (7 bits), so that the file is right on processors without VNNI too. False
-            asks for the full range of 8 bits there.
-        repair: at the end, adjust the last layer until calibration recourse that fails holds, where people set aside gain by it too;
-            ``result.repair`` says what it did to both.
-        groups: weigh rows so that the group with the worst Validity Drop fares better (eq. 33): a feature of the action set, or a
-            function from rows (N, ...) to N labels; ``result.worst_group`` has each group before and after.
-        head, threshold: what the model puts out (inferred where None) and where a binary model decides.
-        seed: of the calibration draw.
+            allows the full range of 8 bits.
+        repair: adjust the last layer at the end until calibration recourse that fails holds. The change is kept only if it does not harm
+            held-out people; ``result.repair`` reports on both.
+        groups: reweight the groups of people so that the worst group's Validity Drop falls (eq. 33): a feature of the action set, or a
+            function from rows (N, ...) to N labels. ``result.worst_group`` reports on each group. By default all weigh alike.
+        head: what the model puts out. By default it is inferred from the output.
+        threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
+        max_rows: most calibration rows kept. From a longer loader they are drawn evenly.
+        seed: seed of the calibration draw.
+        progress: whether a progress bar may be shown.
+
+    Returns:
+        The quantized model with everything that led to it.
 
     Raises:
-        DataError: rows that cannot be used; no target class.
-        ActionSetError: rows that break the action set's rules.
-        ModelError: a model that cannot be captured, or with nothing to quantize.
-        BudgetError: a budget that cannot be met.
+        ConfigurationError: an argument or a method makes no sense.
+        DataError: the rows cannot be used, or no target class is known.
+        ActionSetError: rows break the action set's rules, or it is not encoded.
+        ModelError: the model cannot be captured, or has nothing to quantize.
+        BudgetError: the budget or the limit cannot be met.
     """
-    _check(seed, layers)
-    if budget is not None and max_validity_drop is not None:
-        raise ConfigurationError("give a budget or max_validity_drop, not both: the one fixes the bits, the other finds them")
+    check_seed(seed)
+    check_layers(layers)
+    check_budget_or_limit(budget, max_validity_drop)
     chosen = as_method(method).with_activations(activation_bits, input_bits)
     chosen = replace(chosen, repair=repair or chosen.repair, groups=groups if groups is not None else chosen.groups)
-    module = _module(model)
+    module = as_module(model)
     with preserved_state(module, threads=1):
-        teacher = prepare(
+        task = build_task(
             module,
             calib_loader,
-            _space(action_set),
+            check_action_space(action_set),
             target=target,
             seed=seed,
             max_rows=max_rows,
@@ -126,10 +131,11 @@ def calibrate(
             progress=progress,
         )
         if max_validity_drop is not None:
-            result = teacher.fewest_bits(chosen, max_validity_drop, pinned=layers, portable=portable, progress=progress)
+            result = find_fewest_bits(task, chosen, max_validity_drop, pinned=layers, portable=portable, progress=progress)
         else:
-            result = teacher.quantized(chosen, 4.0 if budget is None else budget, pinned=layers, portable=portable, progress=progress)
-    return _named(result, module)
+            limit = DEFAULT_BUDGET if budget is None else budget
+            result = quantize_with(task, chosen, limit, pinned=layers, portable=portable, progress=progress)
+    return result.with_names_of(module)
 
 
 def qat(
@@ -155,21 +161,20 @@ def qat(
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
-    """Quantize ``model`` by counterfactual-faithful training (Section 4), or by one of its baselines. The model is left as it was.
+    """Quantize ``model`` by counterfactual-faithful training (Section 4) or one of its baselines. The model is left as it was.
 
-    A tenth of the rows is set aside and chooses the epoch that is kept: the lowest loss there among epochs that move the share of people
-    decided in their favour by at most half a point (:class:`cfptq.training.Schedule`), or else the training-free start.
-    ``result.training`` says which, and ``print`` of it why.
+    A tenth of the rows is held out and chooses the epoch that is kept. It is the epoch with the lowest loss among those that move the
+    favourable rate by at most half a point (:class:`cfptq.training.Schedule`), or else the training-free start. ``result.training``
+    gives the reason.
 
-    A long run keeps itself in ``checkpoint`` and tells of itself in ``log``; after a kill, the same call goes on and ends as if nothing
-    had happened::
+    A long run writes its state to ``checkpoint`` and its figures to ``log``. After an interruption, the same call resumes it and ends
+    with the same result on the same machine and versions::
 
         result = cfptq.qat(model, loader, actions, checkpoint="run.safetensors", log="run.csv")
 
-    Several processes share every batch where a script sets up their group first; they end with one and the same result. It is that of a
-    single process within rounding, but for sweeps and for the student's own recourse (``cfq-qat``, ``cfq-learned``), which may end at other
-    integers that are as good.
-    ``torchrun --nproc-per-node=2 train.py`` runs it::
+    Several processes share every batch where a script sets up their group first, and end with the same result. It is that of a single
+    process within rounding. Sweeps and the student's own recourse (``cfq-qat``, ``cfq-learned``) may end at other integers of equal
+    quality. ``torchrun --nproc-per-node=2 train.py`` runs such a script::
 
         torch.distributed.init_process_group("gloo")
         result = cfptq.qat(model, loader, actions, checkpoint="run.safetensors")  # all rows, in every process
@@ -178,30 +183,52 @@ def qat(
         torch.distributed.destroy_process_group()
 
     Args:
-        model, action_set, target, budget, layers, portable, head, threshold: as in :func:`calibrate`.
-        train_loader: training rows with their labels, all of them kept; without labels the model's own decisions stand in.
-        method: a preset of :data:`cfptq.training.QAT_METHODS`, or a :class:`cfptq.training.QatMethod`.
-        groups: one value per training row, in the loader's order, for objectives on the worst group (eq. 33).
-        activation_bits: of hidden tensors. input_bits: of the input; None chooses by what the first layer costs.
-        max_rows: most training rows kept. calibration_rows: rows that the training-free start is calibrated on.
-        checkpoint: a file that is replaced after every epoch; the same call goes on from it after a kill, to the same result.
-        log: a CSV file, one line an epoch: the loss's terms, then the loss on rows set aside, drift, flips and Validity Drop (empty
-            while widths are searched), whether the epoch was eligible, and the widths.
-        fit: runs the prepared training, by default the package's own loop; ``cfptq.training.lightning.fit_with(trainer)`` hands it to
-            Lightning, which then keeps its own checkpoints and logs. Under ``torchrun`` the loop shares every batch among the processes.
-        seed: of everything that is drawn.
+        model: a trained classifier that takes (N, ...) float32 and puts out logits, one logit, or probabilities: a module, or the path of
+            an ONNX file.
+        train_loader: training rows with their labels, in batches. Without labels the model's own decisions stand in.
+        action_set: what people can change, encoded so that it speaks of the model's columns.
+        target: the class that recourse leads to: one for all, one per training row, or a rule (rows, logits) -> classes. By default it is
+            the action set's ``favourable``.
+        budget: average bits per weight, or a :class:`cfptq.Budget`. The default is 4.0.
+        method: a preset of :data:`cfptq.training.QAT_METHODS`, or a :class:`cfptq.training.QatMethod`. The default is "cfq-qat".
+        groups: one value per training row, in the loader's order, for objectives on the worst group (eq. 33). By default none.
+        layers: layer name -> bits that it must have. By default the method chooses all.
+        activation_bits: bits of hidden tensors: 8, 16, or 32 for float.
+        input_bits: bits of the model's input. By default it is chosen by what the first layer costs.
+        portable: keep weights behind integer inputs within ±63 (7 bits), so that the file is right on processors without VNNI too. False
+            allows the full range of 8 bits.
+        head: what the model puts out. By default it is inferred from the output.
+        threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
+        max_rows: most training rows kept. By default all.
+        calibration_rows: most rows that the training-free start is calibrated on.
+        checkpoint: file that is replaced after every epoch, and from which the same call resumes. By default none.
+        log: CSV file with one line an epoch: the terms of the loss, the loss on held-out rows, drift, flips, Validity Drop, whether the
+            epoch was eligible, and the bits. Validity Drop is empty while bits are searched. By default none.
+        fit: runs the prepared training, by default the package's own loop. ``cfptq.training.lightning.fit_with(trainer)`` hands it to
+            Lightning, which then writes its own checkpoints and logs.
+        seed: seed of everything that is drawn.
+        progress: whether a progress bar may be shown.
+
+    Returns:
+        The quantized model with its training history.
 
     Raises:
-        As :func:`calibrate`; FileError where the checkpoint is another run's; ModelError where training diverges.
+        ConfigurationError: an argument or a method makes no sense.
+        DataError: the rows or groups cannot be used, or no target class is known.
+        ActionSetError: rows break the action set's rules, or it is not encoded.
+        ModelError: the model cannot be captured, has nothing to quantize, or training diverges.
+        BudgetError: the budget cannot be met.
+        FileError: the checkpoint is another run's.
     """
-    _check(seed, layers)
+    check_seed(seed)
+    check_layers(layers)
     chosen = as_qat_method(method)
-    module = _module(model)
+    module = as_module(model)
     with preserved_state(module, threads=1):
-        teacher = prepare(
+        task = build_task(
             module,
             train_loader,
-            _space(action_set),
+            check_action_space(action_set),
             target=target,
             seed=seed,
             max_rows=max_rows,
@@ -209,8 +236,8 @@ def qat(
             threshold=threshold,
             progress=progress,
         )
-        result = learn(
-            teacher,
+        result = train_with(
+            task,
             chosen,
             budget,
             groups=groups,
@@ -222,7 +249,7 @@ def qat(
             fit=fit,
             progress=progress,
         )
-    return _named(result, module)
+    return result.with_names_of(module)
 
 
 def compare(
@@ -231,7 +258,7 @@ def compare(
     test_loader: Iterable[Any],
     action_set: ActionSpace,
     *,
-    methods: str | Method | QatMethod | Sequence[str | Method | QatMethod] = COMPARED,
+    methods: ComparedMethod | Sequence[ComparedMethod] = COMPARED,
     budgets: float | Sequence[float] = (4.0,),
     target: Target | None = None,
     groups: Mapping[str, Sequence[Any]] | None = None,
@@ -245,82 +272,66 @@ def compare(
     keep: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Quantize ``model`` by each method and measure, in the toolchain it is deployed with and on the same rows, what each did to recourse.
+    """Quantize ``model`` by each method and measure accuracy and recourse of the deployed models on the same rows.
 
-    A toolchain that is not installed, or cannot quantize the model, is a row that says so.
+    A toolchain that is not installed, or cannot quantize the model, is a row of the table with the reason.
 
     Args:
-        model, calib_loader, action_set, target, head, threshold, portable, max_rows, seed: as in :func:`calibrate`.
-        test_loader: the people to judge by; with labels, accuracy is reported too.
-        methods: names of presets (of :func:`calibrate` or :func:`qat`) or of toolchains' own quantization (:data:`TOOLCHAINS`), or
-            :class:`cfptq.Method` and :class:`cfptq.training.QatMethod` objects; or one alone. Those that train do so on the calibration
-            rows, so that all methods see the same people; raise ``max_rows`` for their sake.
-        budgets: average bits, one number or several; the first is the headline. Toolchains' own methods have one width and ignore it.
-        groups: name -> one value per test row, for Validity Drop by subgroup.
-        protocol: evaluation settings; the standard protocol by default.
-        dataset: a word for tables and files.
-        keep: folder that the quantized models are written to.
+        model: a trained classifier that takes (N, ...) float32 and puts out logits, one logit, or probabilities: a module, or the path of
+            an ONNX file.
+        calib_loader: rows to calibrate on, in batches. Methods that train are trained on them too, so that all see the same people.
+        test_loader: the people to judge by, in batches. With labels, accuracy is reported too.
+        action_set: what people can change, encoded so that it speaks of the model's columns.
+        methods: names of presets of :func:`calibrate` or :func:`qat`, names of toolchains (:data:`TOOLCHAINS`), or
+            :class:`cfptq.Method` and :class:`cfptq.training.QatMethod` objects; or one alone. The default is :data:`COMPARED`.
+        budgets: average bits per weight, one number or several. The first is the headline. Toolchains have one width and ignore it.
+        target: the class that recourse leads to: one for all, or a rule (rows, logits) -> classes. By default it is the action set's
+            ``favourable``.
+        groups: name -> one value per test row, for Validity Drop by group. By default none.
+        head: what the model puts out. By default it is inferred from the output.
+        threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
+        portable: keep weights behind integer inputs within ±63 (7 bits). It does not apply to toolchains.
+        max_rows: most calibration rows kept. From a longer loader they are drawn evenly.
+        protocol: evaluation settings. By default the standard protocol.
+        seed: seed of the calibration draw and of the population's shuffle.
+        dataset: name of the data in tables and files.
+        keep: folder that the quantized models are written to. By default they are deleted.
+        progress: whether a progress bar may be shown.
+
+    Returns:
+        The table of methods, which also writes ``results.json``.
 
     Raises:
-        ConfigurationError: an unknown method. BudgetError: a budget that is no number. Otherwise as :func:`calibrate`.
+        ConfigurationError: a method is unknown, or an argument makes no sense.
+        DataError: the rows or groups cannot be used, or no target class is known.
+        ActionSetError: rows break the action set's rules, or it is not encoded.
+        ModelError: the model cannot be captured, or has nothing to quantize.
+        BudgetError: a budget is not a positive number, or cannot be met.
     """
-    _check(seed)
-    methods = (methods,) if isinstance(methods, str | Method | QatMethod) else methods
-    limits = [float(Budget.average(bits).amount) for bits in (budgets if isinstance(budgets, Iterable) else (budgets,))]
-    names = [entry if isinstance(entry, str) else entry.name for entry in methods]
-    unknown = [entry for entry in methods if isinstance(entry, str) and entry not in (*METHODS, *QAT_METHODS, *TOOLCHAINS)]
-    if unknown:
-        raise ConfigurationError(
-            f"there is no method {unknown[0]!r} to compare; choose from {', '.join([*TOOLCHAINS, *METHODS, *QAT_METHODS])}"
-        )
-    if not limits or len(set(names)) != len(names):
-        raise ConfigurationError("compare needs at least one budget, and each method once")
-    rules = protocol or Protocol()
-    space = _space(action_set)
-    module = _module(model)
-    with preserved_state(module, threads=1), contextlib.ExitStack() as stack:
-        if keep is not None:
-            Path(keep).mkdir(parents=True, exist_ok=True)
-        folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        started = time.perf_counter()
-        teacher = prepare(
+    check_seed(seed)
+    listed, limits = check_methods(methods), check_budgets(budgets)
+    space = check_action_space(action_set)
+    module = as_module(model)
+    with preserved_state(module, threads=1):
+        return compare_methods(
             module,
             calib_loader,
+            test_loader,
             space,
+            listed,
+            limits,
             target=target,
-            seed=seed,
-            max_rows=max_rows,
+            groups=groups,
             head=head,
             threshold=threshold,
+            portable=portable,
+            max_rows=max_rows,
+            protocol=protocol or Protocol(),
+            seed=seed,
+            dataset=dataset,
+            keep=keep,
             progress=progress,
         )
-        rows, labels = draw_rows(test_loader, max_rows=sys.maxsize, seed=seed, encode=getattr(space, "encode", None), progress=progress)
-        space.check(rows)
-        rows_by_group(groups, rows)  # refused before the work, not after it
-        people = reference_recourse(teacher.predictor, rows, space, teacher.target, rules, seed, progress=progress)
-        prepared = time.perf_counter() - started
-
-        def judged(student: Predictor, path: Path, **deployed: Any) -> dict[str, Any]:
-            metrics = evaluate(teacher.predictor, student, people, rows, labels, space, groups, progress=False)
-            return metrics.to_dict(**deployed, stored_bytes=path.stat().st_size)
-
-        done = deploy_all(teacher, methods, limits, folder, judged, portable, progress)
-        fp32 = to_onnx_model(teacher.network).SerializeToString(deterministic=True)
-        latency = measure_latency({"fp32": fp32, **done.runs}, rows)
-        eager = ", ".join(name for name, run in done.runs.items() if callable(run))
-        slow = [f"{eager}: timed as the toolchain gives it; torch.compile is what makes it fast"] if eager else []
-    return Comparison(
-        dataset,
-        seed,
-        people.to_dict(labels),
-        done.budgets,
-        str(limits[0]),
-        unavailable=done.unavailable,
-        seconds={"teacher": prepared, **done.seconds},
-        latency=latency,
-        warnings=(*_saturated(done.budgets), *slow),
-        runtime=describe_runtime(),
-    )
 
 
 def tuning_score(
@@ -336,23 +347,37 @@ def tuning_score(
     seed: int = 0,
     progress: bool = True,
 ) -> TuningScore:
-    """An evaluation function for a tuner such as Neural Compressor's ``autotune``: Validity Drop under an accuracy floor.
+    """Return an evaluation function for a tuner such as Neural Compressor's ``autotune``, Validity Drop under an accuracy floor.
 
     Args:
-        model, action_set, target, head, threshold, max_rows, seed: as in :func:`calibrate`.
-        loader: people to judge by, other than those that were calibrated on.
-        max_accuracy_drop: the floor lies this far below the model's own accuracy.
+        model: the full-precision classifier: a module, or the path of an ONNX file.
+        loader: people to judge by, in batches, other than those that were calibrated on.
+        action_set: what people can change, encoded so that it speaks of the model's columns.
+        max_accuracy_drop: largest loss of accuracy that meets the floor, a share from 0 to 1.
+        target: the class that recourse leads to: one for all, one per row, or a rule (rows, logits) -> classes. By default it is the
+            action set's ``favourable``.
+        head: what the model puts out. By default it is inferred from the output.
+        threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
+        max_rows: most rows kept. From a longer loader they are drawn evenly.
+        seed: seed of the draw.
+        progress: whether a progress bar may be shown.
+
+    Returns:
+        A function from a candidate module to its score.
 
     Raises:
-        DataError: nobody among the rows has recourse. Otherwise as :func:`calibrate`.
+        ConfigurationError: an argument makes no sense.
+        DataError: the rows cannot be used, no target class is known, or nobody among the rows has recourse.
+        ActionSetError: rows break the action set's rules, or it is not encoded.
+        ModelError: the model cannot be captured, or has nothing to quantize.
     """
-    _check(seed)
-    module = _module(model)
+    check_seed(seed)
+    module = as_module(model)
     with preserved_state(module, threads=1):
-        teacher = prepare(
+        task = build_task(
             module,
             loader,
-            _space(action_set),
+            check_action_space(action_set),
             target=target,
             seed=seed,
             max_rows=max_rows,
@@ -360,7 +385,7 @@ def tuning_score(
             threshold=threshold,
             progress=progress,
         )
-        return score_by(teacher, max_accuracy_drop, progress=progress)
+        return build_tuning_score(task, max_accuracy_drop, progress=progress)
 
 
 def audit(
@@ -379,32 +404,43 @@ def audit(
     seed: int = 0,
     progress: bool = True,
 ) -> AuditReport:
-    """What replacing ``f`` by ``f_q`` does to people's recourse.
+    """Measure how people's recourse changes when ``f`` is replaced by ``f_q``.
 
     Args:
         f: the model that recourse was issued on: an ONNX file, a module, or a callable.
-        f_q: the model that is deployed, likewise.
-        people: raw features (a DataFrame; the action set encodes it) or columns (a tensor).
+        f_q: the model that is deployed: an ONNX file, a module, or a callable.
+        people: raw features (a DataFrame, which the action set encodes) or columns (a tensor).
         action_set: what people can change.
-        issued: advice already given, one row per person in the same form as ``people``; checked first.
-        groups: one or several columns of ``people``, or name -> one value per person.
-        label: column of ``people`` with the true class, or one class per person; None leaves accuracy out.
-        target: class that recourse leads to; by default the action set's ``favourable``.
-        head, threshold: of both models.
+        issued: advice already given, one row per person in the form of ``people``. It is checked first. By default recourse is solved.
+        groups: one or several columns of ``people``, or name -> one value per person. By default none.
+        label: column of ``people`` with the true class, or one class per person. By default accuracy is left out.
+        target: the class that recourse leads to: one for all, one per person, or a rule (rows, logits) -> classes. By default it is the
+            action set's ``favourable``.
+        head: what both models put out. By default it is inferred from the output.
+        threshold: decision threshold of both models on the probability. By default the larger logit decides.
+        protocol: evaluation settings. By default the standard protocol.
+        seed: seed of the population's shuffle and of resampling.
+        progress: whether a progress bar may be shown.
+
+    Returns:
+        The report, with an interval for every measure.
 
     Raises:
-        DataError, ActionSetError: rows that cannot be used.
-        ModelError, FileError: a model that cannot be read or run.
+        ConfigurationError: an argument makes no sense.
+        DataError: the rows cannot be used, or a named column is missing.
+        ActionSetError: rows break the action set's rules, or it is not encoded.
+        ModelError: a model cannot be run.
+        FileError: a file cannot be read.
     """
-    _check(seed)
-    given, labels = _beside(people, groups, label)
+    check_seed(seed)
+    given, labels = look_up_columns(people, groups, label)
     modules = [entry for entry in (f, f_q) if isinstance(entry, nn.Module)]
     with preserved_state(*modules, threads=1):
         return run_audit(
             f,
             f_q,
             people,
-            _space(action_set),
+            check_action_space(action_set),
             target=target,
             labels=labels,
             groups=given,
@@ -417,62 +453,13 @@ def audit(
         )
 
 
-def _saturated(budgets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
-    """One sentence for each compared file that a default session decides otherwise on this processor."""
-    for budget, methods in budgets.items():
-        for name, entry in methods.items():
-            rows = entry["counts"]["decided_otherwise_by_default_session"]
-            if rows:
-                yield describe_saturation(f"{name} at {budget} bits", rows, entry["counts"]["rows"])
+def load(folder: str | os.PathLike[str]) -> Result:
+    """Read a saved result, which exports without the original model.
 
+    Args:
+        folder: a folder that :meth:`cfptq.Result.save` wrote.
 
-def _check(seed: int, layers: Mapping[str, int] | None = None) -> None:
-    """Refuse, before anything runs, what would fail much later."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
-        raise ConfigurationError(f"seed is {seed!r}; give a whole number from 0 to 2**32 - 1")
-    if not (layers is None or isinstance(layers, Mapping)):
-        raise ConfigurationError(f"layers is {layers!r}; give the bits of each layer by its name, such as layers={{'head': 8}}")
-
-
-def _module(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
-    if isinstance(model, str | os.PathLike):
-        return OnnxModule(model)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"a {type(model).__name__} cannot be quantized; give a torch.nn.Module or the path of an ONNX file")
-    return model
-
-
-def _named(result: Result, module: nn.Module) -> Result:
-    """The result with the tensor names of the ONNX file that the model came from."""
-    return replace(result, tensor_names=(module.input_name, module.output_name)) if isinstance(module, OnnxModule) else result
-
-
-def _space(action_set: ActionSpace) -> ActionSpace:
-    if isinstance(action_set, ActionSet) and not action_set.is_encoded:
-        raise ActionSetError(
-            "this action set speaks of raw features; call action_set.encoded_by(your fitted ColumnTransformer), so that it knows the "
-            "model's columns"
-        )
-    if not isinstance(action_set, ActionSpace):
-        raise ActionSetError(
-            f"{type(action_set).__name__} is no action space; give a cfptq.ActionSet, or an object with the methods of "
-            "cfptq.actions.ActionSpace"
-        )
-    return action_set
-
-
-def _beside(
-    people: pd.DataFrame | torch.Tensor, groups: str | Sequence[str] | Mapping[str, Sequence[Any]], label: str | Sequence[int] | None
-) -> tuple[dict[str, Any], Any]:
-    """Group values and labels: looked up in the frame where they are names of its columns."""
-
-    def column(name: str) -> Any:
-        if not isinstance(people, pd.DataFrame):
-            raise DataError(f"{name!r} names a column, but people is no DataFrame; give the values themselves")
-        if name not in people.columns:
-            raise DataError(f"people has no column {name!r}; its columns are {', '.join(map(str, people.columns))}")
-        return people[name].to_numpy()
-
-    names = (groups,) if isinstance(groups, str) else groups
-    found = dict(names) if isinstance(names, Mapping) else {name: column(name) for name in names}
-    return found, column(label) if isinstance(label, str) else label
+    Raises:
+        FileError: a file is missing, cut off, altered, or not what it should be. Nothing is unpickled.
+    """
+    return Result.load(folder)

@@ -177,12 +177,12 @@ def calibrate(
 ) -> None:
     """Quantize a model to a mixed int8/int4 ONNX file."""
     from cfptq import api
-    from cfptq.pipeline.pareto import plot_kind
-    from cfptq.pipeline.result import check_save_folder
+    from cfptq.pipeline.pareto import choose_plot_format
+    from cfptq.pipeline.saving import check_save_folder
 
     check_writable(out, pareto, save)
     if pareto is not None:
-        plot_kind(pareto)
+        choose_plot_format(pareto)
     if save is not None:
         check_save_folder(save)
     module = read_module(model, state)
@@ -249,7 +249,7 @@ def qat(
 ) -> None:
     """Quantize a model by training, to a mixed int8/int4 ONNX file. Takes minutes where calibrate takes seconds."""
     from cfptq import api
-    from cfptq.pipeline.result import check_save_folder
+    from cfptq.pipeline.saving import check_save_folder
 
     check_writable(out, save, checkpoint, log)
     if save is not None:
@@ -402,6 +402,6 @@ def datasets(
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     say(*(f"{name:<{widths[0]}}  {file:<{widths[1]}}  {place}" for name, file, place in lines))
     say(
-        f"Searched: {', then '.join(str(folder) for folder in library.search_path())}.",
+        f"Searched: {', then '.join(str(folder) for folder in library.list_search_folders())}.",
         "Point CFPTQ_DATA_DIR at a folder that holds <data set>/<file>, or add --download.",
     )

@@ -19,7 +19,7 @@ from cfptq.backends.toolchains import TOOLCHAINS, Toolchain, deploy_toolchain
 from cfptq.errors import DataError, MissingDependencyError
 from cfptq.network import Predictor, to_onnx_model
 from cfptq.pipeline.deploy import deploy_all
-from cfptq.pipeline.task import Teacher, prepare
+from cfptq.pipeline.task import QuantizationTask, build_task
 
 COLUMNS = 6
 
@@ -47,12 +47,12 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def teacher(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> Teacher:
-    return prepare(model, [rows], action_set, progress=False)
+def teacher(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> QuantizationTask:
+    return build_task(model, [rows], action_set, progress=False)
 
 
 @pytest.mark.parametrize("name", TOOLCHAINS)
-def test_every_toolchain_quantizes_by_itself(name: str, teacher: Teacher, tmp_path: Path) -> None:
+def test_every_toolchain_quantizes_by_itself(name: str, teacher: QuantizationTask, tmp_path: Path) -> None:
     try:
         TOOLCHAINS[name].load()
     except MissingDependencyError as error:
@@ -70,7 +70,9 @@ def test_every_toolchain_quantizes_by_itself(name: str, teacher: Teacher, tmp_pa
     assert points.grad is not None and bool(points.grad.any())
 
 
-def test_a_missing_toolchain_is_a_row_that_names_its_extra(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_toolchain_is_a_row_that_names_its_extra(
+    teacher: QuantizationTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in [name for name in sys.modules if name.startswith(("torchao", "cfptq.backends.pt2e"))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torchao", None)
@@ -92,7 +94,7 @@ def test_a_toolchain_file_needs_no_import_check_of_its_own() -> None:
         Toolchain(8, "no_such_toolchain:quantize_by_default", extra="new").load()
 
 
-def test_latencies_are_measured_for_each_file_and_batch(teacher: Teacher) -> None:
+def test_latencies_are_measured_for_each_file_and_batch(teacher: QuantizationTask) -> None:
     model = to_onnx_model(teacher.network)
     content = model.SerializeToString()
     found = measure_latency({"fp32": content, "again": content}, teacher.rows, batches=(1, 300), rounds=3)

@@ -103,7 +103,11 @@ def test_a_set_is_saved_and_loaded(rows: Tensor, action_set: ActionSet, predicto
 
 
 def test_labels_that_do_not_fit_are_refused(rows: Tensor, action_set: ActionSet, predictor: Predictor) -> None:
-    for labels, says in ((torch.zeros(3, dtype=torch.int64), "80 rows"), (torch.full((80,), 2), "2 classes"), (torch.zeros(80), "float32")):
+    for labels, says in (
+        (torch.zeros(3, dtype=torch.int64), r"\(80,\) int64"),
+        (torch.full((80,), 2), "from 0 to 1"),
+        (torch.zeros(80), "float32"),
+    ):
         with pytest.raises(DataError, match=says):
             build_augmented_set(rows, labels, predictor, action_set, target=1)
     with pytest.raises(DataError, match="classes"):

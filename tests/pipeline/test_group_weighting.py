@@ -136,7 +136,7 @@ class Space:
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
-        ("sex", "needs an action space that names features"),
+        ("sex", "names features"),
         (lambda rows: ["a"], "1 labels for 3 rows"),
         (lambda rows: None, "got a NoneType"),
     ],
