@@ -1,4 +1,4 @@
-"""The public data sets of the benchmarks, and one that the package generates.
+"""Public data sets of the benchmarks, and a synthetic one that the package generates.
 
 >>> people = load("synthetic")
 >>> people.train.shape
@@ -14,33 +14,35 @@ from pathlib import Path
 
 from cfptq.datasets import adult, bank, compas, default, german, synthetic
 from cfptq.datasets.dataset import Dataset
-from cfptq.datasets.encoding import Columns, encode, encoder
-from cfptq.datasets.published_files import PublishedFile, Source, cache_dir, find, read, search_path
+from cfptq.datasets.encoding import Columns, encode, fit_encoder
+from cfptq.datasets.published_files import PublishedFile, Source, find_file, get_cache_folder, list_search_folders, read_file
 from cfptq.errors import DataError
 
 __all__ = [
-    "NAMES", "Columns", "Dataset", "PublishedFile", "Source", "cache_dir", "download", "encode", "encoder", "files_of", "load", "locate",
-    "search_path",
+    "NAMES", "Columns", "Dataset", "PublishedFile", "Source", "download", "encode", "fit_encoder", "get_cache_folder", "list_files",
+    "list_search_folders", "load", "locate",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Published:
+class _PublishedDataset:
+    """A public data set, given by its files and by the function that builds it from their bytes and a seed."""
+
     files: tuple[PublishedFile, ...]
     build: Callable[[Mapping[str, bytes], int], Dataset]
 
 
 _PUBLISHED = {
-    "adult": _Published(adult.FILES, adult.build),
-    "german": _Published(german.FILES, german.build),
-    "compas": _Published(compas.FILES, compas.build),
-    "bank": _Published(bank.FILES, bank.build),
-    "bank-with-duration": _Published(bank.FILES, bank.build_with_duration),
-    "default": _Published(default.FILES, default.build),
+    "adult": _PublishedDataset(adult.FILES, adult.build),
+    "german": _PublishedDataset(german.FILES, german.build),
+    "compas": _PublishedDataset(compas.FILES, compas.build),
+    "bank": _PublishedDataset(bank.FILES, bank.build),
+    "bank-with-duration": _PublishedDataset(bank.FILES, bank.build_with_duration),
+    "default": _PublishedDataset(default.FILES, default.build),
 }
 _SYNTHETIC = "synthetic"
 
-#: What :func:`load` knows. "synthetic" needs no file.
+#: Names that :func:`load` accepts. "synthetic" needs no file.
 NAMES: tuple[str, ...] = (*_PUBLISHED, _SYNTHETIC)
 
 
@@ -48,46 +50,61 @@ def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = 
     """Load a data set by one of :data:`NAMES`.
 
     Args:
-        name: which.
-        seed: which split of german (700 / 300), and which people of synthetic. The other sets have one split for all seeds.
-        data_dir: folder with ``<data set>/<file>``, plain or gzipped; by default ``CFPTQ_DATA_DIR``. The cache is looked
-            at next, and then the publisher's server.
-        download: whether a file that is on no disk may be downloaded into the cache.
+        name: name of the data set.
+        seed: seed of the split of german (700 / 300) and of the people of synthetic. The other sets have one split. Default: 0.
+        data_dir: folder with ``<data set>/<file>``, plain or gzipped. Default: the environment variable ``CFPTQ_DATA_DIR``.
+            The cache is searched next, and then the publisher's server.
+        download: whether to download a missing file into the cache. Default: True.
+
+    Returns:
+        The data set. The same files and seed give the same rows with the same version of NumPy.
 
     Raises:
-        DataError: an unknown name.
-        FileError: a file is missing, cannot be downloaded, or does not hold the published bytes (each is checked by SHA-256).
+        DataError: the name is unknown.
+        FileError: a file is missing, cannot be downloaded, or does not hold the published bytes, which SHA-256 checks.
     """
     if name == _SYNTHETIC:
         return synthetic.build(seed)
-    contents = {file.name: read(file, data_dir=data_dir, download=download) for file in files_of(name)}
+    contents = {file.name: read_file(file, data_dir=data_dir, download=download) for file in list_files(name)}
     return _PUBLISHED[name].build(contents, seed)
 
 
-def files_of(name: str) -> tuple[PublishedFile, ...]:
-    """The published files that a data set is made of; none for "synthetic".
+def list_files(name: str) -> tuple[PublishedFile, ...]:
+    """List the published files of a data set. "synthetic" has none.
 
     Raises:
-        DataError: an unknown name.
+        DataError: the name is unknown.
     """
     if name == _SYNTHETIC:
         return ()
     if name not in _PUBLISHED:
-        raise DataError(f"there is no data set {name!r}; cfptq has {', '.join(NAMES)}")
+        raise DataError(f"The data set must be one of {', '.join(NAMES)}, got {name!r}.")
     return _PUBLISHED[name].files
 
 
 def locate(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> dict[str, Path | None]:
-    """Where each file of a data set lies on disk; None for one that would have to be downloaded."""
-    return {file.name: find(file, data_dir) for file in files_of(name)}
+    """Return the path of each file of a data set, or ``None`` for a file that is not on disk.
+
+    Args:
+        name: name of the data set.
+        data_dir: folder that is searched before the cache. Default: the environment variable ``CFPTQ_DATA_DIR``.
+
+    Raises:
+        DataError: the name is unknown.
+    """
+    return {file.name: find_file(file, data_dir) for file in list_files(name)}
 
 
 def download(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> None:
-    """Download those files of a data set that are on no disk into the cache; check the SHA-256 of all.
+    """Download the missing files of a data set into the cache, and check the SHA-256 of all files.
+
+    Args:
+        name: name of the data set.
+        data_dir: folder that is searched before the cache. Default: the environment variable ``CFPTQ_DATA_DIR``.
 
     Raises:
-        DataError: an unknown name.
-        FileError: no source gave the published bytes (nothing was written), or a copy on disk does not hold them.
+        DataError: the name is unknown.
+        FileError: no source gives the published bytes, or a copy on disk does not hold them. Nothing is written then.
     """
-    for file in files_of(name):
-        read(file, data_dir=data_dir)
+    for file in list_files(name):
+        read_file(file, data_dir=data_dir)

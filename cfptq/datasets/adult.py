@@ -1,4 +1,4 @@
-"""Adult (census income, 1994): who earns more than 50,000 USD a year. The publisher's own test split."""
+"""The Adult data set (census income, 1994), which predicts an income above 50,000 USD a year."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ COLUMNS = (
     "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation", "relationship",
     "race", "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country", "label",
 )  # fmt: skip
-#: fnlwgt is the weight of the person in the census sample, not a trait; education says in words what education-num says as a number.
+#: fnlwgt is the person's weight in the census sample and no feature. education holds the same levels as education-num.
 DROPPED = ("fnlwgt", "education")
 INTEGER = ("age", "education-num", "capital-gain", "capital-loss", "hours-per-week")
 
 
 def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """The table from the bytes of :data:`FILES`; the split is the publisher's, so ``seed`` changes nothing."""
+    """Build the data set from the bytes of :data:`FILES`. The publisher gives the split, so ``seed`` has no effect."""
     train, train_labels = _parse(contents["adult.data"], skip=0)
-    test, test_labels = _parse(contents["adult.test"], skip=1)  # its first line is not data
+    test, test_labels = _parse(contents["adult.test"], skip=1)  # The first line of the file holds no data.
     return Dataset(
         name="adult", train=train, test=test, train_labels=train_labels, test_labels=test_labels,
         label_names=("<=50K", ">50K"), favourable=1,

@@ -1,4 +1,4 @@
-"""Bank marketing (Portugal, 2008-2010): who takes a term deposit after the call."""
+"""The Bank Marketing data set (Portugal, 2008-2010), which predicts whether a client takes a term deposit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from cfptq.datasets.dataset import Dataset
 from cfptq.datasets.published_files import PublishedFile, Source
-from cfptq.datasets.splits import stratified
+from cfptq.datasets.splits import split_table
 
 _MEMBERS = ("bank.zip", "bank-full.csv")
 _COPY = "https://raw.githubusercontent.com/Eshani-haldorai/bank-marketing-classifier/eb5cc1ace7babca900ef7484106d073ff70164c7/bank%2Bmarketing.zip"
@@ -23,19 +23,22 @@ FILES = (
 )  # fmt: skip
 
 INTEGER = ("age", "balance", "day", "duration", "campaign", "pdays", "previous")
-#: Columns in which "unknown" stands for a missing value. In poutcome it is a state: there was no earlier campaign.
+#: Columns in which "unknown" is a missing value. In poutcome it is a level, which means that there was no earlier campaign.
 MAY_BE_MISSING = ("job", "education", "contact")
 N_TRAIN = 36_168
 SPLIT_SEED = 0
 
 
 def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """The table without ``duration``, which is known only after the call; one fixed split, so ``seed`` changes nothing."""
+    """Build the data set without ``duration``, which is known only after the call. The split is fixed, so ``seed`` has no effect."""
     return _build(contents, "bank", duration=False)
 
 
 def build_with_duration(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """The table with ``duration``: not a model that could be deployed, but the one that papers report. Same split as :func:`build`."""
+    """Build the data set with ``duration`` for comparison with papers, in the split of :func:`build`.
+
+    A model with ``duration`` cannot be deployed.
+    """
     return _build(contents, "bank-with-duration", duration=True)
 
 
@@ -46,12 +49,10 @@ def _build(contents: Mapping[str, bytes], name: str, duration: bool) -> Dataset:
     labels = (frame.pop("y") == "yes").to_numpy().astype(np.int64)
     if not duration:
         frame = frame.drop(columns="duration")
-    train, test = stratified(labels, N_TRAIN, SPLIT_SEED)
     integer = tuple(column for column in INTEGER if column in frame.columns)
     return Dataset(
         name=name,
-        train=frame.iloc[train].reset_index(drop=True), test=frame.iloc[test].reset_index(drop=True),
-        train_labels=labels[train], test_labels=labels[test],
+        **split_table(frame, labels, N_TRAIN, SPLIT_SEED),
         label_names=("no", "yes"), favourable=1,
         integer=integer, categorical=tuple(column for column in frame.columns if column not in integer),
         groups=("marital",),

@@ -1,4 +1,7 @@
-"""COMPAS (ProPublica, Broward County): who offends again within two years. The people are real: names and dates of birth are never read."""
+"""The COMPAS data set (ProPublica, Broward County), which predicts a new offence within two years.
+
+The people are real. Names and dates of birth are never read.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pandas as pd
 
 from cfptq.datasets.dataset import Dataset
 from cfptq.datasets.published_files import PublishedFile, Source
-from cfptq.datasets.splits import stratified
+from cfptq.datasets.splits import split_table
 
 _PROPUBLICA = (
     "https://raw.githubusercontent.com/propublica/compas-analysis/bafff5da3f2e45eca6c2d5055faad269defd135a/compas-scores-two-years.csv"
@@ -25,31 +28,32 @@ FILES = (
 
 FEATURES = ("sex", "age", "race", "juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count", "c_charge_degree")
 INTEGER = ("age", "juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count")
-#: What ProPublica's filter looks at, beside the features and the label.
+#: Columns that ProPublica's filter reads, besides the features and the label.
 FILTER = ("days_b_screening_arrest", "is_recid", "score_text")
-#: The paper's 4,500 of 6,500 people, in proportion to the 6,172 that the filter leaves.
+#: Share of training people, which the paper gives as 4,500 of 6,500. The filter leaves 6,172.
 TRAIN_SHARE = 4_500 / 6_500
 SPLIT_SEED = 0
 
 
 def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """The table from the bytes of :data:`FILES`: ProPublica's filter (6,172 people), one fixed split, so ``seed`` changes nothing."""
+    """Build the data set from the bytes of :data:`FILES`, with ProPublica's filter (6,172 people).
+
+    The split is fixed, so ``seed`` has no effect.
+    """
     content = io.BytesIO(contents["compas-scores-two-years.csv"])
     frame = pd.read_csv(content, usecols=[*FEATURES, *FILTER, "two_year_recid"], keep_default_na=False, na_values=[""])
     kept = (
-        frame["days_b_screening_arrest"].abs().le(30)  # the screening belongs to this arrest
+        frame["days_b_screening_arrest"].abs().le(30)  # The screening belongs to this arrest.
         & frame["is_recid"].ne(-1)
-        & frame["c_charge_degree"].ne("O")  # ordinary traffic offences
+        & frame["c_charge_degree"].ne("O")  # Ordinary traffic offences.
         & frame["score_text"].ne("N/A")
     )
     frame = frame[kept].reset_index(drop=True)
     labels = frame["two_year_recid"].to_numpy(dtype=np.int64)
     frame = frame[list(FEATURES)]
-    train, test = stratified(labels, round(TRAIN_SHARE * len(frame)), SPLIT_SEED)
     return Dataset(
         name="compas",
-        train=frame.iloc[train].reset_index(drop=True), test=frame.iloc[test].reset_index(drop=True),
-        train_labels=labels[train], test_labels=labels[test],
+        **split_table(frame, labels, round(TRAIN_SHARE * len(frame)), SPLIT_SEED),
         label_names=("no new offence", "new offence within two years"), favourable=0,
         integer=INTEGER, categorical=tuple(name for name in FEATURES if name not in INTEGER),
         groups=("race", "sex"),

@@ -1,4 +1,4 @@
-"""From raw features to the columns that a model sees: numbers standardized, categories one-hot."""
+"""Encoding of raw features as the model's columns, with standardized numbers and one-hot categories."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from cfptq.datasets.dataset import Dataset
 
 
-def encoder(dataset: Dataset) -> ColumnTransformer:
-    """A transformer fitted on the training rows: numbers by their mean and σ, each category one-hot over the levels seen in training.
+def fit_encoder(dataset: Dataset) -> ColumnTransformer:
+    """Fit an encoder on the training rows.
 
-    A missing category, or a level that training never saw, is all zero: no level is invented for it, so nobody can be
-    advised to move there.
+    Numbers are standardized by their mean and σ. Categories are one-hot over the levels of the training rows. A missing category or
+    another level is all zero. It has no level of its own, so that no recourse can lead there.
     """
     categories = list(dataset.categorical)
     levels = [sorted(dataset.train[name].dropna().unique()) for name in categories]
@@ -30,7 +30,16 @@ def encoder(dataset: Dataset) -> ColumnTransformer:
 
 @dataclass(frozen=True)
 class Columns:
-    """A data set as a model sees it: rows (N, d) float32, labels (N,) int64, and the transformer that made them."""
+    """A data set as a model sees it.
+
+    Attributes:
+        train: training rows, float32 ``(N, d)``.
+        test: test rows, float32 ``(M, d)``.
+        train_labels: classes of the training rows, int64 ``(N,)``.
+        test_labels: classes of the test rows, int64 ``(M,)``.
+        classes: number of classes.
+        encoder: the fitted encoder.
+    """
 
     train: Tensor
     test: Tensor
@@ -41,11 +50,16 @@ class Columns:
 
 
 def encode(dataset: Dataset, fitted: ColumnTransformer | None = None) -> Columns:
-    """Both parts of ``dataset`` in columns, by ``fitted`` or by a new :func:`encoder`."""
-    transformer = fitted if fitted is not None else encoder(dataset)
+    """Encode the training and test rows of a data set.
+
+    Args:
+        dataset: the data set.
+        fitted: fitted encoder. Default: a new one from :func:`fit_encoder`.
+    """
+    transformer = fitted if fitted is not None else fit_encoder(dataset)
     return Columns(
-        train=_rows(transformer, dataset.train),
-        test=_rows(transformer, dataset.test),
+        train=_encode_rows(transformer, dataset.train),
+        test=_encode_rows(transformer, dataset.test),
         train_labels=torch.from_numpy(dataset.train_labels.copy()),
         test_labels=torch.from_numpy(dataset.test_labels.copy()),
         classes=len(dataset.label_names),
@@ -53,5 +67,5 @@ def encode(dataset: Dataset, fitted: ColumnTransformer | None = None) -> Columns
     )
 
 
-def _rows(transformer: ColumnTransformer, frame: pd.DataFrame) -> Tensor:
+def _encode_rows(transformer: ColumnTransformer, frame: pd.DataFrame) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(transformer.transform(frame), dtype=np.float32))

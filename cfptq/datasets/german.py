@@ -1,4 +1,7 @@
-"""German credit (Statlog): who is a good credit risk. 1,000 people, so the split is drawn anew for each seed."""
+"""The German Credit data set (Statlog), which predicts a good credit risk.
+
+It has 1,000 people. Each seed therefore draws a split of its own, so that splits can be pooled.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pandas as pd
 
 from cfptq.datasets.dataset import Dataset
 from cfptq.datasets.published_files import PublishedFile, Source
-from cfptq.datasets.splits import stratified
+from cfptq.datasets.splits import split_table
 
 _COPY = "https://raw.githubusercontent.com/amirhk/mace/01e6a405ff74e24dc3438a005cd60892154d189d/_data_other/uci_german.csv"
 
@@ -31,17 +34,15 @@ N_TRAIN = 700
 
 
 def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """The table from the bytes of :data:`FILES`, split 700 / 300 by ``seed`` with equal class shares."""
+    """Build the data set from the bytes of :data:`FILES`, split 700 / 300 by ``seed`` with equal class shares."""
     frame = pd.read_csv(io.BytesIO(contents["german.data"]), header=None, names=list(COLUMNS), sep=" ", keep_default_na=False)
     labels = (frame.pop("label") == 1).to_numpy().astype(np.int64)
-    train, test = stratified(labels, N_TRAIN, seed)
     return Dataset(
         name="german",
-        train=frame.iloc[train].reset_index(drop=True), test=frame.iloc[test].reset_index(drop=True),
-        train_labels=labels[train], test_labels=labels[test],
+        **split_table(frame, labels, N_TRAIN, seed),
         label_names=("bad risk", "good risk"), favourable=1,
         integer=INTEGER, categorical=tuple(name for name in frame.columns if name not in INTEGER),
-        # Sex cannot be told from the codes (single men and non-single women share A92), so the codes themselves are the groups.
+        # The codes do not reveal sex (single men and non-single women share A92), so the codes themselves are the groups.
         groups=("personal-status-and-sex",),
         source=(
             "UCI Statlog German Credit (data set 144), H. Hofmann, CC BY 4.0. Categories keep their published codes (A11, ...): "

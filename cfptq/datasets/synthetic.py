@@ -1,4 +1,4 @@
-"""A small credit data set that the package generates, so that the first steps need no file and no network. Nobody in it is real."""
+"""A generated credit data set for first steps without files or network, which describes no real people."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cfptq.datasets.dataset import Dataset
-from cfptq.datasets.splits import stratified
+from cfptq.datasets.splits import split_table
 
 N_PEOPLE = 4_000
 N_TRAIN = 3_000
 OCCUPATIONS = ("clerical", "manual", "professional", "sales", "self-employed")
 HOUSING = ("free", "own", "rent")
 EDUCATION = (1, 2, 3, 4)
-#: Share of the repayment score that is luck: the best possible classifier is right in about nine of ten cases.
-LUCK = 0.45
+#: Standard deviation of the noise in the repayment score. The best possible classifier is right in about nine of ten cases.
+NOISE_STD = 0.45
 
 
 def build(seed: int) -> Dataset:
-    """Generate people and split them 3,000 / 1,000. The same ``seed`` gives the same people; about two in five are refused.
+    """Generate people and split them 3,000 / 1,000. About two in five are refused.
 
-    ``education`` is an ordinal (1 school, 2 vocational, 3 bachelor, 4 master); money is in thousands.
+    The same ``seed`` gives the same people on the same machine with the same version of NumPy. ``education`` is ordinal (1 school,
+    2 vocational, 3 bachelor, 4 master). Money is in thousands.
     """
     rng = np.random.default_rng(seed)
     frame = _people(rng)
     labels = (_repayment_score(frame, rng) > 0).astype(np.int64)
-    train, test = stratified(labels, N_TRAIN, seed)
     return Dataset(
         name="synthetic",
-        train=frame.iloc[train].reset_index(drop=True), test=frame.iloc[test].reset_index(drop=True),
-        train_labels=labels[train], test_labels=labels[test],
+        **split_table(frame, labels, N_TRAIN, seed),
         label_names=("refused", "approved"), favourable=1,
         continuous=("income", "savings", "loan-amount"),
         integer=("age", "loan-months", "employment-years", "late-payments"),
@@ -65,12 +64,12 @@ def _people(rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _repayment_score(frame: pd.DataFrame, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Positive where the loan is approved. Age and sex play no part of their own."""
+    """Return a score that is positive where the loan is approved. Age and sex have no effect of their own."""
     income, amount, months = (frame[name].to_numpy(dtype=np.float64) for name in ("income", "loan-amount", "loan-months"))
-    burden = 12 * amount / (months * income)  # the share of a year's income that a year of instalments takes
+    burden = 12 * amount / (months * income)  # Share of a year's income that a year of instalments takes.
     trouble = np.minimum(frame["late-payments"].to_numpy(dtype=np.float64), 4)
     score = (
-        0.11  # puts the share refused at 38 %
+        0.11  # Sets the share refused to 38 %.
         - 2.0 * np.tanh(1.2 * burden)
         - 0.012 * months
         - 0.55 * trouble
@@ -81,4 +80,4 @@ def _repayment_score(frame: pd.DataFrame, rng: np.random.Generator) -> NDArray[n
         + 0.20 * (frame["occupation"] == "professional").to_numpy(dtype=np.float64)
         - 0.20 * (frame["occupation"] == "self-employed").to_numpy(dtype=np.float64)
     )
-    return np.asarray(score + rng.normal(0, LUCK, len(frame)), dtype=np.float64)
+    return np.asarray(score + rng.normal(0, NOISE_STD, len(frame)), dtype=np.float64)

@@ -69,7 +69,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of this test's own, and no folder of data sets."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(published_files.DATA_DIR, raising=False)
+    monkeypatch.delenv(published_files.DATA_DIR_VARIABLE, raising=False)
     return tmp_path / "cache" / "cfptq" / "data"
 
 
@@ -99,29 +99,29 @@ def test_a_file_is_found_plain_or_gzipped_in_its_own_folder_or_the_one_above(tmp
     path = tmp_path / "mine" / place
     path.parent.mkdir(parents=True)
     path.write_bytes(gzip.compress(CONTENT) if place.endswith(".gz") else CONTENT)
-    assert published_files.find(published(), tmp_path / "mine") == path
-    assert published_files.read(published(), data_dir=tmp_path / "mine", download=False) == CONTENT
+    assert published_files.find_file(published(), tmp_path / "mine") == path
+    assert published_files.read_file(published(), data_dir=tmp_path / "mine", download=False) == CONTENT
 
 
 def test_the_environment_names_the_folder_and_an_argument_overrules_it(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(published_files.DATA_DIR, str(tmp_path / "mine"))
-    assert published_files.search_path() == (tmp_path / "mine", cache)
-    assert published_files.search_path(tmp_path / "other") == (tmp_path / "other", cache)
+    monkeypatch.setenv(published_files.DATA_DIR_VARIABLE, str(tmp_path / "mine"))
+    assert published_files.list_search_folders() == (tmp_path / "mine", cache)
+    assert published_files.list_search_folders(tmp_path / "other") == (tmp_path / "other", cache)
 
 
 def test_the_users_folder_comes_before_the_cache(tmp_path: Path, cache: Path) -> None:
     for folder in (tmp_path / "mine", cache / "people"):
         folder.mkdir(parents=True)
         (folder / "people.csv").write_bytes(CONTENT)
-    assert published_files.find(published(), tmp_path / "mine") == tmp_path / "mine" / "people.csv"
-    assert published_files.find(published(), tmp_path / "nothing here") == cache / "people" / "people.csv"
+    assert published_files.find_file(published(), tmp_path / "mine") == tmp_path / "mine" / "people.csv"
+    assert published_files.find_file(published(), tmp_path / "nothing here") == cache / "people" / "people.csv"
 
 
 def test_a_missing_file_says_which_from_where_and_how_to_point_at_it(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(FileError) as caught:
-        published_files.read(published(), data_dir=tmp_path / "mine", download=False)
+        published_files.read_file(published(), data_dir=tmp_path / "mine", download=False)
     message = str(caught.value)
     for part in (
         "people.csv",
@@ -141,14 +141,14 @@ def test_a_copy_with_other_bytes_is_refused_with_both_checksums(tmp_path: Path, 
     path = tmp_path / ("people.csv.gz" if packed else "people.csv")
     path.write_bytes(gzip.compress(damage) if packed else damage)
     with pytest.raises(FileError, match=published().sha256) as caught:
-        published_files.read(published(), data_dir=tmp_path)
+        published_files.read_file(published(), data_dir=tmp_path)
     assert str(path) in str(caught.value)
 
 
 def test_a_gzip_file_that_is_cut_off_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "people.csv.gz").write_bytes(gzip.compress(CONTENT)[:-20])
     with pytest.raises(FileError, match=r"people\.csv\.gz"):
-        published_files.read(published(), data_dir=tmp_path)
+        published_files.read_file(published(), data_dir=tmp_path)
 
 
 # From the network
@@ -157,16 +157,16 @@ def test_a_gzip_file_that_is_cut_off_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_complete_download_lands_in_the_cache_and_is_not_asked_for_again(server: Server, cache: Path) -> None:
     server.pages["/people.csv"] = CONTENT
     file = published(server.source("/people.csv"))
-    assert published_files.read(file) == CONTENT
+    assert published_files.read_file(file) == CONTENT
     assert everything_below(cache) == [cache / "people" / "people.csv"]
-    assert published_files.read(file, download=False) == CONTENT
+    assert published_files.read_file(file, download=False) == CONTENT
     assert server.asked == ["/people.csv"]
 
 
 def test_downloading_a_data_set_fetches_only_what_is_missing(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.pages["/people.csv"] = CONTENT
     file = published(server.source("/people.csv"))
-    monkeypatch.setattr(datasets, "files_of", lambda name: (file,))
+    monkeypatch.setattr(datasets, "list_files", lambda name: (file,))
     assert datasets.locate("people") == {"people.csv": None}
     datasets.download("people")
     datasets.download("people")
@@ -177,7 +177,7 @@ def test_downloading_a_data_set_fetches_only_what_is_missing(server: Server, cac
 def test_without_leave_nothing_is_asked_for(server: Server) -> None:
     server.pages["/people.csv"] = CONTENT
     with pytest.raises(FileError, match="download=True"):
-        published_files.read(published(server.source("/people.csv")), download=False)
+        published_files.read_file(published(server.source("/people.csv")), download=False)
     assert server.asked == []
 
 
@@ -196,13 +196,13 @@ def test_a_bad_download_leaves_nothing_behind(server: Server, cache: Path, body:
     server.pages["/people.csv"] = body
     server.promised["/people.csv"] = promised
     with pytest.raises(FileError, match=complaint):
-        published_files.read(published(server.source("/people.csv")))
+        published_files.read_file(published(server.source("/people.csv")))
     assert everything_below(cache) == []
 
 
 def test_a_page_that_is_not_there_says_so(server: Server, cache: Path) -> None:
     with pytest.raises(FileError, match=r"404.*") as caught:
-        published_files.read(published(server.source("/gone.csv")))
+        published_files.read_file(published(server.source("/gone.csv")))
     assert "CFPTQ_DATA_DIR" in str(caught.value)
     assert everything_below(cache) == []
 
@@ -210,32 +210,32 @@ def test_a_page_that_is_not_there_says_so(server: Server, cache: Path) -> None:
 def test_a_server_that_does_not_answer_says_so(server: Server) -> None:
     file = published(Source("http://127.0.0.1:9/people.csv"))
     with pytest.raises(FileError, match=r"127\.0\.0\.1:9"):
-        published_files.read(file)
+        published_files.read_file(file)
 
 
 def test_a_local_address_is_no_download(tmp_path: Path) -> None:
     (tmp_path / "people.csv").write_bytes(CONTENT)
-    with pytest.raises(FileError, match="not an https address"):
-        published_files.read(published(Source((tmp_path / "people.csv").as_uri())))
+    with pytest.raises(FileError, match="must begin with https"):
+        published_files.read_file(published(Source((tmp_path / "people.csv").as_uri())))
 
 
 def test_the_next_source_is_asked_where_the_first_fails(server: Server, cache: Path) -> None:
     server.pages["/changed.csv"] = CONTENT.replace(b"39", b"40")
     server.pages["/copy.csv"] = CONTENT
     sources = [server.source(path) for path in ("/gone.csv", "/changed.csv", "/copy.csv")]
-    assert published_files.read(published(*sources)) == CONTENT
+    assert published_files.read_file(published(*sources)) == CONTENT
     assert everything_below(cache) == [cache / "people" / "people.csv"]
 
 
 def test_a_file_is_taken_out_of_nested_archives(server: Server, cache: Path) -> None:
     server.pages["/all.zip"] = zipped(**{"inner.zip": zipped(**{"people.csv": CONTENT, "readme": b"?"}), "other.zip": b"?"})
-    assert published_files.read(published(server.source("/all.zip", "inner.zip", "people.csv"))) == CONTENT
+    assert published_files.read_file(published(server.source("/all.zip", "inner.zip", "people.csv"))) == CONTENT
     assert everything_below(cache) == [cache / "people" / "people.csv"]
 
 
 def test_names_in_an_archive_never_become_paths(server: Server, tmp_path: Path, cache: Path) -> None:
     server.pages["/all.zip"] = zipped(**{"../../../../escaped.csv": b"!", "/tmp/escaped.csv": b"!", "../people.csv": CONTENT})
-    assert published_files.read(published(server.source("/all.zip", "../people.csv"))) == CONTENT
+    assert published_files.read_file(published(server.source("/all.zip", "../people.csv"))) == CONTENT
     assert everything_below(tmp_path) == [cache / "people" / "people.csv"]
 
 
@@ -253,16 +253,16 @@ def test_names_in_an_archive_never_become_paths(server: Server, tmp_path: Path, 
 def test_a_bad_archive_leaves_nothing_behind(server: Server, cache: Path, page: bytes, complaint: str) -> None:
     server.pages["/all.zip"] = page
     with pytest.raises(FileError, match=complaint):
-        published_files.read(published(server.source("/all.zip", "people.csv")))
+        published_files.read_file(published(server.source("/all.zip", "people.csv")))
     assert everything_below(cache) == []
 
 
 def test_an_archive_that_never_ends_is_given_up(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published_files, "LARGEST_ARCHIVE", 100_000)
+    monkeypatch.setattr(published_files, "MAX_ARCHIVE_BYTES", 100_000)
     server.pages["/all.zip"] = bytes(300_000)
     server.promised["/all.zip"] = None
     with pytest.raises(FileError, match="more than the 100000 bytes"):
-        published_files.read(published(server.source("/all.zip", "people.csv")))
+        published_files.read_file(published(server.source("/all.zip", "people.csv")))
     assert everything_below(cache) == []
 
 
@@ -270,4 +270,4 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(server: Server
     server.pages["/people.csv"] = CONTENT
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(FileError, match="CFPTQ_DATA_DIR"):
-        published_files.read(published(server.source("/people.csv")))
+        published_files.read_file(published(server.source("/people.csv")))

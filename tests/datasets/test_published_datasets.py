@@ -140,7 +140,7 @@ def test_no_test_person_is_a_training_person() -> None:
 
 def test_a_level_that_training_never_saw_is_all_zero() -> None:
     people = loaded("german")
-    transformer = datasets.encoder(people)
+    transformer = datasets.fit_encoder(people)
     stranger = people.test.head(1).assign(job="A199")
     columns = np.asarray(transformer.transform(stranger))[0]
     jobs = [index for index, name in enumerate(transformer.get_feature_names_out()) if name.startswith("job_")]

@@ -70,7 +70,7 @@ def test_the_action_set_accepts_every_person_and_fixes_what_the_recipe_fixes(pat
     assert action_set.width == columns.train.shape[1]
     assert action_set.favourable == people.favourable
     torch.testing.assert_close(action_set.encode(people.test), columns.test)
-    fixed = {feature.name for feature in action_set if feature.immutable}
+    fixed = {feature.name for feature in action_set if feature.is_immutable}
     assert fixed == set(recipe.actions.immutable)
 
 
