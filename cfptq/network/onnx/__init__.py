@@ -1,1 +1,1 @@
-"""ONNX in and out: networks written to files, files read as networks."""
+"""Export of networks to ONNX, and reading, running and differentiating of ONNX files."""

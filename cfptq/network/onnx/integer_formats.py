@@ -62,7 +62,7 @@ class Quantize(torch.autograd.Function):
 
 
 def quantize(x: Tensor, scale: float | Tensor, low: float, high: float, multiply: bool) -> Tensor:
-    """Quantize to integers minus the zero point, held as floats; see :class:`Quantize`."""
+    """Quantize to integers minus the zero point, held as floats, with the gradient of :class:`Quantize`."""
     return cast(Tensor, Quantize.apply(x, scale, low, high, multiply))  # type: ignore[no-untyped-call]
 
 

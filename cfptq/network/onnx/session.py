@@ -1,8 +1,8 @@
 """ONNX Runtime sessions on the CPU, with and without protection against saturating int8 products.
 
-Without VNNI (x86 before 2019 at Intel, before Zen 4 at AMD) ONNX Runtime's default int8 kernels add products of unsigned activations and
-signed weights in pairs in 16 bits. Weights beyond ±63 can saturate there. The session option ``session.x64quantprecision`` = "1" chooses
-kernels that do not, at some cost in speed.
+On x86 without VNNI (Intel before 2019, AMD before Zen 4), ONNX Runtime's default int8 kernels add pairs of products in 16 bits. A product
+is an unsigned activation times a signed weight, and weights beyond ±63 can saturate the sum.
+The session option ``session.x64quantprecision`` = "1" chooses kernels that do not saturate, at some cost in speed.
 """
 
 from __future__ import annotations

@@ -70,7 +70,10 @@ def as_ints(value: Any) -> list[Any]:
 
 
 def resolve_axes(node: Node, given: Any) -> list[int] | None:
-    """Return the axes that a node works on, from its input (newer opsets) or its attribute (older ones); ``None`` is all."""
+    """Return the axes that a node works on, or ``None`` for all.
+
+    Newer opsets give them as an input, and older ones as an attribute.
+    """
     axes = given if given is not None else node.get("axes")
     return None if axes is None else [int(axis) for axis in as_ints(axes)]
 
