@@ -1,13 +1,13 @@
-"""Audits: two models, people and an action set in, a report out.
+"""Audits of recourse between a full-precision and a quantized model.
 
-``reference_recourse`` is computed once per full-precision model and rows, ``evaluate`` once per quantized model; ``run_audit`` does
-both for a pair of models and checks advice that was already issued.
+``reference_recourse`` runs once for a full-precision model and its rows. ``evaluate`` runs once for each quantized model. ``run_audit``
+runs both for a pair of models and checks advice that was already issued.
 """
 
 from cfptq.auditing.audit import run_audit
 from cfptq.auditing.evaluation import Grouping, GroupMetrics, RecourseMetrics, evaluate
 from cfptq.auditing.gate import Gate
-from cfptq.auditing.inputs import rows_by_group
+from cfptq.auditing.inputs import split_by_group
 from cfptq.auditing.issued import IssuedAdvice, check_issued
 from cfptq.auditing.margin_estimate import MarginEstimate, estimate_margins
 from cfptq.auditing.protocol import Protocol, ReferenceRecourse, reference_recourse
@@ -30,7 +30,7 @@ __all__ = [
     "estimate_margins",
     "evaluate",
     "reference_recourse",
-    "rows_by_group",
     "run_audit",
+    "split_by_group",
     "to_canonical_json",
 ]

@@ -1,4 +1,4 @@
-"""Two models, people and an action set: the whole audit."""
+"""The whole audit of two models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.evaluation import evaluate
-from cfptq.auditing.inputs import known_labels, rows_by_group
+from cfptq.auditing.inputs import parse_labels, split_by_group
 from cfptq.auditing.issued import check_issued
 from cfptq.auditing.protocol import Protocol, reference_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
@@ -46,30 +46,36 @@ def run_audit(
     """Measure what quantization did to recourse.
 
     Args:
-        f, f_q: full-precision and quantized model: predictors, modules, ONNX files or functions. A number about an ONNX file
-            comes from running that file.
-        rows: everyone, accepted and rejected: columns (N, ...), or a DataFrame of raw features that ``space`` encodes.
-        space: what people can do.
-        target: the class people want, one class per row, or a rule; by default the action set's ``favourable`` class.
-        labels: (N,) true classes, NaN or -1 where unknown.
-        groups: attribute → (N,) labels.
-        issued: advice already given, points in columns or a DataFrame of raw features; checked first and reported apart (see
-            :func:`~cfptq.auditing.check_issued`).
-        head, threshold: what both models' output is, and the probability of class 1 above which it is decided; for models that
-            are not predictors yet.
-        protocol, seed, threads, progress: see :func:`~cfptq.auditing.reference_recourse`.
+        f: Full-precision model, as a predictor, a module, an ONNX file or a function. An ONNX file is run by ONNX Runtime.
+        f_q: Quantized model, in any of the same forms.
+        rows: Everyone, accepted and rejected. Columns (N, ...), or a DataFrame of raw features that ``space`` encodes.
+        space: Action space, which says what people can change.
+        target: Class that recourse leads to, one class a row (N,), or a rule. The action set's ``favourable`` class by default.
+        labels: True classes (N,), NaN or -1 where unknown. None leaves accuracy undefined.
+        groups: Labels (N,) by the name of the attribute.
+        issued: Advice already given, as points in columns or a DataFrame of raw features. It is checked first and reported apart, see
+            :func:`~cfptq.auditing.check_issued`.
+        head: Form of the output of models that are not predictors yet. Inferred by default.
+        threshold: Probability of class 1 above which class 1 is decided, for models that are not predictors yet. 0.5 by default.
+        protocol: Settings of the evaluation. The standard protocol by default.
+        seed: Seed of the shuffle, the solvers and the intervals.
+        threads: Torch threads while solving. None leaves the number as it is.
+        progress: Show progress where solving takes long.
 
     Raises:
-        ActionSetError, DataError, FileError, ModelError: inputs that cannot be used; nothing has been written then.
+        ActionSetError: The target class is unknown, or rows break the action set's rules.
+        DataError: Rows, labels, groups or advice do not fit.
+        FileError: A model's file is missing or cannot be read.
+        ModelError: A model cannot be run, or the two models have different classes.
     """
     protocol = protocol or Protocol()
-    columns = _columns(rows, space)
-    wanted = _target(target, space)
+    columns = _encode(rows, space)
+    wanted = _choose_target(target, space)
     before = as_predictor(f, example=columns, head=head, threshold=threshold)
     after = as_predictor(f_q, example=columns, head=head, threshold=threshold)
     if labels is not None:
-        labels = known_labels(labels, columns, before.n_classes)
-    rows_by_group(groups, columns)  # refused before the long part, not after it
+        labels = parse_labels(labels, columns, before.n_classes)
+    split_by_group(groups, columns)  # Groups that do not fit are refused before the long part.
     advice = None
     if issued is not None:
         logits = before.logits(columns)
@@ -81,8 +87,8 @@ def run_audit(
     teacher = reference_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
     metrics = evaluate(before, after, teacher, columns, labels, space, groups, threads=threads, progress=progress)
     return AuditReport(
-        full_precision=AuditedModel(before.name, _digest(f)),
-        quantized=AuditedModel(after.name, _digest(f_q)),
+        full_precision=AuditedModel(before.name, _hash_file(f)),
+        quantized=AuditedModel(after.name, _hash_file(f_q)),
         fp32=teacher.to_dict(labels),
         metrics=metrics,
         issued=advice,
@@ -92,34 +98,36 @@ def run_audit(
     )
 
 
-def _columns(rows: Any, space: ActionSpace) -> Tensor:
+def _encode(rows: Any, space: ActionSpace) -> Tensor:
     if isinstance(rows, pd.DataFrame):
         encode = getattr(space, "encode", None)
         if encode is None:
-            raise ActionSetError("this action space cannot encode a DataFrame; give the rows in the model's columns")
+            raise ActionSetError(
+                "rows must be columns, because this action space cannot encode a DataFrame. Give the rows in the model's columns."
+            )
         encoded: Tensor = encode(rows)
         return encoded
     columns = torch.as_tensor(rows)
     if not columns.is_floating_point() or columns.dim() < 2 or len(columns) == 0:
-        raise DataError(f"rows must be floats of shape (N, columns) with N > 0, but are {columns.dtype} of shape {tuple(columns.shape)}")
+        raise DataError(f"rows must be floats of shape (N, columns) with N > 0, got {columns.dtype} of shape {tuple(columns.shape)}.")
     return columns.detach().to(device="cpu", dtype=torch.float32)
 
 
-def _target(target: Target | None, space: ActionSpace) -> Target:
+def _choose_target(target: Target | None, space: ActionSpace) -> Target:
     if target is not None:
         return target
     favourable = getattr(space, "favourable", None)
     if favourable is None:
-        raise ActionSetError("the target class is unknown: give target=, or favourable= in the action set")
+        raise ActionSetError("The target class is unknown. Give target=, or favourable= in the action set.")
     wanted: int = favourable
     return wanted
 
 
-def _digest(model: Model) -> str | None:
+def _hash_file(model: Model) -> str | None:
     if not isinstance(model, str | os.PathLike):
         return None
     try:
         with open(model, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise FileError(f"cannot read {os.fspath(model)}: {error.strerror}") from error
+        raise FileError(f"Cannot read {os.fspath(model)}: {error.strerror}. Give the path of a readable file.") from error

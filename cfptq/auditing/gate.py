@@ -1,4 +1,4 @@
-"""A pass-or-fail judgement for pipelines: limits on Validity Drop and on drift of the favourable rate."""
+"""A gate for pipelines, with limits on Validity Drop and on drift of the favourable rate."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cfptq.metrics import Interval
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether every limit held, and a sentence about each. True where it held.
+    """Outcome of an audit against limits, which is true if every limit held.
 
     Attributes:
-        held: no limit was broken.
-        reasons: one sentence per limit, in the order Validity Drop, drift.
+        held: True if no limit was broken.
+        reasons: One sentence a limit, in the order Validity Drop, drift.
     """
 
     held: bool
@@ -31,12 +31,12 @@ class Gate:
 
 @dataclass(frozen=True)
 class Finding:
-    """A measured number as a gate sees it.
+    """A measured value that a gate compares with a limit.
 
     Attributes:
-        name: what it is, to begin a sentence with.
-        value: NaN where undefined.
-        interval: its confidence interval.
+        name: Name of the measure, which begins a sentence.
+        value: The value, NaN where it is undefined.
+        interval: Confidence interval of the value.
     """
 
     name: str
@@ -44,27 +44,33 @@ class Finding:
     interval: Interval
 
 
-def judged(validity_drop: Finding, drift: Finding, max_vd: float | None, max_drift: float | None) -> Gate:
-    """Hold the two findings against their limits; a limit of None is not asked for. Limits are shares within [0, 1].
+def judge(validity_drop: Finding, drift: Finding, max_vd: float | None, max_drift: float | None) -> Gate:
+    """Compare the two findings with their limits.
 
-    Drift is judged by its size, in either direction. An undefined number cannot be shown to keep a limit, so it breaks it.
+    Drift is judged by its absolute value. An undefined value breaks its limit, because nothing shows that it keeps it.
+
+    Args:
+        validity_drop: The measured Validity Drop.
+        drift: The measured drift of the favourable rate.
+        max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
+        max_drift: Largest absolute drift allowed, a share within [0, 1]. None sets no limit.
 
     Raises:
-        ConfigurationError: a limit that is no number, or outside [0, 1].
+        ConfigurationError: A limit is not a number within [0, 1].
     """
     verdicts: list[tuple[bool, str]] = []
     for finding, limit, option in ((validity_drop, max_vd, "max_vd"), (drift, max_drift, "max_drift")):
         if limit is None:
             continue
         if not (isinstance(limit, Real) and 0 <= limit <= 1):
-            raise ConfigurationError(f"{option} must be a share between 0 and 1, such as 0.02 for 2 %, but is {limit!r}")
-        verdicts.append(_verdict(finding, limit))
+            raise ConfigurationError(f"{option} must be a share between 0 and 1, got {limit!r}. Give 0.02 for 2 %.")
+        verdicts.append(_judge_one(finding, limit))
     if not verdicts:
-        return Gate(True, ("No limit was asked for.",))
+        return Gate(True, ("No limit was given.",))
     return Gate(all(held for held, _ in verdicts), tuple(reason for _, reason in verdicts))
 
 
-def _verdict(finding: Finding, limit: float) -> tuple[bool, str]:
+def _judge_one(finding: Finding, limit: float) -> tuple[bool, str]:
     if math.isnan(finding.value):
         return False, f"{finding.name} is undefined, so it cannot be shown to keep the limit {limit:g}."
     held = abs(finding.value) <= limit

@@ -1,4 +1,4 @@
-"""Labels and groups of the people who are audited, checked against the rows they belong to."""
+"""Labels and groups of the audited people, checked against their rows."""
 
 from __future__ import annotations
 
@@ -14,44 +14,52 @@ from cfptq.errors import DataError, name_rows
 from cfptq.metrics import group_rows
 
 
-def known_labels(labels: Any, rows: Any, n_classes: int | None) -> NDArray[np.float64]:
-    """True classes (N,) as float64, NaN where unknown (given as NaN, None or -1).
+def parse_labels(labels: Any, rows: Any, n_classes: int | None) -> NDArray[np.float64]:
+    """Convert true classes to float64 (N,), with NaN where a class is unknown.
 
     Args:
-        labels: (N,) class indices, or truth values of a two-class problem.
-        rows: anything of length N.
-        n_classes: number of classes C; None does not check it.
+        labels: Class indices (N,), or bools of a two-class problem. NaN, None and -1 mean unknown.
+        rows: The rows, of which only the number N is used.
+        n_classes: Number of classes C. None does not check the indices against it.
 
     Raises:
-        DataError: another length, no class indices, or classes that the model does not have.
+        DataError: ``labels`` has another length, is not made of class indices, or holds classes that the model does not have.
     """
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
     if np.ndim(labels) != 1 or len(labels) != len(rows):
-        raise DataError(f"labels must be one per row, shape ({len(rows)},), but their shape is {np.shape(labels)}")
+        raise DataError(f"labels must be one per row, shape ({len(rows)},), got shape {np.shape(labels)}.")
     try:
         known = np.array([np.nan if pd.isna(label) else float(label) for label in labels])
     except (TypeError, ValueError) as error:
-        raise DataError(f"labels must be class indices (0, 1, ...): {error}; map their names to indices first") from error
+        raise DataError(
+            f"labels must be class indices (0, 1, ...), got other values ({error}). Map class names to indices first."
+        ) from error
     known[known == -1] = np.nan
     wrong = ~np.isnan(known) & ((known < 0) | (known % 1 != 0) | (known >= (np.inf if n_classes is None else n_classes)))
     if wrong.any():
         classes = "whole numbers from 0" if n_classes is None else f"the model's classes 0 to {n_classes - 1}"
-        raise DataError(f"labels in rows {name_rows(np.flatnonzero(wrong).tolist())} are not {classes}")
+        raise DataError(
+            f"labels must be {classes}, got others in rows {name_rows(np.flatnonzero(wrong).tolist())}. Use -1 for unknown labels."
+        )
     return known
 
 
-def rows_by_group(groups: Mapping[str, Any] | None, rows: Any) -> dict[str, dict[str, NDArray[np.int64]]]:
-    """For each grouping, the row numbers of each of its groups.
+def split_by_group(groups: Mapping[str, Any] | None, rows: Any) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """Return the row numbers of each group, by attribute and by group.
+
+    Args:
+        groups: Labels (N,) by the name of the attribute. None gives no attribute.
+        rows: The rows, of which only the number N is used.
 
     Raises:
-        DataError: not a mapping, or a grouping that has not one label per row.
+        DataError: ``groups`` is not a mapping, or an attribute does not have one label per row.
     """
     if groups is None:
         return {}
     if not isinstance(groups, Mapping):
-        raise DataError(f"groups must map a name to one label per row, such as {{'sex': labels}}, but is a {type(groups).__name__}")
+        raise DataError(f"groups must map a name to one label per row, got a {type(groups).__name__}. Give {{'sex': labels}}, for example.")
     for name, labels in groups.items():
         if np.ndim(labels) == 0 or len(labels) != len(rows):
-            raise DataError(f"group labels {name!r} must be one per row, {len(rows)}, but their shape is {np.shape(labels)}")
+            raise DataError(f"Group labels {name!r} must be one per row, {len(rows)}, got shape {np.shape(labels)}.")
     return {str(name): group_rows(labels, str(name)) for name, labels in groups.items()}

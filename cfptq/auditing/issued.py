@@ -1,4 +1,4 @@
-"""Advice that people have already been given: does the quantized model keep the promise?"""
+"""Checks of advice that people have already been given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfptq.actions.action_space import ActionSpace
-from cfptq.auditing.evaluation import decided
+from cfptq.auditing.evaluation import decide_points
 from cfptq.auditing.protocol import Protocol
 from cfptq.errors import ActionSetError, DataError, name_rows
 from cfptq.io.json import canonicalize
@@ -22,17 +22,19 @@ from cfptq.network.predictor import Predictor
 
 @dataclass(frozen=True)
 class IssuedAdvice:
-    """What became of the promises. Row numbers count from 0 in the table of advice.
+    """Outcome of issued advice on both models.
+
+    Row numbers count from 0 in the table of advice.
 
     Attributes:
-        promised: rows of advice.
-        kept: of them, rows that the quantized model grants.
-        kept_before: of them, rows that the full-precision model grants.
-        refused: rows that the quantized model refuses.
-        broken: of those, rows that the full-precision model grants: quantization broke the promise.
-        validity_drop: broken over kept_before (Validity Drop of the advice as issued); NaN where nothing held before.
-        kept_rate: kept over promised.
-        ci95: intervals of ``validity_drop`` and ``kept_rate``.
+        promised: Number of rows with advice.
+        kept: Number of these rows that the quantized model accepts.
+        kept_before: Number of these rows that the full-precision model accepts.
+        refused: Row numbers that the quantized model rejects.
+        broken: Row numbers that the quantized model rejects and the full-precision model accepts.
+        validity_drop: Share of ``kept_before`` that is broken, the Validity Drop of the advice. NaN if ``kept_before`` is 0.
+        kept_rate: Share of ``promised`` that is kept.
+        ci95: Intervals of ``validity_drop`` and ``kept_rate``.
     """
 
     promised: int
@@ -45,20 +47,19 @@ class IssuedAdvice:
     ci95: Mapping[str, Interval]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         result: dict[str, Any] = canonicalize(vars(self))
         return result
 
-    def sentence(self) -> str:
-        """The outcome in one sentence."""
-        sentence = f"Of {self.promised} people with issued advice, {self.kept} still get what they were promised"
-        never = self.promised - self.kept_before
-        if not self.refused:
-            return sentence + "."
-        sentence += f"; {len(self.broken)} were broken by quantization"
-        if never:
-            sentence += f"; for {never} the advice did not hold on the full-precision model either"
-        return f"{sentence}. Rows refused: {name_rows(self.refused)}."
+    def describe(self) -> str:
+        """Describe the outcome in words."""
+        sentences = [f"Of {self.promised} people with issued advice, {self.kept} still get what they were promised."]
+        if self.refused:
+            sentences.append(f"Quantization broke the advice of {len(self.broken)}.")
+            if never := self.promised - self.kept_before:
+                sentences.append(f"For {never} the advice did not hold on the full-precision model either.")
+            sentences.append(f"Rows refused: {name_rows(self.refused)}.")
+        return " ".join(sentences)
 
 
 def check_issued(
@@ -72,27 +73,28 @@ def check_issued(
     protocol: Protocol,
     seed: int = 0,
 ) -> IssuedAdvice:
-    """Ask both models about the points that people were told to reach.
+    """Check the points that people were told to reach on both models.
 
-    With as many rows as there are people, row i is person i's advice; a row whose entries are all missing is no advice, and so
-    is an unchanged row of someone who is accepted already. With another number of rows the table stands for itself, and the
-    target must be the same for everyone.
+    If ``issued`` has as many rows as there are people, row i is the advice of person i. A row whose entries are all missing is no
+    advice. Neither is an unchanged row of a person who is accepted already. With another number of rows, the target must be the same
+    for everyone.
 
     Args:
-        f, f_q: the two models.
-        issued: points x' (M, ...) as array or tensor in columns, or a DataFrame of raw features.
-        rows: (N, ...) everyone's columns.
-        target: (N,) target classes.
-        accepted: (N,) whether the full-precision model gives the target as things are.
-        space: encodes a DataFrame.
-        protocol: resamples and level of the intervals.
-        seed: of the intervals.
+        f: Full-precision model.
+        f_q: Quantized model.
+        issued: Points x' (M, ...) in columns, or a DataFrame of M rows of raw features.
+        rows: Columns of everyone, (N, ...).
+        target: Target classes, (N,).
+        accepted: True where the full-precision model gives the target without any action, (N,).
+        space: Action space that encodes a DataFrame.
+        protocol: Resamples and level of the intervals.
+        seed: Seed of the intervals.
 
     Raises:
-        DataError: no advice, another number of columns, partly missing rows, or targets that cannot be assigned.
-        ActionSetError: a DataFrame with an action space that cannot encode.
+        DataError: There is no advice, its columns do not fit, rows are partly missing, or targets cannot be assigned.
+        ActionSetError: ``issued`` is a DataFrame and the action space cannot encode.
     """
-    count, given, points = _points(issued, rows, space)
+    count, given, points = _read_points(issued, rows, space)
     if count == len(rows):
         wanted = target[given]
         idle = accepted[given] & (points == rows[given]).flatten(1).all(dim=1)
@@ -100,11 +102,11 @@ def check_issued(
     elif bool((target == target[:1]).all()):
         wanted = target[:1].expand(len(given))
     else:
-        raise DataError(f"targets differ between people, so issued advice must have one row per person ({len(rows)}), but has {count}")
+        raise DataError(f"issued must have one row per person ({len(rows)}), because targets differ between people, got {count} rows.")
     if len(points) == 0:
-        raise DataError(f"none of the {count} rows of issued advice asks for a change; give the points that people were told to reach")
-    before = (decided(f, points) == wanted).numpy()
-    after = (decided(f_q, points) == wanted).numpy()
+        raise DataError(f"issued must ask for a change, got {count} rows without any. Give the points that people were told to reach.")
+    before = (decide_points(f, points) == wanted).numpy()
+    after = (decide_points(f_q, points) == wanted).numpy()
     broken = Proportion(target_failures(after, np.ones(len(after)), before))
     kept = Proportion(after.astype(np.float64))
     return IssuedAdvice(
@@ -121,30 +123,32 @@ def check_issued(
     )
 
 
-def _points(issued: Any, rows: Tensor, space: ActionSpace) -> tuple[int, Tensor, Tensor]:
-    """Rows of the table, numbers of those that hold advice, and their points in columns."""
+def _read_points(issued: Any, rows: Tensor, space: ActionSpace) -> tuple[int, Tensor, Tensor]:
+    """Return the number of rows, the row numbers (M,) that hold advice, and their points in columns (M, ...)."""
     if isinstance(issued, pd.DataFrame):
         encode = getattr(space, "encode", None)
         if encode is None:
-            raise ActionSetError("this action space cannot encode a DataFrame of issued advice; give the points in the model's columns")
+            raise ActionSetError(
+                "issued must be columns, because this action space cannot encode a DataFrame. Give the points in the model's columns."
+            )
         given = torch.from_numpy(np.flatnonzero(~issued.isna().all(axis=1).to_numpy()))
         points = encode(issued.iloc[given.numpy()]) if len(given) else rows[:0]
-        return len(issued), given, _fitting(points, rows)
+        return len(issued), given, _check_shape(points, rows)
     try:
         table = torch.as_tensor(np.asarray(issued, dtype=np.float32))
     except (TypeError, ValueError) as error:
-        raise DataError(f"issued advice must be a DataFrame of features or an array of columns: {error}") from error
-    table = _fitting(table, rows)
+        raise DataError(f"issued must be a DataFrame of features or an array of columns, got neither ({error}).") from error
+    table = _check_shape(table, rows)
     missing = torch.isnan(table).flatten(1).all(dim=1)
     given = torch.nonzero(~missing).flatten()
     partly = torch.nonzero(torch.isnan(table).flatten(1).any(dim=1) & ~missing).flatten()
     if len(partly):
-        raise DataError(f"issued advice in rows {name_rows(partly.tolist())} is missing in some columns; leave out all of a row or nothing")
+        raise DataError(f"issued must hold all columns of a row or none, got rows with some missing: {name_rows(partly.tolist())}.")
     return len(table), given, table[given]
 
 
-def _fitting(points: Tensor, rows: Tensor) -> Tensor:
+def _check_shape(points: Tensor, rows: Tensor) -> Tensor:
     given, wanted = tuple(points.shape[1:]), tuple(rows.shape[1:])
     if given != wanted:
-        raise DataError(f"a row of issued advice has shape {given}, but a person's columns have {wanted}; encode both alike")
+        raise DataError(f"A row of issued advice must have the shape of a person's columns, {wanted}, got {given}. Encode both alike.")
     return points

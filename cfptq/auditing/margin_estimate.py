@@ -1,4 +1,4 @@
-"""How much recourse Prop. 5.1 vouches for, with the perturbation ε measured instead of proven (Appendix L.4)."""
+"""Prop. 5.1 at recourse points, with the perturbation ε measured instead of proven (Appendix L.4)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from cfptq.network import Predictor, target_margin
 
 @dataclass(frozen=True, eq=False)
 class MarginEstimate:
-    """Prop. 5.1 at N recourse points with the estimated ε̂ of eq. 61. An estimate: ε̂ is a lower bound, so this is no certificate.
+    """Estimate of Prop. 5.1 at N recourse points, with the measured ε̂ of eq. 61.
+
+    It is no certificate, because ε̂ is a lower bound of ε.
 
     Attributes:
-        margin: (N,) full-precision target margin m_f(u*) (eq. 63).
-        epsilon: (N,) largest change of a class logit seen in the ball around each point, the point itself included (eq. 61).
-        radius: ρ of the ball, in columns.
-        samples: J, points drawn in each ball beside its centre.
+        margin: Full-precision target margin m_f(u*), (N,), in logits (eq. 63).
+        epsilon: Largest change of a class logit in the ball around each point, its centre included, (N,), in logits (eq. 61).
+        radius: Radius ρ of the ball, in columns.
+        samples: Number J of points drawn in each ball beside its centre.
     """
 
     margin: Tensor
@@ -32,23 +34,23 @@ class MarginEstimate:
 
     @cached_property
     def holds(self) -> Tensor:
-        """(N,) where m_f(u*) > 2 ε̂ (eq. 1): the complement of eq. 64's risk. At these points f_q decides the target."""
+        """Points with m_f(u*) > 2 ε̂ (eq. 1), at which f_q decides the target, (N,) bool. The others are at risk (eq. 64)."""
         return self.margin > 2 * self.epsilon
 
     @property
     def fraction(self) -> float:
-        """Share of the points at which it holds; NaN for no points."""
+        """Share of the points at which Prop. 5.1 holds, NaN for no points."""
         return float(self.holds.double().mean()) if len(self.holds) else math.nan
 
     def epsilon_quantile(self, share: float = 0.95) -> float:
-        """ε̂ that ``share`` of the points stay below; 1 gives the largest (eq. 62)."""
+        """Return the quantile of ε̂ at ``share``, in logits. A share of 1 gives the largest ε̂ (eq. 62)."""
         return float(torch.quantile(self.epsilon.double(), share)) if len(self.epsilon) else math.nan
 
     def __str__(self) -> str:
         return (
-            f"Prop. 5.1 holds at an estimated {self.fraction:.1%} of {len(self.margin)} recourse points (ε measured at {self.samples + 1} "
-            f"points within {self.radius:g} of each: 95 % below {self.epsilon_quantile():.3g}, at most {self.epsilon_quantile(1):.3g}); "
-            "ε so measured is a lower bound"
+            f"Prop. 5.1 holds at an estimated {self.fraction:.1%} of {len(self.margin)} recourse points. ε was measured at "
+            f"{self.samples + 1} points within {self.radius:g} of each, is below {self.epsilon_quantile():.3g} at 95 % of them and at most "
+            f"{self.epsilon_quantile(1):.3g}. Measured ε is a lower bound"
         )
 
 
@@ -63,24 +65,25 @@ def estimate_margins(
     seed: int = 0,
     progress: bool = True,
 ) -> MarginEstimate:
-    """Measure ε around recourse points and ask where the margin exceeds twice that.
+    """Measure ε around recourse points and compare it with their margins.
 
     Args:
-        f, f_q: the full-precision and the quantized model.
-        points: (N, ...) recourse points u*.
-        target: (N,) classes.
-        radius: ρ; 0 looks at the points alone.
-        samples: J, drawn uniformly from each ball.
-        seed: of the draws.
-        progress: show a bar when it takes long.
+        f: Full-precision model.
+        f_q: Quantized model.
+        points: Recourse points u*, (N, ...).
+        target: Target classes, (N,).
+        radius: Radius ρ of the balls, in columns. 0 measures at the points alone.
+        samples: Number J of points drawn uniformly from each ball.
+        seed: Seed of the draws.
+        progress: Show progress where it takes long.
 
     Raises:
-        DataError: a negative radius or number of samples, or targets that do not fit.
+        DataError: The radius or the number of samples is negative, or targets do not fit.
     """
     if not (math.isfinite(radius) and radius >= 0) or samples < 0:
-        raise DataError(f"radius and samples must be finite and not negative, but are {radius} and {samples}")
+        raise DataError(f"radius and samples must be finite and not negative, got {radius} and {samples}.")
     if target.shape != points.shape[:1]:
-        raise DataError(f"{tuple(target.shape)} targets for {len(points)} recourse points; give one class for each")
+        raise DataError(f"target must be one class for each of {len(points)} recourse points, got shape {tuple(target.shape)}.")
     if len(points) == 0:
         nothing = torch.zeros(0)
         return MarginEstimate(nothing, nothing, radius, samples)
@@ -88,13 +91,13 @@ def estimate_margins(
     epsilon = (f_q.logits(points) - logits).abs().amax(dim=1)
     generator = torch.Generator().manual_seed(seed)
     for _ in track(range(samples if radius > 0 else 0), "measuring ε", enabled=progress):
-        near = points + _in_ball(points, radius, generator)
+        near = points + _sample_ball(points, radius, generator)
         epsilon = torch.maximum(epsilon, (f_q.logits(near) - f.logits(near)).abs().amax(dim=1))
     return MarginEstimate(target_margin(logits, target), epsilon, radius, samples if radius > 0 else 0)
 
 
-def _in_ball(points: Tensor, radius: float, generator: torch.Generator) -> Tensor:
-    """One draw for each point, uniform in the ℓ2 ball of ``radius`` around 0."""
+def _sample_ball(points: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+    """Draw one offset for each point, uniformly from the ℓ2 ball of ``radius`` around 0."""
     direction = torch.randn(points.shape, generator=generator)
     size = direction.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     length = radius * torch.rand(len(points), generator=generator) ** (1 / direction[0].numel())

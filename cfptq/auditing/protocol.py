@@ -1,7 +1,6 @@
-"""The standard evaluation protocol, in one place, and the full-precision model's recourse under it.
+"""The standard evaluation protocol, and the full-precision model's recourse under it.
 
-Every benchmark, ``compare`` and ``audit`` measure with these settings, on the same people and with the same solver for both
-models.
+Every benchmark, ``compare`` and ``audit`` use these settings, with the same people and the same solver for both models.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import torch
 from torch import Tensor
 
 from cfptq.actions.action_space import ActionSpace
-from cfptq.auditing.inputs import known_labels
+from cfptq.auditing.inputs import parse_labels
 from cfptq.errors import DataError
 from cfptq.io.json import canonicalize
 from cfptq.metrics import EPSILON, SUPPORT_TOLERANCE, accuracy, favourable_rate, feasible_recourse_rate
 from cfptq.metrics.intervals import check_level
 from cfptq.network.head import decide
 from cfptq.network.predictor import Predictor
-from cfptq.recourse import MinimalCost, ProjectedGradient, RecourseBatch, Target, solve, resolve_target
+from cfptq.recourse import MinimalCost, ProjectedGradient, RecourseBatch, Target, resolve_target, solve
 
 #: Confidence at which CRG, DirSim and ActOverlap compare the two models' minimal-cost recourse.
 PLAIN = 0.5
@@ -31,18 +30,18 @@ PLAIN = 0.5
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of an evaluation; the defaults are the standard protocol.
+    """Settings of an evaluation, by default those of the standard protocol.
 
     Attributes:
-        max_people: rejected people measured, the first after a seeded shuffle; None is all of them, 0 leaves recourse out.
-        projected_gradient: the paper's recourse (eq. 6), which heads Validity Drop.
-        minimal_cost: settings of minimal-cost recourse; its own confidence is replaced by each of ``confidences``.
-        confidences: τ, the probability of the target at which recourse is issued; 0.5 must be among them.
+        max_people: Most rejected people measured, the first after a seeded shuffle. None measures all, 0 leaves recourse out.
+        projected_gradient: Settings of the paper's recourse (eq. 6), which Validity Drop is measured on.
+        minimal_cost: Settings of minimal-cost recourse. Each of ``confidences`` replaces its own confidence.
+        confidences: Probabilities τ of the target at which minimal-cost recourse is issued. 0.5 must be among them.
         epsilon: ε of CRG, DirSim and ActOverlap.
         support_tolerance: τ of supp_τ in ActOverlap, in units of the columns.
-        resamples: bootstrap draws for each interval.
-        level: confidence level of the intervals.
-        smallest_group: groups with fewer people who have recourse are listed, but do not count for worst group and gap.
+        resamples: Bootstrap draws for each interval.
+        level: Confidence level of the intervals, within (0, 1).
+        smallest_group: Fewest people with recourse for a group to count for the worst group and the gap.
     """
 
     max_people: int | None = 2000
@@ -57,31 +56,31 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.max_people is not None and self.max_people < 0:
-            raise DataError(f"max_people must not be negative, but is {self.max_people}; None measures everyone who is rejected")
+            raise DataError(f"max_people must not be negative, got {self.max_people}. None measures everyone who is rejected.")
         if PLAIN not in self.confidences or len(set(self.confidences)) < len(self.confidences):
-            raise DataError(f"confidences must be distinct and hold {PLAIN}, but are {self.confidences}")
+            raise DataError(f"confidences must be distinct and hold {PLAIN}, got {self.confidences}.")
         if not all(0.5 <= confidence < 1 for confidence in self.confidences):
-            raise DataError(f"confidences must lie within [0.5, 1), but are {self.confidences}")
+            raise DataError(f"confidences must lie within [0.5, 1), got {self.confidences}.")
         if not (self.epsilon > 0 and self.support_tolerance >= 0):
-            raise DataError(f"epsilon must be above 0 and support_tolerance at least 0, but are {self.epsilon}, {self.support_tolerance}")
+            raise DataError(f"epsilon must be above 0 and support_tolerance at least 0, got {self.epsilon} and {self.support_tolerance}.")
         if self.resamples < 1 or self.smallest_group < 1:
-            raise DataError(f"resamples and smallest_group must be at least 1, but are {self.resamples} and {self.smallest_group}")
+            raise DataError(f"resamples and smallest_group must be at least 1, got {self.resamples} and {self.smallest_group}.")
         check_level(self.level)
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRecourse:
-    """What the full-precision model decides and what recourse it gives: computed once, used for every quantized model.
+    """Decisions and recourse of the full-precision model, computed once and compared with every quantized model.
 
     Attributes:
-        name: the model's name.
-        decisions: (N,) its class for every row.
-        target: (N,) the class each row wants.
-        people: (M,) row numbers, ascending, of the rejected people who are measured.
-        projected: M rows, projected-gradient recourse.
-        minimal: confidence as text ("0.50") → M rows, minimal-cost recourse.
-        protocol: the settings.
-        seed: of the shuffle, the solvers and the intervals.
+        name: Name of the model.
+        decisions: Class of every row, (N,) int64.
+        target: Target class of every row, (N,) int64.
+        people: Row numbers of the M rejected people who are measured, ascending, (M,) int64.
+        projected: Projected-gradient recourse of these M people.
+        minimal: Minimal-cost recourse of these M people, by the confidence as text ("0.50").
+        protocol: Settings of the evaluation.
+        seed: Seed of the shuffle, the solvers and the intervals.
     """
 
     name: str
@@ -96,27 +95,32 @@ class ReferenceRecourse:
     @cached_property
     def plain(self) -> RecourseBatch:
         """Minimal-cost recourse at confidence 0.50."""
-        return self.minimal[confidence_key(PLAIN)]
+        return self.minimal[format_confidence(PLAIN)]
 
     @property
-    def rejected(self) -> int:
-        """How many of the N rows are rejected, measured or not."""
+    def n_rejected(self) -> int:
+        """Number of the N rows that are rejected, measured or not."""
         return int((self.decisions != self.target).sum())
 
     def check_rows(self, rows: Tensor) -> None:
-        """Refuse rows other than those the recourse was computed for.
+        """Check that ``rows`` (N, ...) are the rows that the recourse was computed for.
 
         Raises:
-            DataError: so.
+            DataError: They are other rows.
         """
         if len(rows) != len(self.decisions) or not torch.equal(rows[self.people], self.projected.factual):
             raise DataError(
-                f"the recourse of {self.name} was computed for {len(self.decisions)} other rows; call reference_recourse() for these"
+                f"rows must be the {len(self.decisions)} rows that the recourse of {self.name} was computed for, got other rows. "
+                "Call reference_recourse() for these."
             )
 
     def to_dict(self, labels: Any = None) -> dict[str, Any]:
-        """The model's entry ``fp32`` of results.json; ``labels`` (N,) classes, NaN or -1 where unknown, or None."""
-        known = None if labels is None else known_labels(labels, self.decisions, None)
+        """Return the model's entry ``fp32`` of results.json.
+
+        Args:
+            labels: True classes (N,), NaN or -1 where unknown. None leaves accuracy out.
+        """
+        known = None if labels is None else parse_labels(labels, self.decisions, None)
         found, cost = self.plain.found, self.plain.cost
         entry = {
             "accuracy": None if known is None else accuracy(self.decisions, known),
@@ -124,7 +128,7 @@ class ReferenceRecourse:
             "feasible_recourse_rate": feasible_recourse_rate(self.projected.found),
             "feasible_recourse_rate_minimal_cost": feasible_recourse_rate(found),
             "mean_recourse_cost": float(cost[found].mean()) if bool(found.any()) else None,
-            "counts": {"rows": len(self.decisions), "rejected": self.rejected, "people": len(self.people)},
+            "counts": {"rows": len(self.decisions), "rejected": self.n_rejected, "people": len(self.people)},
         }
         result: dict[str, Any] = canonicalize(entry)
         return result
@@ -141,21 +145,22 @@ def reference_recourse(
     threads: int | None = 1,
     progress: bool = True,
 ) -> ReferenceRecourse:
-    """Recourse that the full-precision model gives to the people it rejects, under the protocol.
+    """Find the recourse of the people whom the full-precision model rejects, under the protocol.
 
     Args:
-        f: the full-precision model.
-        rows: (N, ...) float32, everyone, accepted and rejected.
-        space: what people can do.
-        target: a class, one class per row (N,), or a rule ``(rows, class logits) -> classes``.
-        protocol: settings; the standard protocol by default.
-        seed: of the shuffle and the solvers.
-        threads: torch threads while solving; None leaves them.
-        progress: draw a bar where solving takes long.
+        f: Full-precision model.
+        rows: Columns of everyone, accepted and rejected, (N, ...) float32.
+        space: Action space, which says what people can change.
+        target: A class, one class a row (N,), or a rule ``(rows, class logits) -> classes``.
+        protocol: Settings of the evaluation. The standard protocol by default.
+        seed: Seed of the shuffle and the solvers.
+        threads: Torch threads while solving. None leaves the number as it is.
+        progress: Show progress where solving takes long.
 
     Raises:
-        ActionSetError, DataError, ModelError: rows that break the action set's rules, a target that is no class, a model
-            without gradient.
+        ActionSetError: Rows break the action set's rules.
+        DataError: The target is not a class of the model.
+        ModelError: The model has no gradient.
     """
     protocol = protocol or Protocol()
     logits = f.logits(rows)
@@ -163,24 +168,25 @@ def reference_recourse(
     shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
     people = shuffled[(decided != wanted)[shuffled]][: protocol.max_people].sort().values
 
-    def solved(method: ProjectedGradient | MinimalCost) -> RecourseBatch:
-        return recourse_of(f, rows[people], space, wanted[people], method, seed=seed, threads=threads, progress=progress)
+    def solve_by(method: ProjectedGradient | MinimalCost) -> RecourseBatch:
+        return solve_rows(f, rows[people], space, wanted[people], method, seed=seed, threads=threads, progress=progress)
 
     return ReferenceRecourse(
         name=f.name,
         decisions=decided,
         target=wanted,
         people=people,
-        projected=solved(protocol.projected_gradient),
+        projected=solve_by(protocol.projected_gradient),
         minimal={
-            confidence_key(confidence): solved(replace(protocol.minimal_cost, confidence=confidence)) for confidence in protocol.confidences
+            format_confidence(confidence): solve_by(replace(protocol.minimal_cost, confidence=confidence))
+            for confidence in protocol.confidences
         },
         protocol=protocol,
         seed=seed,
     )
 
 
-def recourse_of(
+def solve_rows(
     predictor: Predictor,
     rows: Tensor,
     space: ActionSpace,
@@ -191,7 +197,18 @@ def recourse_of(
     threads: int | None,
     progress: bool,
 ) -> RecourseBatch:
-    """:func:`cfptq.recourse.solve`, and an empty batch for nobody."""
+    """Solve for recourse of N rows, and return an empty batch if N is 0.
+
+    Args:
+        predictor: Model to solve on.
+        rows: Rejected rows, (N, ...) float32.
+        space: Action space, which says what people can change.
+        target: Target class of each row, (N,) int64.
+        method: Solver.
+        seed: Seed of the solver.
+        threads: Torch threads while solving. None leaves the number as it is.
+        progress: Show progress where solving takes long.
+    """
     if len(rows):
         return solve(predictor, rows, space, target=target, method=method, seed=seed, threads=threads, progress=progress)
     nothing = torch.zeros(0)
@@ -208,7 +225,7 @@ def recourse_of(
     )
 
 
-def confidence_key(confidence: float) -> str:
-    """A confidence as a key: two decimals ("0.50"), more where it has more."""
+def format_confidence(confidence: float) -> str:
+    """Return a confidence as text with two decimals ("0.50"), or more if it has more."""
     text = f"{confidence:.2f}"
     return text if float(text) == confidence else repr(confidence)

@@ -1,4 +1,4 @@
-"""The outcome of an audit: numbers, tables, JSON and a gate."""
+"""The report of an audit, with tables, JSON and a gate."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cfptq.auditing.evaluation import Grouping, RecourseMetrics
-from cfptq.auditing.gate import Finding, Gate, judged
+from cfptq.auditing.gate import Finding, Gate, judge
 from cfptq.auditing.issued import IssuedAdvice
 from cfptq.auditing.protocol import Protocol
-from cfptq.auditing.tables import groups_table, metrics_table
+from cfptq.auditing.tables import build_groups_table, build_metrics_table
 from cfptq.io.atomic import write_text
 from cfptq.io.json import canonicalize, to_canonical_json
-from cfptq.io.tables import as_text
+from cfptq.io.tables import as_html, as_text
 from cfptq.metrics import Interval
 
 #: Version of the JSON form.
@@ -27,11 +27,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class AuditedModel:
-    """Which model was looked at.
+    """Name and digest of an audited model.
 
     Attributes:
-        name: a word for tables.
-        sha256: digest of its file; None for a model that is no file.
+        name: Name for tables.
+        sha256: SHA-256 digest of its file in hexadecimal. None for a model that is not a file.
     """
 
     name: str
@@ -40,15 +40,17 @@ class AuditedModel:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Two models, people and an action set: what happened to recourse.
+    """Report of what replacing one model by another does to recourse.
 
     Attributes:
-        full_precision, quantized: the two models.
-        fp32: the full-precision model's own numbers, as in results.json.
-        metrics: all metrics of the quantized model. Each is also an attribute of the report.
-        issued: what became of advice already given; None where none was.
-        protocol, seed: how it was measured.
-        runtime: the processor, ONNX Runtime's version and its session option that the figures were computed with.
+        full_precision: Name and digest of the full-precision model.
+        quantized: Name and digest of the quantized model.
+        fp32: Metrics of the full-precision model alone, as in results.json.
+        metrics: All metrics of the quantized model. Each is also an attribute of the report.
+        issued: Outcome of advice already given. None if none was given.
+        protocol: Settings of the evaluation.
+        seed: Seed of the shuffle, the solvers and the intervals.
+        runtime: Processor, version of ONNX Runtime and session option that the metrics were computed with.
     """
 
     full_precision: AuditedModel
@@ -62,12 +64,12 @@ class AuditReport:
 
     @property
     def accuracy(self) -> float:
-        """Accuracy of the quantized model; NaN without labels."""
+        """Accuracy of the quantized model, NaN without labels."""
         return self.metrics.accuracy
 
     @property
     def validity_drop(self) -> float:
-        """VD, target failure, of the solver's recourse; for advice already given see ``issued.validity_drop``."""
+        """VD, target failure, of the solver's recourse. ``issued.validity_drop`` is that of advice already given."""
         return self.metrics.validity_drop
 
     @property
@@ -92,7 +94,7 @@ class AuditReport:
 
     @property
     def recourse_gap_abs_median(self) -> float:
-        """Median size of the relative gap."""
+        """Median absolute relative gap."""
         return self.metrics.recourse_gap_abs_median
 
     @property
@@ -137,38 +139,44 @@ class AuditReport:
 
     @property
     def groups(self) -> Mapping[str, Grouping]:
-        """By attribute: the groups, the worst of them, and the gaps."""
+        """Groups by attribute, with the worst of them and the gaps."""
         return self.metrics.groups
 
     @property
     def broken(self) -> tuple[int, ...]:
-        """Row numbers of the people whose projected-gradient recourse the quantized model refuses."""
+        """Row numbers of the people whose projected-gradient recourse the quantized model rejects."""
         return self.metrics.broken
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence for whatever is undefined or was left out."""
+        """One sentence for each metric that is undefined or was left out."""
         return self.metrics.notes
 
     def gate(self, max_vd: float | None = None, max_drift: float | None = None) -> Gate:
-        """Hold the report against limits, shares within [0, 1]; None asks for no limit.
+        """Compare the report with limits.
 
-        Where advice was already issued, its Validity Drop is judged; else that of projected-gradient recourse, which ends a step beyond
-        the boundary: minimal-cost recourse at 0.5 ends on it, and breaks far more often. An undefined number breaks its limit. Drift is
-        judged by its size.
+        The Validity Drop of issued advice is judged if there is any, and else that of projected-gradient recourse. Minimal-cost
+        recourse is not judged, because it ends on the boundary at 0.5 and breaks far more often. An undefined value breaks its limit.
+
+        Args:
+            max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
+            max_drift: Largest absolute drift of the favourable rate allowed, a share within [0, 1]. None sets no limit.
 
         Raises:
-            ConfigurationError: a limit outside [0, 1].
+            ConfigurationError: A limit is outside [0, 1].
         """
         if self.issued is None:
             validity = Finding("Validity Drop of projected-gradient recourse", self.validity_drop, self.ci95["validity_drop"])
         else:
             validity = Finding("Validity Drop of the issued advice", self.issued.validity_drop, self.issued.ci95["validity_drop"])
         drift = Finding("Drift of the favourable rate", self.favourable_rate_drift, self.ci95["favourable_rate_drift"])
-        return judged(validity, drift, max_vd, max_drift)
+        return judge(validity, drift, max_vd, max_drift)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values; the same inputs and seed give the same values."""
+        """Return the report as plain values.
+
+        The same inputs and seed give the same values on the same machine with the same versions.
+        """
         result: dict[str, Any] = canonicalize(
             {
                 "schema": SCHEMA,
@@ -184,24 +192,32 @@ class AuditReport:
         return result
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_dict` to ``path``, whole or not at all; its bytes are fixed by inputs and seed.
+        """Write :meth:`to_dict` as JSON by an atomic write.
+
+        The same inputs and seed give the same bytes on the same machine with the same versions.
+
+        Args:
+            path: File to write. An existing file is replaced.
 
         Raises:
-            FileError: the folder does not exist or cannot be written.
+            FileError: The folder does not exist or cannot be written.
         """
         write_text(path, to_canonical_json(self.to_dict()))
 
     def table(self) -> Table:
-        """The metrics as a Rich table."""
+        """Return the metrics as a Rich table."""
         title = f"{self.quantized.name} against {self.full_precision.name}"
-        return metrics_table(self.metrics, self.fp32, self.issued, self.protocol.level, title)
+        return build_metrics_table(self.metrics, self.fp32, self.issued, self.protocol.level, title)
 
     def __rich__(self) -> Group:
-        sentences = [Text(sentence) for sentence in ([self.issued.sentence()] if self.issued else []) + list(self.notes)]
-        tables = [groups_table(attribute, grouping) for attribute, grouping in self.groups.items()]
+        sentences = [Text(sentence) for sentence in ([self.issued.describe()] if self.issued else []) + list(self.notes)]
+        tables = [build_groups_table(attribute, grouping) for attribute, grouping in self.groups.items()]
         return Group(self.table(), *tables, *sentences)
 
     def __str__(self) -> str:
         return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     __repr__ = __str__

@@ -1,4 +1,4 @@
-"""Audit results as Rich tables."""
+"""Rich tables of audit results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cfptq.auditing.evaluation import Grouping, RecourseMetrics
 from cfptq.auditing.issued import IssuedAdvice
 from cfptq.metrics import Interval
 
-#: Metric, its name in the table, whether its sign is shown, and what it says.
+#: Metric, its label in the table, a bool that shows its sign, and its meaning in words.
 ROWS = (
-    ("validity_drop", "Validity Drop", False, "recourse that the quantized model refuses"),
+    ("validity_drop", "Validity Drop", False, "recourse that the quantized model rejects"),
     ("validity_mismatch", "Validity Drop, mismatch", False, "models differ at the solver's last point"),
     ("recourse_gap", "Recourse gap (CRG)", True, "mean relative change of cost"),
     ("recourse_gap_median", "  median", True, ""),
-    ("recourse_gap_abs_median", "  median of its size", False, ""),
+    ("recourse_gap_abs_median", "  median absolute", False, ""),
     ("recourse_gap_of_sums", "  of summed costs", True, ""),
     ("recourse_lost_rate", "Recourse lost", False, "no recourse left on the quantized model"),
     ("direction_similarity", "Direction similarity", False, "cosine between the two actions"),
@@ -31,8 +31,16 @@ ROWS = (
 )
 
 
-def metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issued: IssuedAdvice | None, level: float, title: str) -> Table:
-    """All metrics with their intervals; advice already issued comes first."""
+def build_metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issued: IssuedAdvice | None, level: float, title: str) -> Table:
+    """Return a table of all metrics with their intervals, and of issued advice first.
+
+    Args:
+        metrics: Metrics of the quantized model.
+        fp32: Entry of the full-precision model in results.json.
+        issued: Outcome of issued advice, or None.
+        level: Confidence level of the intervals, within (0, 1).
+        title: Title of the table.
+    """
     table = Table(title=Text(title), title_justify="left", caption_justify="left")
     table.add_column("Metric")
     table.add_column("Value", justify="right")
@@ -40,55 +48,63 @@ def metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issued: Iss
     table.add_column("Meaning")
     if issued is not None:
         kept, drop = issued.ci95["kept_rate"], issued.ci95["validity_drop"]
-        table.add_row("Issued advice kept", number(issued.kept_rate), interval(kept), f"{issued.kept} of {issued.promised} promises")
+        table.add_row(
+            "Issued advice kept", format_number(issued.kept_rate), format_interval(kept), f"{issued.kept} of {issued.promised} promises"
+        )
         meaning = f"{len(issued.broken)} of {issued.kept_before} that held before"
-        table.add_row("  broken by quantization", number(issued.validity_drop), interval(drop), meaning, end_section=True)
+        table.add_row("  broken by quantization", format_number(issued.validity_drop), format_interval(drop), meaning, end_section=True)
     for name, label, signed, meaning in ROWS:
         if name == "accuracy" and fp32.get("accuracy") is not None:
-            meaning = f"full precision {number(fp32['accuracy'])}"
-        table.add_row(label, number(getattr(metrics, name), signed), interval(metrics.ci95[name], signed), meaning)
+            meaning = f"full precision {format_number(fp32['accuracy'])}"
+        table.add_row(label, format_number(getattr(metrics, name), signed), format_interval(metrics.ci95[name], signed), meaning)
         if name == "validity_mismatch":
             for key, drop_at in metrics.validity_drop_at.items():
-                table.add_row(f"  minimal cost at {key}", number(drop_at), interval(metrics.ci95[f"validity_drop_at_{key}"]), "")
+                table.add_row(
+                    f"  minimal cost at {key}", format_number(drop_at), format_interval(metrics.ci95[f"validity_drop_at_{key}"]), ""
+                )
     counts = metrics.counts
     table.caption = (
-        f"{counts['rows']} rows, {counts['rejected']} rejected, {counts['people']} measured, {counts['with_recourse']} with recourse; "
-        f"direction undefined for {counts['direction_undefined']}"
+        f"{counts['rows']} rows, {counts['rejected']} rejected, {counts['people']} measured, {counts['with_recourse']} with recourse. "
+        f"Direction undefined for {counts['direction_undefined']}."
     )
     return table
 
 
-def groups_table(attribute: str, grouping: Grouping) -> Table:
-    """Validity Drop and recourse gap by group; the worst group and the gaps below (Tables 8 and 9)."""
+def build_groups_table(attribute: str, grouping: Grouping) -> Table:
+    """Return a table of Validity Drop and recourse gap by group, with the worst group and the gaps below (Tables 8 and 9)."""
     table = Table(title=Text(f"By {attribute}"), title_justify="left", caption_justify="left")
     table.add_column("Group", overflow="fold")
     for column in ("Rows", "Measured", "Recourse", "VD", "Interval", "CRG", "Drift", "Accuracy"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in grouping.groups.items():
         counts = (str(group.rows), str(group.people), str(group.with_recourse))
-        drop = (number(group.validity_drop), interval(group.ci95["validity_drop"]))
-        rest = (number(group.recourse_gap, True), number(group.values["favourable_rate_drift"], True), number(group.values["accuracy"]))
+        drop = (format_number(group.validity_drop), format_interval(group.ci95["validity_drop"]))
+        rest = (
+            format_number(group.recourse_gap, True),
+            format_number(group.values["favourable_rate_drift"], True),
+            format_number(group.values["accuracy"]),
+        )
         table.add_row(Text(name), *counts, *drop, *rest)
     worst = grouping.validity_drop
     if worst.worst_group is None:
         caption = "No group has enough people with recourse to name the worst."
     else:
-        caption = f"Worst Validity Drop: {worst.worst_group}, {number(worst.worst)}. "
-        caption += f"Gap between groups: Validity Drop {number(worst.gap)}, CRG {number(grouping.recourse_gap.gap)}."
+        caption = f"Worst Validity Drop: {worst.worst_group}, {format_number(worst.worst)}. "
+        caption += f"Gap between groups: Validity Drop {format_number(worst.gap)}, CRG {format_number(grouping.recourse_gap.gap)}."
         if grouping.too_small:
             caption += f" Not counted, too few people: {', '.join(grouping.too_small)}."
     table.caption = Text(caption)
     return table
 
 
-def number(value: float | None, signed: bool = False) -> str:
-    """Four decimals, with a sign where it matters; a dash for what is undefined."""
+def format_number(value: float | None, signed: bool = False) -> str:
+    """Return a number with four decimals, or a dash if it is undefined."""
     if value is None or math.isnan(value):
         return "-"
     return f"{value + 0.0:+.4f}" if signed else f"{value:.4f}"
 
 
-def interval(ends: Interval, signed: bool = False) -> str:
-    """Both ends of an interval; a dash for what is undefined."""
+def format_interval(ends: Interval, signed: bool = False) -> str:
+    """Return both ends of an interval, or a dash if it is undefined."""
     low, high = ends
-    return "-" if math.isnan(low) else f"{number(low, signed)} to {number(high, signed)}"
+    return "-" if math.isnan(low) else f"{format_number(low, signed)} to {format_number(high, signed)}"

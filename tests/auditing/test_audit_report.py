@@ -44,15 +44,15 @@ def cut_file(path: Path, cut: float) -> Path:
 
 
 def test_promises_are_counted_and_broken_rows_named() -> None:
-    issued = people(0.1, 0.4, 0.2, 2.0)  # the last person is accepted as she is: no promise
+    issued = people(0.1, 0.4, 0.2, 2.0)  # The last person is accepted without advice.
     advice = run_audit(Cut(0.0), Cut(0.25), ROWS, Plane(), issued=issued).issued
     assert advice is not None
     assert (advice.promised, advice.kept, advice.kept_before) == (3, 1, 3)
     assert advice.broken == (0, 2)
     assert advice.validity_drop == pytest.approx(2 / 3)
     assert advice.kept_rate == pytest.approx(1 / 3)
-    assert "Of 3 people with issued advice, 1 still get" in advice.sentence()
-    assert "Rows refused: 0, 2." in advice.sentence()
+    assert "Of 3 people with issued advice, 1 still get" in advice.describe()
+    assert "Rows refused: 0, 2." in advice.describe()
 
 
 def test_advice_that_never_held_is_told_apart_from_advice_that_quantization_broke() -> None:
@@ -60,7 +60,7 @@ def test_advice_that_never_held_is_told_apart_from_advice_that_quantization_brok
     assert advice is not None
     assert (advice.refused, advice.broken) == ((0, 1), (1,))
     assert advice.validity_drop == 0.5
-    assert "for 1 the advice did not hold on the full-precision model either" in advice.sentence()
+    assert "For 1 the advice did not hold on the full-precision model either" in advice.describe()
 
 
 def test_people_without_advice_are_missing_rows() -> None:
@@ -79,11 +79,11 @@ def test_advice_may_be_a_table_of_its_own_in_raw_features() -> None:
 
 
 def test_advice_that_cannot_be_read_is_refused() -> None:
-    with pytest.raises(DataError, match="asks for a change"):
+    with pytest.raises(DataError, match="must ask for a change"):
         run_audit(Cut(0.0), Cut(0.1), ROWS, Plane(), issued=np.full((4, 2), np.nan))
-    with pytest.raises(DataError, match="missing in some columns"):
+    with pytest.raises(DataError, match="all columns of a row or none"):
         run_audit(Cut(0.0), Cut(0.1), ROWS, Plane(), issued=np.array([[np.nan, 1.0]] * 4))
-    with pytest.raises(DataError, match=r"has shape \(3,\)"):
+    with pytest.raises(DataError, match=r"got \(3,\)"):
         run_audit(Cut(0.0), Cut(0.1), ROWS, Plane(), issued=np.ones((4, 3)))
     with pytest.raises(DataError, match="one row per person"):
         run_audit(Cut(0.0), Cut(0.1), ROWS, Plane(), target=torch.tensor([1, 1, 0, 1]), issued=np.ones((3, 2)))
@@ -96,7 +96,7 @@ def test_promises_can_be_checked_on_models_without_gradient() -> None:
     assert report.issued is not None
     assert report.issued.broken == (0, 2)
     assert math.isnan(report.validity_drop)
-    assert any("recourse was not computed" in note for note in report.notes)
+    assert any("Recourse was not computed" in note for note in report.notes)
 
 
 def test_files_are_run_and_named_by_digest(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_gate_does_not_pass_what_it_cannot_see() -> None:
     assert "undefined" in gate.reasons[0]
     with pytest.raises(ConfigurationError, match="share between 0 and 1"):
         report.gate(max_vd=2)
-    with pytest.raises(ConfigurationError, match=r"share between 0 and 1.* but is 'x'"):
+    with pytest.raises(ConfigurationError, match=r"share between 0 and 1, got 'x'"):
         report.gate(max_vd="x")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="max_drift"):
         report.gate(max_drift=-0.1)
@@ -186,7 +186,7 @@ def test_the_report_prints_what_an_analyst_looks_for() -> None:
     assert text.index("Issued advice kept") < text.index("Validity Drop, mismatch")
     assert f"{report.validity_drop:.4f}" in text
     assert isinstance(report.table(), Table)
-    assert "nobody needs recourse" in str(run_audit(Cut(0.0), Cut(0.0), people(1.0, 2.0), Plane())).replace("\n", " ")
+    assert "Nobody needs recourse" in str(run_audit(Cut(0.0), Cut(0.0), people(1.0, 2.0), Plane())).replace("\n", " ")
 
 
 def test_json_is_whole_deterministic_and_free_of_nan(tmp_path: Path) -> None:
@@ -226,3 +226,11 @@ def test_canonical_values() -> None:
     assert math.copysign(1, canonicalize(-0.0000000001)) == 1
     with pytest.raises(TypeError, match="object"):
         canonicalize(object())
+
+
+def test_a_notebook_shows_the_report_as_html_with_names_as_they_are() -> None:
+    rows = crowd(60)
+    groups = {"<sex[/b]>": np.where(rows[:, 1].numpy() > 0, "cook[/x]", "a & b")}
+    shown = run_audit(Cut(0.0), Cut(0.1), rows, Plane(), groups=groups)._repr_html_()
+    assert "By &lt;sex[/b]&gt;" in shown and "cook[/x]" in shown and "a &amp; b" in shown
+    assert "<sex" not in shown

@@ -37,7 +37,7 @@ def test_a_cap_draws_people_by_seed() -> None:
     def drawn(seed: int) -> set[int]:
         teacher = reference_recourse(F, ROWS, Plane(), 1, replace(QUICK, max_people=10), seed)
         assert len(teacher.people) == 10
-        assert teacher.rejected > 10
+        assert teacher.n_rejected > 10
         return set(teacher.people.tolist())
 
     everyone = set(reference_recourse(F, ROWS, Plane(), 1, QUICK).people.tolist())
@@ -90,7 +90,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], me
 
 
 def test_a_target_that_is_no_class_and_a_model_without_gradient_are_refused() -> None:
-    with pytest.raises(DataError, match="class 7"):
+    with pytest.raises(DataError, match="got 7"):
         reference_recourse(F, ROWS, Plane(), 7)
     rule = as_predictor(lambda x: x[:, :1] * 4, example=ROWS)
     with pytest.raises(ModelError, match="gradient"):
