@@ -1,32 +1,29 @@
-"""Imports point one way: a package may use only what stands before it."""
+"""Imports point one way: a package may use only what stands below it, and no two modules import each other."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cfptq"
 
-#: Lowest first. Packages in one tuple stand side by side.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("io", "network", "metrics"),
-    ("actions", "quantize", "datasets", "models"),
-    ("recourse", "allocation", "backends"),
-    ("calibration", "training", "auditing"),
-    ("pipeline",),
-    ("api", "experiments"),
-    ("testing",),
-    ("cli",),
-    ("__main__",),
-)
+
+def documented_order() -> tuple[tuple[str, ...], ...]:
+    """The import order in docs/architecture.md, lowest first. Packages in one tuple stand side by side."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = page.split("```text\n", 1)[1].split("```", 1)[0]
+    return (*(tuple(line.split()) for line in reversed(block.splitlines())), ("__main__",))
+
+
+LAYERS = documented_order()
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-#: Imports between packages that stand side by side, module -> what it still imports.
-STILL_BESIDE = {"experiments/run.py": "cfptq.api"}
+#: Modules that may stand directly below cfptq/.
+LOOSE = {"__init__", "__main__", "api", "errors", "testing"}
 
 #: Toolchains that are not among the dependencies; only a backend (or an optional report) may name them.
 OPTIONAL = {
@@ -66,7 +63,6 @@ def package_of(path: Path) -> tuple[str, ...]:
 
 def violations(path: Path, source: str) -> list[str]:
     own = home(path)
-    tolerated = STILL_BESIDE.get(path.relative_to(PACKAGE).as_posix())
     found = []
     for line, name in imported(source, package_of(path)):
         parts = name.split(".")
@@ -77,7 +73,7 @@ def violations(path: Path, source: str) -> list[str]:
         target = parts[1] if len(parts) > 1 else "cfptq"
         if target not in RANK:
             found.append(f"line {line}: {name} goes through the top-level package; import it from its own")
-        elif RANK[target] >= RANK[own] and not (tolerated and f"{name}.".startswith(f"{tolerated}.")):
+        elif RANK[target] >= RANK[own]:
             found.append(f"line {line}: {own} must not import {name}")
     return found
 
@@ -86,6 +82,49 @@ def violations(path: Path, source: str) -> list[str]:
 def test_a_module_imports_only_from_layers_below_its_own(path: Path) -> None:
     assert home(path) in RANK, f"{home(path)} has no place in the order of layers"
     assert violations(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_only_the_front_door_stands_directly_below_the_package() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= LOOSE
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert packages | (LOOSE - {"__init__"}) == set(RANK)
+
+
+def module_name(path: Path) -> str:
+    parts = ("cfptq", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_within_packages() -> dict[str, set[str]]:
+    """Module -> modules of its own package that it imports, deferred and type-checking imports included."""
+    names = {module_name(path) for path in MODULES}
+    edges: dict[str, set[str]] = {}
+    for path in MODULES:
+        own = module_name(path)
+        edges[own] = set()
+        for _, name in imported(path.read_text(encoding="utf-8"), package_of(path)):
+            if name.split(".")[:2] == own.split(".")[:2]:
+                # ``from a.b import c`` names a module c of a.b, or something that a.b defines.
+                target = name if name in names else name.rpartition(".")[0]
+                edges[own].add(target)
+    return {own: {target for target in targets if target in names and target != own} for own, targets in edges.items()}
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty where there is none."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle(imports_within_packages()) == []
+
+
+def test_the_check_itself_sees_a_circle() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) and not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
 @pytest.mark.parametrize(
