@@ -1,4 +1,4 @@
-"""Reference backbones and the way the benchmarks train them."""
+"""Reference classifiers of the benchmarks and their training."""
 
 from cfptq.models.backbones import MLP, LogisticRegression
 from cfptq.models.fitting import TrainingLog, TrainingSettings, train
