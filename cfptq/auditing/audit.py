@@ -82,7 +82,7 @@ def run_audit(
         classes = resolve_target(wanted, columns, logits)
         accepted = decide(logits) == classes
         advice = check_issued(before, after, issued, columns, classes, accepted, space, protocol, seed)
-        if not before.differentiable:
+        if not before.is_differentiable:
             protocol = replace(protocol, max_people=0)
     teacher = reference_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
     metrics = evaluate(before, after, teacher, columns, labels, space, groups, threads=threads, progress=progress)

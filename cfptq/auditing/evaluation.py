@@ -286,7 +286,7 @@ def _solve_quantized(
     f_q: Predictor, reference: ReferenceRecourse, rows: Tensor, space: ActionSpace, threads: int | None, progress: bool
 ) -> tuple[RecourseBatch | None, str]:
     """Find minimal-cost recourse on the quantized model, or return None and the reason why there is none."""
-    if len(reference.people) and not f_q.differentiable:
+    if len(reference.people) and not f_q.is_differentiable:
         return None, (
             f"{f_q.name} has no gradient, so its own recourse was not computed. Recourse gap, direction similarity, action overlap "
             "and the rate of lost recourse are undefined. Give a differentiable twin of it."

@@ -55,7 +55,10 @@ def track(items: Iterable[T], description: str, total: int | None = None, enable
 
 
 def format_progress(description: str, done: int, total: int | None, seconds: float) -> str:
-    """Return one line about a loop, such as "rounding layers: 12 of 48, 25 s, about 75 s left"."""
+    """Return the progress of a loop as one line.
+
+    An example is "rounding layers: 12 of 48, 25 s, about 75 s left".
+    """
     line = f"{description}: {done}{'' if total is None else f' of {total}'}, {_format_seconds(seconds)}"
     if total is None or not 0 < done < total:
         return line
@@ -63,7 +66,7 @@ def format_progress(description: str, done: int, total: int | None, seconds: flo
 
 
 def _format_seconds(seconds: float) -> str:
-    """Return a duration with two figures or more: "0.3 s", "75 s", "12 min" or "3.4 h"."""
+    """Return a duration as text, such as "0.3 s", "75 s", "12 min" or "3.4 h"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 600:

@@ -48,8 +48,8 @@ class Predictor(Protocol):
         """Number of classes C, at least 2."""
 
     @property
-    def differentiable(self) -> bool:
-        """Whether :meth:`surrogate` works."""
+    def is_differentiable(self) -> bool:
+        """True if :meth:`surrogate` works."""
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute class logits ``(N, C)`` of the artefact itself, without gradient, for rows ``x`` (float32, on the CPU)."""
@@ -89,8 +89,8 @@ class ArtefactPredictor:
     default_run: Raw | None = None
 
     @property
-    def differentiable(self) -> bool:
-        """Whether :meth:`surrogate` works."""
+    def is_differentiable(self) -> bool:
+        """True if :meth:`surrogate` works."""
         return self.twin is not None
 
     def logits(self, x: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, 
         target: Target class of each row, (N,) int64.
         settings: Settings of the search.
     """
-    if not predictor.differentiable:
+    if not predictor.is_differentiable:
         return search_without_gradient(predictor, rows, space, target, settings.without_gradient())
     problem = build_search_problem(predictor, rows, space, target, settings.required_margin + settings.slack)
     best = space.zero(rows)

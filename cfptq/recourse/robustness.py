@@ -55,14 +55,14 @@ class WorstCasePredictor:
         return self.members[0].n_classes
 
     @property
-    def differentiable(self) -> bool:
+    def is_differentiable(self) -> bool:
         """True if all members are differentiable."""
-        return all(member.differentiable for member in self.members)
+        return all(member.is_differentiable for member in self.members)
 
     @property
     def reason(self) -> str:
         """Reason why it is not differentiable, empty if it is."""
-        return "; ".join(getattr(member, "reason", "") or member.name for member in self.members if not member.differentiable)
+        return "; ".join(getattr(member, "reason", "") or member.name for member in self.members if not member.is_differentiable)
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute class logits (N, C) of the artefacts, without gradient."""

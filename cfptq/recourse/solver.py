@@ -81,9 +81,9 @@ def solve(
     modules = (model,) if isinstance(model, nn.Module) else ()
     with preserved_state(*modules, threads=threads):
         predictor = as_predictor(model, example=x[:EXAMPLE_ROWS]) if not isinstance(model, Predictor) or modules else model
-        if isinstance(settings, MinimalCost) and not predictor.differentiable:
+        if isinstance(settings, MinimalCost) and not predictor.is_differentiable:
             settings = settings.without_gradient()
-        if not predictor.differentiable and not isinstance(settings, GradientFree | Exact):
+        if not predictor.is_differentiable and not isinstance(settings, GradientFree | Exact):
             why = getattr(predictor, "reason", "") or "it has no surrogate"
             raise ModelError(
                 f"The method must have a gradient, but {predictor.name} has none ({why}). Give as_predictor a differentiable twin=, "
@@ -121,7 +121,7 @@ def _solve_chunk(
     bound = torch.zeros(len(x))
     if len(left):
         if isinstance(settings, Exact):
-            search = settings.search if predictor.differentiable else settings.search.without_gradient()
+            search = settings.search if predictor.is_differentiable else settings.search.without_gradient()
             action, status[left], bound[left] = solve_exact(
                 predictor,
                 x[left],

@@ -58,7 +58,7 @@ def test_a_module_in_training_mode_answers_as_in_eval_mode_and_stays_in_training
     statistics = model[1].running_mean.clone()
     predictor = as_predictor(model, example=x)
     assert isinstance(predictor, Predictor)
-    assert (predictor.n_classes, predictor.differentiable, predictor.name) == (2, True, "Sequential")
+    assert (predictor.n_classes, predictor.is_differentiable, predictor.name) == (2, True, "Sequential")
     answer = predictor.logits(x)
     assert all(module.training for module in model.modules())
     assert torch.equal(model[1].running_mean, statistics)
@@ -150,7 +150,7 @@ def test_an_onnx_file_is_run_by_onnx_runtime_and_has_a_twin(tmp_path: Path) -> N
     path, x = tmp_path / "classifier.onnx", rows(50)
     onnx.save(onnx_model(), path)
     predictor = as_predictor(path, example=x)
-    assert (predictor.name, predictor.n_classes, predictor.differentiable) == ("classifier.onnx", 2, True)
+    assert (predictor.name, predictor.n_classes, predictor.is_differentiable) == ("classifier.onnx", 2, True)
     weight, bias = (torch.from_numpy(numpy_helper.to_array(t).copy()) for t in onnx.load(path).graph.initializer[:2])
     assert torch.allclose(predictor.logits(x), x @ weight.T + bias, atol=1e-6)
     leaf = x.clone().requires_grad_()
@@ -187,7 +187,7 @@ def test_a_double_precision_file_and_a_label_output_are_understood() -> None:
 def test_an_operator_without_a_twin_leaves_the_answers_and_names_itself() -> None:
     predictor = as_predictor(onnx_model(after="Hardmax"), example=rows(10), head="logits")
     assert predictor.logits(rows(4)).shape == (4, 2)
-    assert not predictor.differentiable
+    assert not predictor.is_differentiable
     with pytest.raises(ModelError, match="Hardmax"):
         predictor.surrogate(rows(4))
 
@@ -195,7 +195,7 @@ def test_an_operator_without_a_twin_leaves_the_answers_and_names_itself() -> Non
 def test_a_given_twin_stands_in_for_the_gradient() -> None:
     twin = nn.Linear(5, 1)
     predictor = as_predictor(onnx_model(after="Hardmax"), example=rows(10), head="logits", twin=nn.Sequential(twin, nn.Flatten(0)))
-    assert predictor.differentiable
+    assert predictor.is_differentiable
     assert torch.allclose(predictor.surrogate(rows(4))[:, 1], twin(rows(4))[:, 0])
 
 
@@ -227,7 +227,7 @@ def test_a_function_of_arrays_answers_but_has_no_gradient() -> None:
 
     x = rows(6)
     predictor = as_predictor(scores, example=x)
-    assert (predictor.name, predictor.n_classes, predictor.differentiable) == ("scores", 3, False)
+    assert (predictor.name, predictor.n_classes, predictor.is_differentiable) == ("scores", 3, False)
     assert torch.allclose(predictor.logits(x), x[:, :3] + 1)
     with pytest.raises(ModelError, match="has no gradient: it is a Python function"):
         predictor.surrogate(x)
@@ -237,7 +237,7 @@ def test_a_function_of_tensors_is_called_with_tensors() -> None:
     model = network().eval()
     predictor = as_predictor(lambda x: model(x), example=rows(6), twin=model)
     assert torch.equal(predictor.logits(rows(6)), model(rows(6)).detach())
-    assert predictor.differentiable
+    assert predictor.is_differentiable
 
 
 def test_infinite_log_probabilities_become_finite_logits() -> None:

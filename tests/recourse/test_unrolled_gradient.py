@@ -74,7 +74,7 @@ def test_forward_it_is_projected_gradient_with_its_exact_projection() -> None:
     literal = ProjectedGradient(steps=3, step_size=0.4, normalize=False, accumulate=False, early_stop=False)
 
     class AsPredictor:
-        name, n_classes, differentiable = "model", 2, True
+        name, n_classes, is_differentiable = "model", 2, True
 
         def logits(self, rows: Tensor) -> Tensor:
             with torch.no_grad():

@@ -554,7 +554,7 @@ def test_scikit_learn_classifiers_agree_with_their_probabilities(classes: int, z
             estimator.fit(x.numpy(), label.numpy())
             model = convert(estimator, x.numpy()[:1], options={"zipmap": zipmap})
         predictor = as_predictor(model, example=x)
-        assert predictor.differentiable
+        assert predictor.is_differentiable
         probabilities = torch.from_numpy(estimator.predict_proba(x.numpy())).float()
         assert torch.allclose(predictor.logits(x).softmax(1), probabilities, atol=1e-5)
         assert torch.allclose(predictor.surrogate(x), predictor.logits(x), atol=1e-3)
