@@ -17,7 +17,7 @@ from cfptq.auditing import AuditReport, Protocol, run_audit
 from cfptq.backends.toolchains import TOOLCHAINS
 from cfptq.network import Head, Predictor, preserved_state
 from cfptq.pipeline.bit_search import find_fewest_bits
-from cfptq.pipeline.comparison import ComparedMethod, Comparison, check_budgets, check_methods, compare_methods
+from cfptq.pipeline.comparison import COMPARED, ComparedMethod, Comparison, check_budgets, check_methods, compare_methods
 from cfptq.pipeline.inputs import as_module, check_action_space, check_budget_or_limit, check_layers, check_seed, look_up_columns
 from cfptq.pipeline.method import Groups, Method
 from cfptq.pipeline.method_presets import as_method
@@ -36,20 +36,6 @@ DEFAULT_METHOD = "faithful"
 
 #: Average bits of ``calibrate`` where neither a budget nor a limit on Validity Drop is given.
 DEFAULT_BUDGET = 4.0
-
-#: Methods that ``compare`` compares by default.
-COMPARED = (
-    "ort-int8",
-    "ort-int4",
-    "pt2e-int8",
-    "fx-int8",
-    "inc-int8",
-    "mixed-ptq",
-    "cf-ptq-calibration",
-    "cf-ptq-allocation",
-    "cf-ptq",
-    "faithful",
-)
 
 
 def calibrate(

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from cfptq.actions import ActionSpace
@@ -26,7 +27,7 @@ from cfptq.backends.toolchains import TOOLCHAINS
 from cfptq.calibration import draw_rows
 from cfptq.errors import ConfigurationError
 from cfptq.io.atomic import write_text
-from cfptq.io.tables import as_text
+from cfptq.io.tables import as_html, as_text
 from cfptq.network import Head, Predictor, to_onnx_model
 from cfptq.network.onnx.session import describe_runtime, describe_saturation
 from cfptq.pipeline.deploy import deploy_all
@@ -38,6 +39,20 @@ from cfptq.training import QAT_METHODS, QatMethod
 
 #: A method of ``compare``: the name of a preset or a toolchain, or a method object.
 ComparedMethod = str | Method | QatMethod
+
+#: Methods that ``compare`` compares by default.
+COMPARED = (
+    "ort-int8",
+    "ort-int4",
+    "pt2e-int8",
+    "fx-int8",
+    "inc-int8",
+    "mixed-ptq",
+    "cf-ptq-calibration",
+    "cf-ptq-allocation",
+    "cf-ptq",
+    "faithful",
+)
 
 #: Version of ``results.json``, which readers check.
 SCHEMA = 1
@@ -130,16 +145,16 @@ class Comparison:
         chosen = budget or self.headline
         columns = COLUMNS if width is None else COLUMNS[: max(6, (width - METHOD_WIDTH) // COLUMN_WIDTH)]
         table = Table(
-            title=f"{self.dataset}: recourse after quantization to {chosen} bits on average, seed {self.seed}",
+            title=Text(f"{self.dataset}: recourse after quantization to {chosen} bits on average, seed {self.seed}"),
             caption="VD: share whose recourse fails. CRG: change of its cost (ratio of sums). VD, CRG, drift, flips: 0 is best. DirSim: 1.",
         )
         table.add_column("method", no_wrap=True)
         for heading, _, _ in columns:
             table.add_column(heading, justify="right", no_wrap=True)
         for name, entry in {"fp32": self.fp32, **self.budgets[chosen]}.items():
-            table.add_row(name, *(_format_cell(entry, key, decimals) for _, key, decimals in columns))
+            table.add_row(Text(name), *(_format_cell(entry, key, decimals) for _, key, decimals in columns))
         for name in self.unavailable:
-            table.add_row(name, "not run")
+            table.add_row(Text(name), "not run")
         return table
 
     def latency_table(self) -> Table:
@@ -150,7 +165,7 @@ class Comparison:
         for batch in batches:
             table.add_column(f"batch {batch}", justify="right", no_wrap=True)
         for name, times in self.latency.items():
-            table.add_row(name, *(f"{times[batch]:.0f} ({times[batch] / self.latency['fp32'][batch]:.2f})" for batch in batches))
+            table.add_row(Text(name), *(f"{times[batch]:.0f} ({times[batch] / self.latency['fp32'][batch]:.2f})" for batch in batches))
         return table
 
     def _describe_slower_files(self) -> Iterator[str]:
@@ -161,15 +176,18 @@ class Comparison:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for budget in self.budgets:
             yield self.table(budget, options.max_width)
-        yield from (f"note: {name} was not run: {why}" for name, why in self.unavailable.items())
+        yield from (Text(f"note: {name} was not run: {why}") for name, why in self.unavailable.items())
         if self.latency:
             yield self.latency_table()
-            yield from (f"note: {sentence}" for sentence in self._describe_slower_files())
+            yield from (Text(f"note: {sentence}") for sentence in self._describe_slower_files())
         for warning in self.warnings:
-            yield f"note: {warning}"
+            yield Text(f"note: {warning}")
 
     def __str__(self) -> str:
         return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     __repr__ = __str__
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 from torch import fx, nn
 
 from cfptq.allocation import AllocationGap, BitAllocation, Budget, LayerScores, compare_allocations
@@ -18,6 +21,7 @@ from cfptq.backends.onnxruntime import OPSET_INT2
 from cfptq.backends.prepared_model import build_prepared_module
 from cfptq.backends.quantize_static import RowReader, build_quantize_static_arguments
 from cfptq.errors import DataError, ModelError
+from cfptq.io.tables import as_html
 from cfptq.network import INPUT, OUTPUT, Head, Network, OnnxModule, Predictor, as_predictor
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
@@ -126,6 +130,29 @@ class Result:
 
     def __repr__(self) -> str:
         return f"<Result {self}>"
+
+    def table(self) -> Table:
+        """Return the layers as a Rich table, with the weights, bits and sensitivity of each."""
+        title = Text(f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average")
+        table = Table("layer", "weights", "bits", "sensitivity", title=title)
+        sensitivity = self.sensitivity.by_layer()
+        sizes = dict(zip(self.allocation.names, self.allocation.parameters, strict=True))
+        for name, bits in self.bits.items():
+            table.add_row(Text(name), f"{sizes[name]:,}", str(bits), f"{sensitivity[name]:.4g}")
+        for name, reason in self.skipped.items():
+            table.add_row(Text(name), "", "float", Text(reason))
+        return table
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the scores, training, groups, repair and the search for the fewest bits, where there are any."""
+        found = [f"Note: {self.sensitivity.note}"] if self.sensitivity.note else []
+        found += [f"Training: {self.training}"] if self.training is not None else []
+        found += [str(part) for part in (self.fewest_bits, self.worst_group, self.repair) if part is not None]
+        return [f"{note[0].upper()}{note[1:].removesuffix('.')}." for note in found]
+
+    def _repr_html_(self) -> str:
+        return as_html(Group(self.table(), *map(Text, self.notes)))
 
     @cached_property
     def allocation_gap(self) -> AllocationGap:

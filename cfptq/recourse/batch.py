@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from cfptq.actions import ActionSet
 from cfptq.errors import DataError, FileError
 from cfptq.io.atomic import atomic_write
+from cfptq.io.tables import as_html
 
 _FORMAT = "cfptq.recourse/1"
 
@@ -119,6 +122,19 @@ class RecourseBatch:
 
     def __repr__(self) -> str:
         return f"<RecourseBatch {self}>"
+
+    def _repr_html_(self) -> str:
+        at = f" at {self.confidence:g}" if self.confidence != 0.5 else ""
+        table = Table("status", title=Text(f"{self.method} recourse{at} for {len(self)} rows"))
+        table.add_column("rows", justify="right")
+        table.add_column("median cost", justify="right")
+        statuses = self.statuses
+        for status, word in _WORDS.items():
+            chosen = torch.tensor([each == status for each in statuses], dtype=torch.bool)
+            if bool(chosen.any()):
+                has_cost = bool(self.found[chosen].all())
+                table.add_row(word, str(int(chosen.sum())), f"{float(self.cost[chosen].median()):.4g}" if has_cost else "–")
+        return as_html(table)
 
     def __getitem__(self, rows: Tensor | slice) -> RecourseBatch:
         """Select rows by a bool mask (N,), an int64 index (M,) or a slice."""

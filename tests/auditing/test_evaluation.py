@@ -12,7 +12,7 @@ import torch
 from halfline import QUICK, Cut, Plane, crowd, people
 
 from cfptq import metrics
-from cfptq.auditing import to_canonical_json, evaluate, reference_recourse
+from cfptq.auditing import evaluate, reference_recourse, to_canonical_json
 from cfptq.errors import DataError, ModelError
 from cfptq.network.predictor import as_predictor
 
