@@ -1,4 +1,7 @@
-"""What people may change, how far and at what cost: features, action sets, projection, encoding, words."""
+"""Action sets, which declare the changes a person can make and their cost.
+
+The package also projects actions, encodes raw rows as the model's columns, and describes actions in words.
+"""
 
 from cfptq.actions.action_set import ActionSet
 from cfptq.actions.action_space import ActionSpace

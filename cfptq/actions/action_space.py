@@ -18,7 +18,7 @@ class ActionSpace(Protocol):
 
     @property
     def max_changes(self) -> int | None:
-        """Largest number of features that one action may change; ``None`` for no limit."""
+        """Largest number of features that one action may change, or ``None`` for no limit."""
         ...
 
     @property

@@ -11,6 +11,8 @@ from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
 from cfptq.actions.validation import Level
 from cfptq.errors import ActionSetError
 
+_NO_COLUMNS: dict[str, Any] = dict.fromkeys(("column", "codes", "columns", "off", "on"))
+
 
 @dataclass(frozen=True)
 class TracedColumn:
@@ -23,7 +25,6 @@ class TracedColumn:
         scale: scale of the column, in units of the base, above 0.
         categories: categories of the encoder, for a code or slot.
         place: index of the slot's category.
-        dropped: index of the category that a one-hot encoder drops.
         group: identifies the one-hot step, so that slots of different steps are told apart.
         fill: raw value that an imputer puts in place of a missing one.
         missing_code: code of a missing value.
@@ -36,7 +37,6 @@ class TracedColumn:
     scale: float = 1.0
     categories: tuple[Level, ...] = ()
     place: int = 0
-    dropped: int | None = None
     group: int = 0
     fill: Level = None
     missing_code: float | None = None
@@ -63,49 +63,57 @@ def map_to_columns(feature: AnyFeature, own: list[tuple[int, TracedColumn]]) -> 
     Raises:
         ActionSetError: the columns come from several steps, or do not fit the feature.
     """
-    first = own[0][1]
+    number, first = own[0]
     if any(column.base != "slot" or column.group != first.group for _, column in own) and len(own) > 1:
-        places = ", ".join(str(place) for place, _ in own)
+        numbers = ", ".join(str(number) for number, _ in own)
         raise ActionSetError(
-            f"{feature.name!r} reaches the model through several steps (columns {places}), which an action would have to change together. "
+            f"{feature.name!r} reaches the model through several steps (columns {numbers}), which an action would have to change together. "
             "Encode it once."
         )
     if len({column.place for _, column in own}) != len(own):
         raise ActionSetError(f"{feature.name!r} is one-hot encoded twice. Encode it once.")
     if isinstance(feature, Continuous):
-        return dataclasses.replace(feature, column=own[0][0], offset=first.offset, scale=first.scale, fill=first.fill)
-    blank = {"column": None, "codes": None, "columns": None, "off": None, "on": None}
+        return dataclasses.replace(feature, column=number, offset=first.offset, scale=first.scale, fill=first.fill)
     if first.base == "raw":
-        return _map_numbers(feature, own[0][0], first, blank)
+        return _map_numbers(feature, number, first)
     levels = _merge_levels(feature, first)
-    shares = None
+    common: dict[str, Any] = {**_NO_COLUMNS, "fill": first.fill, "unknown": first.unknown, "frequencies": None}
     if feature.frequencies is not None:
-        before = dict(zip(feature.states, feature.frequencies, strict=True))
-        shares = tuple(before.get(level, 0.0) for level in levels)
-    common: dict[str, Any] = {**blank, "frequencies": shares, "fill": first.fill, "unknown": first.unknown}
-    place_of = {level: place for place, level in enumerate(first.categories)}
-    if first.base == "slot":
-        column_of = {column.place: (number, column) for number, column in own}
-        shown = [column_of.get(place_of[level]) for level in levels]
-        common["columns"] = tuple(None if pair is None else pair[0] for pair in shown)
-        common["off"] = tuple(0.0 if pair is None else pair[1].encode_base(0.0) for pair in shown)
-        common["on"] = tuple(1.0 if pair is None else pair[1].encode_base(1.0) for pair in shown)
-    else:
-        common["column"] = own[0][0]
-        missing = first.missing_code
-        if missing is not None and missing in [place_of[level] for level in levels if level is not None]:
-            common["fill"] = first.categories[int(missing)]
-        codes = []
-        for level in levels:
-            if level is None:
-                assert missing is not None
-                codes.append(first.encode_base(missing))
-            else:
-                codes.append(first.encode_base(float(place_of[level])))
-        common["codes"] = tuple(codes)
-        if not isinstance(first.unknown, str):
-            common["unknown"] = first.encode_base(first.unknown)
-    return _set_levels(feature, levels, first, common)
+        frequency_of = dict(zip(feature.states, feature.frequencies, strict=True))
+        common["frequencies"] = tuple(frequency_of.get(level, 0.0) for level in levels)
+    common |= _map_slots(levels, own) if first.base == "slot" else _map_codes(levels, number, first)
+    return _set_levels(feature, levels, common)
+
+
+def _map_slots(levels: tuple[Level, ...], own: list[tuple[int, TracedColumn]]) -> dict[str, Any]:
+    """Return the one-hot column of each level and its values for off and on."""
+    categories = own[0][1].categories
+    column_of = {categories[column.place]: (number, column) for number, column in own}
+    shown = [column_of.get(level) for level in levels]
+    return {
+        "columns": tuple(None if pair is None else pair[0] for pair in shown),
+        "off": tuple(0.0 if pair is None else pair[1].encode_base(0.0) for pair in shown),
+        "on": tuple(1.0 if pair is None else pair[1].encode_base(1.0) for pair in shown),
+    }
+
+
+def _map_codes(levels: tuple[Level, ...], number: int, column: TracedColumn) -> dict[str, Any]:
+    """Return the column, the code of each level, and the codes of missing and unknown values where they differ from the default."""
+    index_of = {level: index for index, level in enumerate(column.categories)}
+    missing = column.missing_code
+    codes: list[float] = []
+    for level in levels:
+        if level is None:
+            assert missing is not None
+            codes.append(column.encode_base(missing))
+        else:
+            codes.append(column.encode_base(float(index_of[level])))
+    result: dict[str, Any] = {"column": number, "codes": tuple(codes)}
+    if missing is not None and missing in [index_of[level] for level in levels if level is not None]:
+        result["fill"] = column.categories[int(missing)]
+    if not isinstance(column.unknown, str):
+        result["unknown"] = column.encode_base(column.unknown)
+    return result
 
 
 def _merge_levels(feature: Ordinal | Categorical, column: TracedColumn) -> tuple[Level, ...]:
@@ -131,7 +139,7 @@ def _merge_levels(feature: Ordinal | Categorical, column: TracedColumn) -> tuple
     return (*levels, None) if missing_code is not None and missing_code not in codes else tuple(levels)
 
 
-def _set_levels(feature: Ordinal | Categorical, levels: tuple[Level, ...], column: TracedColumn, common: dict[str, Any]) -> AnyFeature:
+def _set_levels(feature: Ordinal | Categorical, levels: tuple[Level, ...], common: dict[str, Any]) -> AnyFeature:
     if isinstance(feature, Ordinal):
         return dataclasses.replace(feature, domain=levels, **common)
     reachable = feature.reachable
@@ -141,7 +149,7 @@ def _set_levels(feature: Ordinal | Categorical, levels: tuple[Level, ...], colum
     return dataclasses.replace(feature, levels=levels, reachable=reachable, **common)
 
 
-def _map_numbers(feature: Ordinal | Categorical, number: int, column: TracedColumn, blank: dict[str, Any]) -> AnyFeature:
+def _map_numbers(feature: Ordinal | Categorical, number: int, column: TracedColumn) -> AnyFeature:
     """Place a feature whose levels are numbers that the encoder passes on, possibly scaled."""
     levels = [level for level in feature.states if level is not None]
     words = [level for level in levels if isinstance(level, str)]
@@ -158,7 +166,7 @@ def _map_numbers(feature: Ordinal | Categorical, number: int, column: TracedColu
         shares[None] = max(0.0, 1.0 - sum(shares.values()))
     states = (*levels, *extra)
     common = {
-        **blank,
+        **_NO_COLUMNS,
         "column": number,
         "codes": tuple(codes),
         "fill": fill,

@@ -236,7 +236,7 @@ class _LevelFeature(Feature):
 
     @property
     def ranks(self) -> tuple[int, ...] | None:
-        """Rank of each state; ``None`` if the feature has no order."""
+        """Rank of each state, or ``None`` if the feature has no order."""
         raise NotImplementedError
 
     @property

@@ -221,7 +221,6 @@ def _trace_one_hot(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
             column,
             base="slot",
             categories=categories,
-            dropped=dropped,
             group=id(step),
             unknown="error" if step.handle_unknown == "error" else "zeros",
         )

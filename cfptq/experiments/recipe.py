@@ -205,7 +205,7 @@ class Recipe(_Part):
             norm=("mix", declared.norm.l1, declared.norm.l2) if isinstance(declared.norm, Mix) else declared.norm,
             weights=declared.weights,
         )
-        return action_set.encoded_by(encoder if encoder is not None else datasets.encoder(dataset))
+        return action_set.encoded_by(encoder if encoder is not None else datasets.fit_encoder(dataset))
 
     def train(
         self,

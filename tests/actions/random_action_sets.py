@@ -1,4 +1,4 @@
-"""Random action sets with rows that fit them, and the slow, plain truth about what an action may do to one row."""
+"""Random action sets with valid rows, and a slow projection of one row by enumeration."""
 
 from __future__ import annotations
 

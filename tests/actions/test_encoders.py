@@ -1,4 +1,4 @@
-"""scikit-learn encoders read: encode is their transform, decode its inverse, bounds and domains move to the columns."""
+"""Reading scikit-learn encoders, so that encode equals their transform and decode inverts it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def transformer(**replaced: Any) -> ColumnTransformer:
 
 
 def agree(action_set: ActionSet, encoder: Any, frame: pd.DataFrame) -> torch.Tensor:
-    """Ours is theirs, to float32; rows are accepted; decoding gives the people back, and encoding those the same columns."""
+    """Check that encode equals transform to float32, that rows are valid, and that decoding and encoding restores the columns."""
     ours = action_set.encode(frame)
     theirs = encoder.transform(frame)
     theirs = torch.tensor(np.asarray(theirs.todense() if hasattr(theirs, "todense") else theirs, dtype=np.float64), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Π of Algorithm 1: what it does against enumeration, and what it never does."""
+"""Π of Algorithm 1, compared with enumeration and checked for feasibility."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_projected_actions_are_feasible_and_projecting_again_changes_nothing(see
 
 @settings(max_examples=30, deadline=None)
 @given(seed=SEEDS)
-def test_a_person_may_always_stay_where_she_is(seed: int) -> None:
+def test_no_change_is_always_feasible(seed: int) -> None:
     action_set, x = random_action_set(seed)
     assert torch.equal(action_set.project(x, action_set.zero(x)), torch.zeros_like(x))
     assert torch.equal(action_set.apply(x, action_set.zero(x)), x)
