@@ -1,4 +1,4 @@
-"""The allocations of all budgets: from the lowest width everywhere to the highest."""
+"""Allocations at all budgets, from the lowest width everywhere to the highest."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
 from cfptq.quantize.formats import WIDTHS
 
-#: Budgets tried between two whole numbers of bits.
-STEPS_A_BIT = 4
+#: Budgets that are tried for each bit.
+STEPS_PER_BIT = 4
 
 
 def allocation_path(
     allocate: Allocator, scores: LayerScores, pinned: Mapping[str, int] | None = None, widths: Widths = WIDTHS
 ) -> list[BitAllocation]:
-    """The allocations that ``allocate`` makes from 2 to 8 average bits in steps of a quarter, each once, by total bits.
+    """Return the allocations at 2 to 8 average bits in steps of a quarter, each once, by total bits.
+
+    Args:
+        allocate: the allocator.
+        scores: scores of the layers.
+        pinned: width that a layer keeps, by layer name.
+        widths: candidate widths in bits, the same for all layers or by layer name.
 
     Raises:
-        BudgetError: the pins cannot be met at any budget.
+        BudgetError: no budget pays for the pins.
     """
     allocations: dict[tuple[int, ...], BitAllocation] = {}
-    last = STEPS_A_BIT * WIDTHS[-1]
-    for step in range(STEPS_A_BIT * WIDTHS[0], last + 1):
+    last = STEPS_PER_BIT * WIDTHS[-1]
+    for step in range(STEPS_PER_BIT * WIDTHS[0], last + 1):
         try:
-            allocation = allocate(scores, Budget.average(step / STEPS_A_BIT), widths, pinned)
+            allocation = allocate(scores, Budget.average(step / STEPS_PER_BIT), widths, pinned)
         except BudgetError:
             if step == last:
                 raise
@@ -36,9 +42,14 @@ def allocation_path(
 
 
 def predict_damage(scores: LayerScores, allocation: BitAllocation, widths: Widths = WIDTHS) -> float:
-    """What ``scores`` say that ``allocation`` loses against each layer's widest candidate, in their own unit."""
+    """Predict the benefit that an allocation loses against each layer's widest candidate, in the unit of the scores.
+
+    Args:
+        scores: scores of the layers.
+        allocation: widths of the same layers.
+        widths: candidate widths in bits, the same for all layers or by layer name.
+    """
     widest = [own[-1] for own in resolve_widths(scores.names, widths)]
-    among = sorted({*allocation.bits, *widest})
-    worth = scores.benefits(among)
-    chosen = zip(worth, allocation.bits, widest, strict=True)
-    return sum(row[among.index(most)] - row[among.index(bits)] for row, bits, most in chosen)
+    all_widths = sorted({*allocation.bits, *widest})
+    chosen = zip(scores.benefits(all_widths), allocation.bits, widest, strict=True)
+    return sum(row[all_widths.index(most)] - row[all_widths.index(bits)] for row, bits, most in chosen)

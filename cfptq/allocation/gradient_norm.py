@@ -1,170 +1,101 @@
-"""The l1 norm of each row's own weight gradient, layer by layer: the summand of eq. 23."""
+"""Gradient-norm scores at counterfactual points (eq. 23) and at factual rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
-
 import torch
-from torch import Tensor, fx
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
-from cfptq.errors import DataError
-from cfptq.io.progress import track
-from cfptq.network import Head, Layer, Network, class_logits, infer_head
-
-#: Numbers that the weight gradients held at one time may take, over rows and weights: 64 MiB of float32.
-ROOM = 2**24
+from cfptq.allocation.per_row_gradients import compute_gradient_norms, run_in_chunks
+from cfptq.allocation.scores import LayerScores
+from cfptq.errors import DataError, name_rows
+from cfptq.network import Head, Network, class_logits, decide, infer_head
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
 
 
-def compute_gradient_norms(
-    network: Network,
-    rows: Tensor,
-    target: Tensor,
-    *,
-    head: Head | None = None,
-    threshold: float | None = None,
-    chunk_rows: int = 1024,
-    progress: bool = True,
-) -> Tensor:
-    """``||grad_W_l CE(f(u), y)||_1`` of every row u and layer l.
+def score_by_counterfactual_gradient(
+    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+) -> LayerScores:
+    """Score layers by the mean ℓ1 norm of each counterfactual point's own gradient of L_valid in W_l (eq. 23).
 
-    One forward and one backward pass a chunk give each layer's input a and the gradient g at its output. For a linear
-    layer on a vector the row's gradient is the outer product of g and a, so its norm is ``||g||_1 ||a||_1``; where one
-    row meets the weight many times (sequences, convolutions) its gradient is formed, a few rows at a time.
+    L_valid is the cross-entropy towards the point's target. Points count by their calibration weights.
 
     Args:
-        network: the full-precision model f.
-        rows: ``(N, *input_shape)`` float32.
-        target: ``(N,)`` class y of each row.
-        head: what the network's raw output means; None infers it from all rows.
-        threshold: decision threshold of a two-class model, taken off the logits.
-        chunk_rows: rows that are run at once; bounds the memory.
+        network: the full-precision network f.
+        calibration: a set with counterfactual points x + δ and their targets.
+        head: meaning of the network's raw output. None infers it.
+        threshold: decision threshold of a two-class model, or None.
         progress: show a bar when it takes long.
 
-    Returns:
-        ``(N, L)`` float64, layers in execution order.
+    Raises:
+        DataError: the set holds no counterfactual points, or all of them have weight 0.
+    """
+    chosen = calibration.origin == COUNTERFACTUAL
+    if not bool(chosen.any()):
+        raise DataError(
+            "The calibration set holds no counterfactual points to score layers at. Nobody in it was rejected, or it is factual only."
+        )
+    return _average_norms(network, calibration, chosen, calibration.target[chosen], head, threshold, progress, "counterfactual gradient")
+
+
+def score_by_factual_gradient(
+    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+) -> LayerScores:
+    """Score layers by eq. 23 with the task loss on the factual rows, as accuracy-oriented mixed-precision PTQ does.
+
+    The task loss is the cross-entropy towards the label. Where a label is missing, the network's own decision stands in. The note of the
+    scores tells for how many rows.
+
+    Args:
+        network: the full-precision network f.
+        calibration: a set whose factual rows are used.
+        head: meaning of the network's raw output. None infers it.
+        threshold: decision threshold of a two-class model, or None.
+        progress: show a bar when it takes long.
 
     Raises:
-        DataError: no rows, or a target that does not fit.
+        DataError: a label is no class of the network, or all factual rows have weight 0.
     """
-    if len(rows) == 0:
-        raise DataError("no rows to take gradients at; give at least one")
-    if target.shape != rows.shape[:1] or target.is_floating_point():
-        raise DataError(f"{tuple(target.shape)} targets of {target.dtype} for {len(rows)} rows; give one class index per row")
-    head = head or infer_head(outputs(network, rows, chunk_rows))
-    batched = _batched_layers(network, rows[:1])
-    norms = torch.empty(len(rows), len(network.layers), dtype=torch.float64)
-    starts = range(0, len(rows), chunk_rows)
-    for start in track(starts, "gradients", enabled=progress):
-        part = slice(start, start + chunk_rows)
-        norms[part] = _chunk_norms(network, batched, rows[part], target[part], head, threshold)
-    return norms
+    chosen = calibration.origin == FACTUAL
+    output = run_in_chunks(network, calibration.rows[chosen])
+    head = head or infer_head(output)
+    logits = class_logits(output, head, threshold)
+    labels, note = decide(logits), "the teacher's decisions stand in for labels"
+    if calibration.labels is not None:
+        given = calibration.labels[chosen]
+        _check_labels(given, logits.shape[1])
+        missing = given < 0
+        labels = torch.where(missing, labels, given)
+        if not calibration.labels_are_teacher:
+            note = f"the teacher's decision stands in for {int(missing.sum())} missing labels" if bool(missing.any()) else ""
+    return _average_norms(network, calibration, chosen, labels, head, threshold, progress, "factual gradient", note)
 
 
-def outputs(network: Network, rows: Tensor, chunk_rows: int = 1024) -> Tensor:
-    """The network's raw output at every row, ``chunk_rows`` at a time, without gradients."""
-    with torch.no_grad():
-        return torch.cat([network(chunk) for chunk in torch.split(rows, chunk_rows)])
+def _average_norms(
+    network: Network,
+    calibration: CalibrationSet,
+    chosen: Tensor,
+    target: Tensor,
+    head: Head | None,
+    threshold: float | None,
+    progress: bool,
+    kind: str,
+    note: str = "",
+) -> LayerScores:
+    """Average the gradient norms of the chosen rows by their weights."""
+    norms = compute_gradient_norms(network, calibration.rows[chosen], target, head=head, threshold=threshold, progress=progress)
+    weights = calibration.weights[chosen].double()
+    if not float(weights.sum()) > 0:
+        raise DataError(f"All rows for the {kind} have weight 0. Give at least one of them a positive weight.")
+    mean = (norms * weights.unsqueeze(1)).sum(0) / weights.sum()
+    layers = network.layers
+    return LayerScores(tuple(layer.name for layer in layers), tuple(layer.parameters for layer in layers), tuple(mean.tolist()), kind, note)
 
 
-def _batched_layers(network: Network, row: Tensor) -> set[str]:
-    """Nodes of the layers whose input and output lead with the batch, told by running two rows and then three."""
-    batched = {layer.node for layer in network.layers}
-    for count in (2, 3):
-        tape = _Tape(network)
-        tape.run(row.expand(count, *row.shape[1:]))
-        batched -= {node for node in batched if not len(tape.inputs[node]) == len(tape.outputs[node]) == count}
-    return batched
-
-
-def _chunk_norms(network: Network, batched: set[str], rows: Tensor, target: Tensor, head: Head, threshold: float | None) -> Tensor:
-    gradients, inputs = _backward(network, rows, target, head, threshold)
-    nodes = {node.name: node for node in network.graph.graph.nodes}
-    columns = []
-    for layer, gradient in zip(network.layers, gradients, strict=True):
-        a = inputs[layer.node]
-        if layer.node not in batched:
-            columns.append(_row_by_row(network, layer, rows, target, head, threshold))
-        elif layer.kind == "linear" and a.dim() == 2:
-            columns.append(gradient.abs().sum(1) * a.abs().sum(1))
-        elif layer.kind == "linear":
-            columns.append(_sequence_norms(a, gradient))
-        else:
-            columns.append(_operator_norms(nodes[layer.node], network.weight(layer.name), a, gradient))
-    return torch.stack([column.double() for column in columns], dim=1)
-
-
-def _backward(
-    network: Network, rows: Tensor, target: Tensor, head: Head, threshold: float | None
-) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Gradients at each layer's output, and each layer's input by node name, of the summed cross-entropy.
-
-    Rows do not see each other, so the sum's gradient at a row's activations is that row's own.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        tape = _Tape(network)
-        output = tape.run(rows)
-        loss = cross_entropy(class_logits(output, head, threshold), target, reduction="sum")
-        tops = [tape.outputs[layer.node] for layer in network.layers]
-        return torch.autograd.grad(loss, tops, materialize_grads=True), tape.inputs
-
-
-class _Tape(fx.Interpreter):
-    """Runs the graph and keeps each layer's input and output, the outputs on the autograd tape."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__(network.graph)
-        self.layers = {layer.node for layer in network.layers}
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.layers:
-            self.inputs[n.name] = self.env[cast(fx.Node, n.args[0])].detach()
-            if not value.requires_grad:
-                # The parameters are frozen, so the tape starts at the first layer's output.
-                value = value.detach().requires_grad_()
-            self.outputs[n.name] = value
-        return value
-
-
-def _sequence_norms(a: Tensor, gradient: Tensor) -> Tensor:
-    """Linear layer on ``(N, ..., in)``: a row's gradient is the sum of outer products over its positions."""
-    a, gradient = a.flatten(1, -2), gradient.flatten(1, -2)
-    step = max(1, ROOM // (a.shape[2] * gradient.shape[2]))
-    parts = zip(torch.split(a, step), torch.split(gradient, step), strict=True)
-    return torch.cat([torch.bmm(g.transpose(1, 2), x).abs().sum((1, 2)) for x, g in parts])
-
-
-def _operator_norms(node: fx.Node, weight: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
-    """Any layer operation: its own backward pass for each row, batched by vmap, a few rows at a time."""
-
-    def norm(row: Tensor, row_gradient: Tensor) -> Tensor:
-        return _weight_gradient(node, weight, row.unsqueeze(0), row_gradient.unsqueeze(0)).abs().sum()
-
-    # The batched backward pass holds a few copies of the weight gradients.
-    return torch.func.vmap(norm, chunk_size=max(1, ROOM // (4 * weight.numel())))(a, gradient)
-
-
-def _row_by_row(network: Network, layer: Layer, rows: Tensor, target: Tensor, head: Head, threshold: float | None) -> Tensor:
-    """A layer whose input does not lead with the batch (rows merged with positions, or axes swapped): one pass a row."""
-    weight = network.weight(layer.name)
-    node = next(node for node in network.graph.graph.nodes if node.name == layer.node)
-    norms = []
-    for row, y in zip(torch.split(rows, 1), torch.split(target, 1), strict=True):
-        gradients, inputs = _backward(network, row, y, head, threshold)
-        gradient = _weight_gradient(node, weight, inputs[layer.node], gradients[network.layers.index(layer)])
-        norms.append(gradient.abs().sum())
-    return torch.stack(norms)
-
-
-def _weight_gradient(node: fx.Node, weight: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the weight of the operation ``target(input, weight, bias, ...)``, given that at its output."""
-    operation = cast(Callable[..., Tensor], node.target)
-
-    def inner(w: Tensor) -> Tensor:
-        return (operation(a, w, None, *node.args[3:], **node.kwargs) * gradient).sum()
-
-    return cast(Tensor, torch.func.grad(inner)(weight))
+def _check_labels(labels: Tensor, n_classes: int) -> None:
+    """Check that every label is a class, or negative for unknown."""
+    wrong = (labels >= n_classes).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(
+            f"Labels must be among the network's {n_classes} classes 0..{n_classes - 1}, or -1 for unknown. Those of rows "
+            f"{name_rows(wrong)} are not."
+        )

@@ -1,4 +1,4 @@
-"""The Hessian-trace score of HAWQ-V2 (Dong et al. 2020), taken at the points where recourse ends."""
+"""Hessian-trace score of HAWQ-V2 (Dong et al. 2020), taken at counterfactual points."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from cfptq.allocation.gradient_norm import outputs
-from cfptq.allocation.margin_change import MeasuredScores
+from cfptq.allocation.per_row_gradients import run_in_chunks
 from cfptq.allocation.round_to_nearest import round_weight_to_nearest
+from cfptq.allocation.scores import MeasuredScores
 from cfptq.errors import DataError
 from cfptq.io.progress import track
 from cfptq.network import Head, Network, class_logits, infer_head
@@ -19,41 +19,55 @@ from cfptq.quantize.formats import ALL_WIDTHS
 #: Random vectors that a trace is estimated from.
 PROBES = 32
 
-#: Rows whose graph is held at one time.
+#: Rows whose graph is held at one time. More rows are processed in chunks, each with probes of its own.
 CHUNK_ROWS = 1024
 
 
 def score_by_hessian_trace(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> MeasuredScores:
-    """For each layer and width, the mean trace of the Hessian of L_valid in W_l times ‖Ŵ_l − W_l‖², Ŵ_l rounded plainly.
+    """Score each layer and width by the mean trace of the Hessian of L_valid in W_l times ‖Ŵ_l − W_l‖².
 
-    L_valid is the mean cross-entropy towards the target over the counterfactual rows, weighted by the calibration weights. A layer whose
-    trace comes out negative (the loss bends down there) scores 0.
+    Ŵ_l is rounded to nearest. L_valid is the mean cross-entropy towards the target over the counterfactual points, by their calibration
+    weights. A layer with a negative trace, at which the loss is concave, has score 0.
 
-    Args, Raises: as :func:`cfptq.allocation.score_by_counterfactual_gradient`.
+    Args:
+        network: the full-precision network f.
+        calibration: a set with counterfactual points x + δ and their targets.
+        head: meaning of the network's raw output. None infers it.
+        threshold: decision threshold of a two-class model, or None.
+        progress: show a bar when it takes long.
+
+    Raises:
+        DataError: the set holds no counterfactual points, or all of them have weight 0.
     """
     chosen = calibration.origin == COUNTERFACTUAL
     weights = calibration.weights[chosen]
     if not float(weights.sum()) > 0:
         raise DataError(
-            "the calibration set holds no counterfactual points to take the Hessian at: nobody in it was rejected, or it is factual only"
+            "The calibration set holds no counterfactual points to take the Hessian at. Nobody in it was rejected, or it is factual only."
         )
     rows, target = calibration.rows[chosen], calibration.target[chosen]
     traces = estimate_hessian_traces(network, rows, target, weights / weights.sum(), head=head, threshold=threshold, progress=progress)
+    return MeasuredScores.from_damage(network, compute_trace_damage(network, traces), "hessian trace")
+
+
+def compute_trace_damage(network: Network, traces: Tensor) -> list[list[float]]:
+    """Multiply the mean trace of each layer by the squared error of rounding its weight to nearest.
+
+    Args:
+        network: the full-precision network.
+        traces: Hessian trace of each layer, (L,). Negative ones count as 0.
+
+    Returns:
+        One row for each layer, one column for each of :data:`~cfptq.quantize.ALL_WIDTHS`.
+    """
     damage = []
     for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):
         weight = network.weight(layer.name)
-        changes = [float((round_weight_to_nearest(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS]
-        damage.append(tuple(trace / layer.parameters * change for change in changes))
-    return MeasuredScores(
-        names=tuple(layer.name for layer in network.layers),
-        parameters=tuple(layer.parameters for layer in network.layers),
-        scores=tuple(row[0] for row in damage),
-        kind="hessian trace",
-        widths=ALL_WIDTHS,
-        damage=tuple(damage),
-    )
+        errors = [float((round_weight_to_nearest(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS]
+        damage.append([trace / layer.parameters * error for error in errors])
+    return damage
 
 
 def estimate_hessian_traces(
@@ -68,31 +82,39 @@ def estimate_hessian_traces(
     seed: int = 0,
     progress: bool = True,
 ) -> Tensor:
-    """Hutchinson's estimate of the trace of each layer's own block of the Hessian of Σ share_i CE(f(u_i), y_i), (L,) float64.
+    """Estimate the trace of each layer's block of the Hessian of Σ share_i CE(f(u_i), y_i) by Hutchinson's method.
 
-    A probe v of random signs over one layer's weights gives vᵀ H_l v, whose mean is the trace of that block. The first gradient's
-    graph is built once for a chunk of rows; chunks add up, each with probes of its own.
+    A probe v of random signs over one layer's weights gives vᵀ H_l v, whose mean is the trace of that block. The graph of the first
+    gradient is built once for each chunk of rows.
 
     Args:
-        network: the full-precision model f; left as it is.
-        rows: (N, ...) points u_i. target: (N,) classes y_i. share: (N,) weights.
-        head, threshold: what the network puts out and where it decides.
-        probes: vectors for each layer and chunk. seed: of the vectors. progress: show a bar when it takes long.
+        network: the full-precision network f. It is not changed.
+        rows: points u_i, (N, ...).
+        target: class y_i of each point, (N,).
+        share: weight of each point, (N,).
+        head: meaning of the network's raw output. None infers it.
+        threshold: decision threshold of a two-class model, or None.
+        probes: random vectors for each layer and chunk.
+        seed: seed of the random vectors.
+        progress: show a bar when it takes long.
+
+    Returns:
+        The traces in execution order, (L,) float64.
     """
-    head = head or infer_head(outputs(network, rows))
+    head = head or infer_head(run_in_chunks(network, rows))
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(len(network.layers), dtype=torch.float64)
     chunks = list(zip(torch.split(rows, CHUNK_ROWS), torch.split(target, CHUNK_ROWS), torch.split(share, CHUNK_ROWS), strict=True))
-    for some, wanted, each in track(chunks, "Hessian traces", enabled=progress):
+    for chunk_rows, chunk_target, chunk_share in track(chunks, "Hessian traces", enabled=progress):
         with torch.inference_mode(False), torch.enable_grad():
             weights = {layer.weight: network.weight(layer.name).clone().requires_grad_() for layer in network.layers}
-            output = functional_call(network.graph, weights, (some,))
-            loss = (each * cross_entropy(class_logits(output, head, threshold), wanted, reduction="none")).sum()
+            output = functional_call(network.graph, weights, (chunk_rows,))
+            loss = (chunk_share * cross_entropy(class_logits(output, head, threshold), chunk_target, reduction="none")).sum()
             inputs = tuple(weights.values())
             slopes = torch.autograd.grad(loss, inputs, create_graph=True)
             for number, (weight, slope) in enumerate(zip(inputs, slopes, strict=True)):
                 for _ in range(probes):
                     signs = torch.randint(0, 2, weight.shape, generator=generator).mul_(2).sub_(1).to(weight.dtype)
-                    (bent,) = torch.autograd.grad(slope, weight, signs, retain_graph=True)
-                    total[number] += float((signs * bent).sum()) / probes
+                    (product,) = torch.autograd.grad(slope, weight, signs, retain_graph=True)
+                    total[number] += float((signs * product).sum()) / probes
     return total

@@ -1,13 +1,13 @@
-"""The output-distance score: how far the network's output moves when one layer is rounded (as Sony's Model Compression Toolkit asks)."""
+"""Output-distance score, the distance that rounding one layer moves the network's output (as in Sony's Model Compression Toolkit)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from cfptq.allocation.gradient_norm import outputs
-from cfptq.allocation.margin_change import MeasuredScores
+from cfptq.allocation.per_row_gradients import run_in_chunks
 from cfptq.allocation.round_to_nearest import round_weight_to_nearest
+from cfptq.allocation.scores import MeasuredScores
 from cfptq.io.progress import track
 from cfptq.network import Head, Network, class_logits, infer_head
 from cfptq.quantize.calibration_set import CalibrationSet
@@ -17,40 +17,33 @@ from cfptq.quantize.formats import ALL_WIDTHS
 def score_by_output_distance(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> MeasuredScores:
-    """For each layer and width, the mean squared distance between the class logits before and after that layer alone is rounded plainly.
+    """Score each layer and width by the mean squared distance of the class logits when that layer alone is rounded to nearest.
 
-    Over all rows of the set, factual and counterfactual, by their weights. Unlike :func:`cfptq.allocation.score_by_margin_change` it counts a
-    change of every logit, whether or not it moves the decision.
+    The mean is over all rows of the set, factual and counterfactual, by their weights. Unlike
+    :func:`cfptq.allocation.score_by_margin_change` it counts a change of every logit, whether or not it moves the decision.
 
     Args:
-        network: the full-precision model f.
+        network: the full-precision network f.
         calibration: rows and weights.
-        head: what the network's raw output means; None infers it.
-        threshold: decision threshold of a two-class model.
+        head: meaning of the network's raw output. None infers it.
+        threshold: decision threshold of a two-class model, or None.
         progress: show a bar when it takes long.
     """
-    before = outputs(network, calibration.rows)
-    known = head or infer_head(before)
+    before = run_in_chunks(network, calibration.rows)
+    known_head = head or infer_head(before)
     share = (calibration.weights / calibration.weights.sum()).double()
 
     def logits(raw: Tensor) -> Tensor:
-        return class_logits(raw, known, threshold).double()
+        return class_logits(raw, known_head, threshold).double()
 
     wanted = logits(before)
-    damage: list[tuple[float, ...]] = []
+    damage: list[list[float]] = []
     for layer in track(network.layers, "measuring layers", enabled=progress):
         weight, bias = network.weight(layer.name), network.bias(layer.name)
         row = []
         for bits in ALL_WIDTHS:
             rounded = network.with_parameters({layer.name: (round_weight_to_nearest(weight, bits), bias)})
-            moved = (logits(outputs(rounded, calibration.rows)) - wanted).square().sum(dim=1)
-            row.append(float(torch.dot(share, moved)))
-        damage.append(tuple(row))
-    return MeasuredScores(
-        names=tuple(layer.name for layer in network.layers),
-        parameters=tuple(layer.parameters for layer in network.layers),
-        scores=tuple(row[0] for row in damage),
-        kind="output distance",
-        widths=ALL_WIDTHS,
-        damage=tuple(damage),
-    )
+            distance = (logits(run_in_chunks(rounded, calibration.rows)) - wanted).square().sum(dim=1)
+            row.append(float(torch.dot(share, distance)))
+        damage.append(row)
+    return MeasuredScores.from_damage(network, damage, "output distance")

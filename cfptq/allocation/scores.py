@@ -1,4 +1,4 @@
-"""How much each layer matters: the scores that a bit allocation is made from."""
+"""Layer scores that a bit allocation is made from, and the protocol of the functions that compute them."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from cfptq.allocation.gradient_norm import compute_gradient_norms, outputs
-from cfptq.errors import DataError, ModelError, name_rows
-from cfptq.network import Head, Network, class_logits, decide, infer_head
-from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
+from cfptq.errors import ModelError
+from cfptq.network import Head, Network
+from cfptq.quantize.calibration_set import CalibrationSet
+from cfptq.quantize.formats import ALL_WIDTHS
 
 
 @dataclass(frozen=True)
 class LayerScores:
-    """What one more bit is worth in each quantizable layer, in execution order.
+    """Value of one more bit in each quantizable layer, in execution order.
 
     Attributes:
         names: layer names, L of them, distinct.
-        parameters: n_l, weights per layer.
-        scores: s_l >= 0, finite.
-        kind: what was measured, for a reader: "counterfactual gradient", "factual gradient", ...
-        note: what a reader should know about how; "" where there is nothing to say.
+        parameters: n_l, the number of weights of each layer.
+        scores: s_l, finite and at least 0.
+        kind: the measured quantity in words, such as "counterfactual gradient".
+        note: remark on the measurement for the reader, or "".
 
     Raises:
-        ModelError: lengths differ, a name comes twice, a layer has no weights, or a score is negative or not finite.
+        ModelError: lengths differ, a name occurs twice, a layer has no weights, or a score is negative or not finite.
     """
 
     names: tuple[str, ...]
@@ -41,30 +38,98 @@ class LayerScores:
         for field in ("names", "parameters", "scores"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not len(self.names) == len(self.parameters) == len(self.scores) > 0:
-            raise ModelError(f"{len(self.names)} layers, {len(self.parameters)} sizes and {len(self.scores)} scores do not belong together")
+            raise ModelError(
+                f"Names, parameters and scores must have the same length, at least 1. Got {len(self.names)}, {len(self.parameters)} and "
+                f"{len(self.scores)}."
+            )
         if len(set(self.names)) != len(self.names):
-            raise ModelError(f"a layer comes twice in {self.names}")
+            raise ModelError(f"Layer names must be distinct, got {self.names}.")
         for name, n, score in zip(self.names, self.parameters, self.scores, strict=True):
             if n < 1:
-                raise ModelError(f"layer {name!r} has {n} weights; only layers with weights are scored")
+                raise ModelError(f"A scored layer must have at least one weight. Layer {name!r} has {n}.")
             if not (math.isfinite(score) and score >= 0):
                 raise ModelError(
-                    f"layer {name!r} scores {score}; a score must be finite and at least 0: look for huge or NaN values in its inputs"
+                    f"The score of layer {name!r} must be finite and at least 0, got {score}. Look for huge or NaN values in its inputs."
                 )
 
     def benefits(self, widths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
-        """What layer l gains at each of ``widths``, the summand of eq. 24: s_l b. Scores measured per width override this."""
+        """Return the benefit s_l b of each layer at each width, which is the summand of eq. 24.
+
+        Args:
+            widths: widths b, in bits.
+
+        Returns:
+            One row for each layer, one column for each width.
+        """
         return tuple(tuple(score * bits for bits in widths) for score in self.scores)
 
     def by_layer(self) -> dict[str, float]:
-        """Layer name -> score, in execution order."""
+        """Return the scores by layer name, in execution order."""
         return dict(zip(self.names, self.scores, strict=True))
 
 
-class Score(Protocol):
-    """Scores the layers of a network on a calibration set: one of the functions below, or the user's own.
+@dataclass(frozen=True)
+class MeasuredScores(LayerScores):
+    """Layer scores with a damage for every width.
 
-    It must not change the network, and be deterministic.
+    Attributes:
+        widths: the measured widths in bits, ascending.
+        damage: effect of rounding each layer at each width, (L, widths), at least 0. ``scores`` holds that of the lowest width.
+
+    Raises:
+        ModelError: there is not one damage for each layer and width, or as :class:`LayerScores`.
+    """
+
+    widths: tuple[int, ...] = ()
+    damage: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "damage", tuple(tuple(row) for row in self.damage))
+        if len(self.damage) != len(self.names) or any(len(row) != len(self.widths) for row in self.damage):
+            raise ModelError(f"damage must have {len(self.names)} rows of {len(self.widths)} values, one for each layer and width.")
+
+    @classmethod
+    def from_damage(cls, network: Network, damage: Sequence[Sequence[float]], kind: str) -> MeasuredScores:
+        """Build the scores of a network's layers from their damage at every width.
+
+        Args:
+            network: the network whose layers were measured.
+            damage: one row for each layer in execution order, one column for each of :data:`~cfptq.quantize.ALL_WIDTHS`.
+            kind: the measured quantity in words.
+        """
+        rows = tuple(tuple(row) for row in damage)
+        return cls(
+            names=tuple(layer.name for layer in network.layers),
+            parameters=tuple(layer.parameters for layer in network.layers),
+            scores=tuple(row[0] for row in rows),
+            kind=kind,
+            widths=ALL_WIDTHS,
+            damage=rows,
+        )
+
+    def benefits(self, widths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        """Return the benefit of each layer at each width, which is its damage with the sign changed.
+
+        Args:
+            widths: widths, in bits.
+
+        Raises:
+            ModelError: a width was not measured.
+        """
+        columns = {bits: number for number, bits in enumerate(self.widths)}
+        missing = [bits for bits in widths if bits not in columns]
+        if missing:
+            raise ModelError(f"These scores were measured at {', '.join(map(str, self.widths))} bits, and not at {missing[0]} bits.")
+        return tuple(tuple(-row[columns[bits]] for bits in widths) for row in self.damage)
+
+
+class Score(Protocol):
+    """Function that scores the layers of a network on a calibration set.
+
+    It may be one of this package or your own. It must not change the network, and must give the same scores for the same input on the same
+    machine with the same versions.
     """
 
     def __call__(
@@ -75,91 +140,14 @@ class Score(Protocol):
         head: Head | None = None,
         threshold: float | None = None,
         progress: bool = True,
-    ) -> LayerScores: ...
+    ) -> LayerScores:
+        """Score the layers.
 
-
-def score_by_counterfactual_gradient(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
-) -> LayerScores:
-    """Eq. 23: the mean over teacher recourse points of the l1 norm of the *row's own* gradient of L_valid in W_l.
-
-    L_valid is the cross-entropy towards the row's target. Rows count by their calibration weights.
-
-    Args:
-        network: the full-precision model f.
-        calibration: a set with counterfactual rows x + delta_fp and their targets.
-        head: what the network's raw output means; None infers it.
-        threshold: decision threshold of a two-class model.
-        progress: show a bar when it takes long.
-
-    Raises:
-        DataError: the set holds no counterfactual rows, or all of them weigh nothing.
-    """
-    chosen = calibration.origin == COUNTERFACTUAL
-    if not bool(chosen.any()):
-        raise DataError(
-            "the calibration set holds no counterfactual points to score layers at: nobody in it was rejected, or it is factual only"
-        )
-    return _mean_norms(network, calibration, chosen, calibration.target[chosen], head, threshold, progress, "counterfactual gradient")
-
-
-def score_by_factual_gradient(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
-) -> LayerScores:
-    """The accuracy-oriented score of "mixed-precision PTQ": eq. 23's formula with the task loss on the factual rows.
-
-    The task loss is the cross-entropy towards the label; where a label is missing the network's own decision stands in,
-    and the note says for how many rows.
-
-    Args:
-        network: the full-precision model f.
-        calibration: its factual rows are used.
-        head: what the network's raw output means; None infers it.
-        threshold: decision threshold of a two-class model.
-        progress: show a bar when it takes long.
-
-    Raises:
-        DataError: a label is no class of the network, or all factual rows weigh nothing.
-    """
-    chosen = calibration.origin == FACTUAL
-    rows = calibration.rows[chosen]
-    output = outputs(network, rows)
-    head = head or infer_head(output)
-    logits = class_logits(output, head, threshold)
-    labels, note = decide(logits), "the teacher's decisions stand in for labels"
-    if calibration.labels is not None:
-        given = calibration.labels[chosen]
-        _check_labels(given, logits.shape[1])
-        missing = given < 0
-        labels = torch.where(missing, labels, given)
-        if not calibration.labels_are_teacher:
-            note = f"the teacher's decision stands in for {int(missing.sum())} missing labels" if bool(missing.any()) else ""
-    return _mean_norms(network, calibration, chosen, labels, head, threshold, progress, "factual gradient", note)
-
-
-def _mean_norms(
-    network: Network,
-    calibration: CalibrationSet,
-    chosen: Tensor,
-    target: Tensor,
-    head: Head | None,
-    threshold: float | None,
-    progress: bool,
-    kind: str,
-    note: str = "",
-) -> LayerScores:
-    norms = compute_gradient_norms(network, calibration.rows[chosen], target, head=head, threshold=threshold, progress=progress)
-    weights = calibration.weights[chosen].double()
-    if not float(weights.sum()) > 0:
-        raise DataError(f"the rows to take the {kind} at all weigh nothing; give at least one of them a positive weight")
-    mean = (norms * weights.unsqueeze(1)).sum(0) / weights.sum()
-    layers = network.layers
-    return LayerScores(tuple(layer.name for layer in layers), tuple(layer.parameters for layer in layers), tuple(mean.tolist()), kind, note)
-
-
-def _check_labels(labels: Tensor, n_classes: int) -> None:
-    wrong = (labels >= n_classes).nonzero().flatten().tolist()
-    if wrong:
-        raise DataError(
-            f"labels of rows {name_rows(wrong)} are not among the network's {n_classes} classes 0..{n_classes - 1}; -1 means unknown"
-        )
+        Args:
+            network: the full-precision network f.
+            calibration: rows, targets and weights.
+            head: meaning of the network's raw output. None infers it.
+            threshold: decision threshold of a two-class model, or None.
+            progress: show a bar when it takes long.
+        """
+        ...

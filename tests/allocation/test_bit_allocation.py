@@ -60,20 +60,20 @@ class TestBudget:
 
     def test_refuses_a_pin_that_names_no_layer_and_suggests_the_nearest(self) -> None:
         scores = LayerScores(("hidden.0", "head"), (10, 10), (1.0, 1.0), "by hand")
-        with pytest.raises(BudgetError, match="did you mean 'head'"):
+        with pytest.raises(BudgetError, match="Did you mean 'head'"):
             allocate_greedily(scores, 4, pinned={"haed": 8})
-        with pytest.raises(BudgetError, match=r"the layers are hidden\.0, head"):
+        with pytest.raises(BudgetError, match=r"The layers are hidden\.0, head"):
             allocate_greedily(scores, 4, pinned={"xyz": 8})
 
     @pytest.mark.parametrize("bits", [5, 32, 0, "8"])
     def test_refuses_a_pin_to_a_width_that_is_no_candidate(self, bits: int) -> None:
-        with pytest.raises(BudgetError, match="choose one of 2, 3, 4, 8"):
+        with pytest.raises(BudgetError, match="Choose one of 2, 3, 4, 8"):
             allocate_greedily(scored((10, 1.0)), 4, pinned={"a": bits})
 
     @pytest.mark.parametrize("widths", [(), (4, 4), (1, 8), (16,)])
     @pytest.mark.parametrize("allocator", [allocate_greedily, allocate_uniformly])
     def test_refuses_candidate_widths_that_no_format_has(self, allocator: Allocator, widths: tuple[int, ...]) -> None:
-        with pytest.raises(BudgetError, match="candidate widths"):
+        with pytest.raises(BudgetError, match="Candidate widths"):
             allocator(scored((10, 1.0)), 8, widths)
 
 

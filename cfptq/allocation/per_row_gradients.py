@@ -1,0 +1,177 @@
+"""ℓ1 norm of each row's own weight gradient, layer by layer, which is the summand of eq. 23."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch.nn.functional import cross_entropy
+
+from cfptq.errors import DataError
+from cfptq.io.progress import track
+from cfptq.network import Head, Layer, Network, class_logits, infer_head
+
+#: Numbers that the weight gradients held at one time may take, 64 MiB of float32. More rows are processed a few at a time.
+MAX_HELD_NUMBERS = 2**24
+
+
+def compute_gradient_norms(
+    network: Network,
+    rows: Tensor,
+    target: Tensor,
+    *,
+    head: Head | None = None,
+    threshold: float | None = None,
+    chunk_rows: int = 1024,
+    progress: bool = True,
+) -> Tensor:
+    """Compute ‖∇_{W_l} CE(f(u), y)‖₁ of every row u and layer l.
+
+    One forward and one backward pass for each chunk of rows give each layer's input a and the gradient g at its output. For a linear layer
+    on a vector, the row's gradient is the outer product of g and a, so that its norm is ‖g‖₁ ‖a‖₁. Where one row meets the weight many
+    times (sequences, convolutions), its gradient is formed, a few rows at a time.
+
+    Args:
+        network: the full-precision network f.
+        rows: (N, ...) float32.
+        target: class y of each row, (N,).
+        head: meaning of the network's raw output. None infers it from all rows.
+        threshold: decision threshold of a two-class model, or None.
+        chunk_rows: rows that run at once.
+        progress: show a bar when it takes long.
+
+    Returns:
+        (N, L) float64, layers in execution order.
+
+    Raises:
+        DataError: there are no rows, or a target does not fit.
+    """
+    if len(rows) == 0:
+        raise DataError("There are no rows to take gradients at. Give at least one.")
+    if target.shape != rows.shape[:1] or target.is_floating_point():
+        raise DataError(f"target must hold one class index per row, ({len(rows)},), got {tuple(target.shape)} of {target.dtype}.")
+    head = head or infer_head(run_in_chunks(network, rows, chunk_rows))
+    batched = _find_batched_layers(network, rows[:1])
+    norms = torch.empty(len(rows), len(network.layers), dtype=torch.float64)
+    starts = range(0, len(rows), chunk_rows)
+    for start in track(starts, "gradients", enabled=progress):
+        part = slice(start, start + chunk_rows)
+        norms[part] = _compute_chunk_norms(network, batched, rows[part], target[part], head, threshold)
+    return norms
+
+
+def run_in_chunks(network: Network, rows: Tensor, chunk_rows: int = 1024) -> Tensor:
+    """Return the network's raw output at every row, computed without gradients.
+
+    Args:
+        network: the network.
+        rows: (N, ...).
+        chunk_rows: rows that run at once.
+    """
+    with torch.no_grad():
+        return torch.cat([network(chunk) for chunk in torch.split(rows, chunk_rows)])
+
+
+def _find_batched_layers(network: Network, row: Tensor) -> set[str]:
+    """Find the nodes of layers whose input and output have the batch as first axis, by running two rows and then three."""
+    batched = {layer.node for layer in network.layers}
+    for count in (2, 3):
+        run = _RecordedPass(network)
+        run.run(row.expand(count, *row.shape[1:]))
+        batched -= {node for node in batched if not len(run.inputs[node]) == len(run.outputs[node]) == count}
+    return batched
+
+
+def _compute_chunk_norms(network: Network, batched: set[str], rows: Tensor, target: Tensor, head: Head, threshold: float | None) -> Tensor:
+    gradients, inputs = _run_backward(network, rows, target, head, threshold)
+    nodes = {node.name: node for node in network.graph.graph.nodes}
+    columns = []
+    for layer, gradient in zip(network.layers, gradients, strict=True):
+        a = inputs[layer.node]
+        if layer.node not in batched:
+            columns.append(_compute_norms_row_by_row(network, layer, rows, target, head, threshold))
+        elif layer.kind == "linear" and a.dim() == 2:
+            columns.append(gradient.abs().sum(1) * a.abs().sum(1))
+        elif layer.kind == "linear":
+            columns.append(_compute_sequence_norms(a, gradient))
+        else:
+            columns.append(_compute_operator_norms(nodes[layer.node], network.weight(layer.name), a, gradient))
+    return torch.stack([column.double() for column in columns], dim=1)
+
+
+def _run_backward(
+    network: Network, rows: Tensor, target: Tensor, head: Head, threshold: float | None
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Return the gradients of the summed cross-entropy at each layer's output, and each layer's input by node name.
+
+    Rows are independent of each other. The sum's gradient at a row's activations is therefore that row's own.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        run = _RecordedPass(network)
+        output = run.run(rows)
+        loss = cross_entropy(class_logits(output, head, threshold), target, reduction="sum")
+        tops = [run.outputs[layer.node] for layer in network.layers]
+        return torch.autograd.grad(loss, tops, materialize_grads=True), run.inputs
+
+
+class _RecordedPass(fx.Interpreter):
+    """Run of the graph that keeps each layer's input and output, with gradients recorded at the outputs."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.graph)
+        self.layers = {layer.node for layer in network.layers}
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node, and keep the inputs and outputs of layers."""
+        value = super().run_node(n)
+        if n.name in self.layers:
+            self.inputs[n.name] = self.env[cast(fx.Node, n.args[0])].detach()
+            if not value.requires_grad:
+                # The parameters are frozen, so that gradients are recorded from the first layer's output on.
+                value = value.detach().requires_grad_()
+            self.outputs[n.name] = value
+        return value
+
+
+def _compute_sequence_norms(a: Tensor, gradient: Tensor) -> Tensor:
+    """Compute the norms of a linear layer on (N, ..., in), where a row's gradient is a sum of outer products over positions."""
+    a, gradient = a.flatten(1, -2), gradient.flatten(1, -2)
+    step = max(1, MAX_HELD_NUMBERS // (a.shape[2] * gradient.shape[2]))
+    parts = zip(torch.split(a, step), torch.split(gradient, step), strict=True)
+    return torch.cat([torch.bmm(g.transpose(1, 2), x).abs().sum((1, 2)) for x, g in parts])
+
+
+def _compute_operator_norms(node: fx.Node, weight: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
+    """Compute the norms of any layer operation by its backward pass for each row, batched by vmap, a few rows at a time."""
+
+    def norm(row: Tensor, row_gradient: Tensor) -> Tensor:
+        return _compute_weight_gradient(node, weight, row.unsqueeze(0), row_gradient.unsqueeze(0)).abs().sum()
+
+    # The batched backward pass holds a few copies of the weight gradients.
+    return torch.func.vmap(norm, chunk_size=max(1, MAX_HELD_NUMBERS // (4 * weight.numel())))(a, gradient)
+
+
+def _compute_norms_row_by_row(network: Network, layer: Layer, rows: Tensor, target: Tensor, head: Head, threshold: float | None) -> Tensor:
+    """Compute the norms of a layer whose first axis is not the batch (rows merged with positions, or axes swapped), one pass a row."""
+    weight = network.weight(layer.name)
+    node = next(node for node in network.graph.graph.nodes if node.name == layer.node)
+    norms = []
+    for row, y in zip(torch.split(rows, 1), torch.split(target, 1), strict=True):
+        gradients, inputs = _run_backward(network, row, y, head, threshold)
+        gradient = _compute_weight_gradient(node, weight, inputs[layer.node], gradients[network.layers.index(layer)])
+        norms.append(gradient.abs().sum())
+    return torch.stack(norms)
+
+
+def _compute_weight_gradient(node: fx.Node, weight: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
+    """Compute the gradient in the weight of the operation ``target(input, weight, bias, ...)`` from that at its output."""
+    operation = cast(Callable[..., Tensor], node.target)
+
+    def inner(w: Tensor) -> Tensor:
+        return (operation(a, w, None, *node.args[3:], **node.kwargs) * gradient).sum()
+
+    return cast(Tensor, torch.func.grad(inner)(weight))
