@@ -1,4 +1,4 @@
-"""The ``cfptq`` command."""
+"""The ``cfptq`` command line."""
 
 from cfptq.cli.commands import app
 

@@ -1,6 +1,7 @@
-"""The ``cfptq`` command. Each command reads files, calls :mod:`cfptq.api`, and writes files; heavy imports happen inside it.
+"""The ``cfptq`` command, whose subcommands read files, call the package and write files.
 
-Exit codes: 0 done (audit: every limit held), 1 a limit of the audit is broken, 2 it could not run.
+Slow imports happen inside the subcommands, so that help is fast. The exit code is 0 on success, 1 if a limit of an audit is broken, 2 if
+the command could not run, and 130 if it was interrupted.
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 
 from cfptq import __version__
-from cfptq.cli.inputs import as_audited, as_loader, as_pins, column_of, made_folder, read_action_set, read_module, read_table
-from cfptq.cli.outputs import finish, say, show, show_layers
+from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_action_set, read_module, read_table
+from cfptq.cli.outputs import say, show, show_comparison, show_quickstart, show_result
 from cfptq.errors import CfptqError
-from cfptq.experiments.run import compared, file_of, one_promise, write_audit_inputs
-from cfptq.io.atomic import check_writable
+from cfptq.io.atomic import check_writable, make_folder
 
 P = ParamSpec("P")
 
@@ -34,29 +34,29 @@ app = typer.Typer(
 )
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="The model: 'package.module:function' that builds it, or an ONNX file.", metavar="MODEL")
+    str, typer.Option("--model", help="The model, an ONNX file or 'package.module:function' that builds it.", metavar="MODEL")
 ]
 StateOption = Annotated[Path | None, typer.Option("--state", help="Its trained state, a .safetensors file.")]
 ActionsOption = Annotated[Path, typer.Option("--action-set", help="YAML file written by ActionSet.save, encoding included.")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="Column with the true class (0, 1, ...).")]
 TargetOption = Annotated[
-    int | None, typer.Option("--target", help="Class that recourse leads to; by default the action set's favourable class.")
+    int | None, typer.Option("--target", help="Class that recourse leads to. By default the action set's favourable class.")
 ]
 HeadOption = Annotated[
-    str | None, typer.Option("--head", help="What the model puts out: logits, logit, probability, probabilities. Inferred by default.")
+    str | None, typer.Option("--head", help="Form of the model's output: logits, logit, probability, probabilities. Inferred by default.")
 ]
 ThresholdOption = Annotated[
     float | None, typer.Option("--threshold", help="Probability of class 1 above which a two-class model decides it.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Fixes every random choice.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 RowsOption = Annotated[int, typer.Option("--max-rows", help="Calibration rows kept, drawn evenly from the file.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results, made if it is missing.")]
 
 
-def reported(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn a :class:`CfptqError` into one line on standard error, and anything unforeseen into exit code 2 as well.
+def report_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn a :class:`CfptqError` and an interruption into one line on standard error and their exit codes.
 
-    An unforeseen error must not end with 1, which a pipeline reads as "a limit is broken".
+    An unexpected error ends with exit code 2 too. A pipeline would read 1 as a broken limit.
     """
 
     @wraps(command)
@@ -67,14 +67,28 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             typer.echo(f"cfptq: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
+            _end_interrupted()
         except typer.Exit:
             raise
-        except Exception:
+        except Exception as error:
+            if _comes_from_interruption(error):
+                _end_interrupted()
             traceback.print_exc()
             raise typer.Exit(COULD_NOT_RUN) from None
 
     return run
+
+
+def _end_interrupted() -> NoReturn:
+    typer.echo("cfptq: interrupted.", err=True)
+    raise typer.Exit(INTERRUPTED) from None
+
+
+def _comes_from_interruption(error: BaseException | None) -> bool:
+    """Tell whether a library raised ``error`` in place of a :class:`KeyboardInterrupt`."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _print_version(asked: bool) -> None:
@@ -89,56 +103,42 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Options that stand before a command."""
+    """Hold the options that stand before a subcommand."""
 
 
 @app.command()
-@reported
+@report_errors
 def quickstart(out: OutOption = Path("cfptq-quickstart")) -> None:
-    """See it work, on generated people: no data and no network needed."""
-    from cfptq.experiments.recipe import quickstart as recipe_of_quickstart
+    """Show cfptq at work on generated people. It needs no data and no network."""
+    from cfptq.experiments import run_quickstart
 
-    recipe = recipe_of_quickstart()
-    experiment = recipe.prepare(recipe.seeds[0])
-    say(f"Data set: {experiment.dataset.source}.")
-    finish(compared(recipe, experiment, made_folder(out)), out)
-    write_audit_inputs(experiment, out)
-    say(*one_promise(experiment, out))
-    say(
-        "Next, judge a file as an auditor would:",
-        f"  cfptq audit {out}/fp32.onnx {file_of(out, 'faithful')} --people {out}/people.csv --action-set {out}/actions.yaml \\",
-        "    --label label --group sex --max-vd 0.2",
-    )
+    show_quickstart(run_quickstart(out))
 
 
 @app.command()
-@reported
+@report_errors
 def run(
     recipe: Annotated[Path, typer.Argument(help="Experiment file, such as recipes/adult.yaml.")],
     out: OutOption,
     seed: Annotated[
-        list[int] | None, typer.Option("--seed", help="Run this seed only. May be repeated; the recipe's seeds by default.")
+        list[int] | None, typer.Option("--seed", help="Run this seed only. May be repeated. The recipe's seeds by default.")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder of data sets; by default CFPTQ_DATA_DIR.")] = None,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder of data sets. CFPTQ_DATA_DIR by default.")] = None,
 ) -> None:
-    """Run an experiment file: train, quantize by every method, and measure.
+    """Run an experiment file, which trains a model, quantizes it by each method and measures recourse.
 
-    Several seeds: one folder each, seed-0, seed-1, ...
+    Several seeds write into a folder each, seed-0, seed-1 and so on.
     """
-    from cfptq.experiments.recipe import Recipe
+    from cfptq.experiments import run_recipe
 
-    experiment_file = Recipe.load(recipe)
-    seeds = tuple(dict.fromkeys(seed or experiment_file.seeds))
-    for each in seeds:
-        folder = made_folder(out if len(seeds) == 1 else out / f"seed-{each}")
-        finish(compared(experiment_file, experiment_file.prepare(each, data_dir=data_dir), folder), folder)
+    run_recipe(recipe, out, seeds=seed or None, data_dir=data_dir, on_result=show_comparison)
 
 
 @app.command()
-@reported
+@report_errors
 def calibrate(
     model: ModelOption,
-    data: Annotated[Path, typer.Option("--data", help="Calibration rows: raw features, CSV or Parquet.")],
+    data: Annotated[Path, typer.Option("--data", help="Calibration rows as raw features, CSV or Parquet.")],
     action_set: ActionsOption,
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
     state: StateOption = None,
@@ -149,7 +149,7 @@ def calibrate(
     budget: Annotated[float | None, typer.Option("--budget", help="Average bits per weight. 4 where no limit is given.")] = None,
     max_validity_drop: Annotated[
         float | None,
-        typer.Option("--max-validity-drop", help="Instead of a budget: the fewest bits whose Validity Drop is at most this share."),
+        typer.Option("--max-validity-drop", help="Instead of a budget, the fewest bits whose Validity Drop is at most this share."),
     ] = None,
     layer: Annotated[
         list[str] | None, typer.Option("--layer", help="Pin a layer, as NAME=BITS. May be repeated.", metavar="NAME=BITS")
@@ -158,13 +158,14 @@ def calibrate(
     head: HeadOption = None,
     threshold: ThresholdOption = None,
     portable: Annotated[
-        bool, typer.Option("--portable/--full-range", help="Weights within ±63, right on every processor; or full-range int8 weights.")
+        bool,
+        typer.Option("--portable/--full-range", help="Weights within ±63, which are right on every processor, or full-range int8 weights."),
     ] = True,
     repair: Annotated[
-        bool, typer.Option("--repair", help="At the end, adjust the last layer where that saves recourse, people set aside agreeing.")
+        bool, typer.Option("--repair", help="At the end, adjust the last layer where that saves recourse of held-out people too.")
     ] = False,
     groups: Annotated[
-        str | None, typer.Option("--groups", help="Feature of the action set: weigh rows so that its worst-off group keeps more recourse.")
+        str | None, typer.Option("--groups", help="Feature of the action set whose worst-off group gets higher weights.")
     ] = None,
     pareto: Annotated[
         Path | None, typer.Option("--pareto", help="Draw Validity Drop against average bits to this .svg, .png or .pdf file.")
@@ -172,7 +173,7 @@ def calibrate(
     max_rows: RowsOption = 4096,
     seed: SeedOption = 0,
     save: Annotated[
-        Path | None, typer.Option("--save", help="Folder to keep the plan in; cfptq.load reads it. Holds no calibration rows.")
+        Path | None, typer.Option("--save", help="Folder to keep the plan in, which cfptq.load reads. It holds no calibration rows.")
     ] = None,
 ) -> None:
     """Quantize a model to a mixed int8/int4 ONNX file."""
@@ -189,7 +190,7 @@ def calibrate(
     actions = read_action_set(action_set)
     rows = read_table(data)
     if label is not None:
-        column_of(rows, label, data)
+        get_column(rows, label, data)
     result = api.calibrate(
         module,
         as_loader(rows, actions, label),
@@ -212,14 +213,14 @@ def calibrate(
     result.to_onnx(out)
     if save is not None:
         result.save(save, rows=False)
-    show_layers(result, out)
+    show_result(result, out)
 
 
 @app.command()
-@reported
+@report_errors
 def qat(
     model: ModelOption,
-    data: Annotated[Path, typer.Option("--data", help="Training rows: raw features, CSV or Parquet.")],
+    data: Annotated[Path, typer.Option("--data", help="Training rows as raw features, CSV or Parquet.")],
     action_set: ActionsOption,
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
     state: StateOption = None,
@@ -233,21 +234,25 @@ def qat(
     head: HeadOption = None,
     threshold: ThresholdOption = None,
     portable: Annotated[
-        bool, typer.Option("--portable/--full-range", help="Weights within ±63, right on every processor; or full-range int8 weights.")
+        bool,
+        typer.Option("--portable/--full-range", help="Weights within ±63, which are right on every processor, or full-range int8 weights."),
     ] = True,
     max_rows: Annotated[
-        int | None, typer.Option("--max-rows", help="Training rows kept, drawn evenly from the file; all by default.")
+        int | None, typer.Option("--max-rows", help="Training rows kept, drawn evenly from the file. All by default.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="File kept up to date after every epoch; the same command goes on from it.")
+        Path | None, typer.Option("--checkpoint", help="File replaced after every epoch, from which the same command resumes.")
     ] = None,
-    log: Annotated[Path | None, typer.Option("--log", help="CSV file, one line an epoch.")] = None,
+    log: Annotated[Path | None, typer.Option("--log", help="CSV file with one line an epoch.")] = None,
     seed: SeedOption = 0,
     save: Annotated[
-        Path | None, typer.Option("--save", help="Folder to keep the plan in; cfptq.load reads it. Holds no training rows.")
+        Path | None, typer.Option("--save", help="Folder to keep the plan in, which cfptq.load reads. It holds no training rows.")
     ] = None,
 ) -> None:
-    """Quantize a model by training, to a mixed int8/int4 ONNX file. Takes minutes where calibrate takes seconds."""
+    """Quantize a model by training, to a mixed int8/int4 ONNX file.
+
+    It takes minutes where calibrate takes seconds.
+    """
     from cfptq import api
     from cfptq.pipeline.saving import check_save_folder
 
@@ -258,7 +263,7 @@ def qat(
     actions = read_action_set(action_set)
     rows = read_table(data)
     if label is not None:
-        column_of(rows, label, data)
+        get_column(rows, label, data)
     result = api.qat(
         module,
         as_loader(rows, actions, label),
@@ -278,21 +283,21 @@ def qat(
     result.to_onnx(out)
     if save is not None:
         result.save(save, rows=False)
-    show_layers(result, out)
+    show_result(result, out)
 
 
 @app.command()
-@reported
+@report_errors
 def compare(
     model: ModelOption,
-    data: Annotated[Path, typer.Option("--data", help="Calibration rows: raw features, CSV or Parquet.")],
-    test: Annotated[Path, typer.Option("--test", help="People to judge by: raw features, CSV or Parquet.")],
+    data: Annotated[Path, typer.Option("--data", help="Calibration rows as raw features, CSV or Parquet.")],
+    test: Annotated[Path, typer.Option("--test", help="People to judge by, as raw features, CSV or Parquet.")],
     action_set: ActionsOption,
     out: OutOption,
     state: StateOption = None,
     label: LabelOption = None,
-    method: Annotated[list[str] | None, typer.Option("--method", help="A method to compare. May be repeated; all by default.")] = None,
-    budget: Annotated[list[float] | None, typer.Option("--budget", help="Average bits per weight. May be repeated; 4 by default.")] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help="A method to compare. May be repeated. All by default.")] = None,
+    budget: Annotated[list[float] | None, typer.Option("--budget", help="Average bits per weight. May be repeated. 4 by default.")] = None,
     group: Annotated[
         list[str] | None, typer.Option("--group", help="Column of the test rows to report by subgroup. May be repeated.")
     ] = None,
@@ -302,14 +307,14 @@ def compare(
     max_rows: RowsOption = 4096,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure what each way to quantize a model does to people's recourse; write the files it made and results.json."""
+    """Compare methods of quantization by people's recourse, and write their files and results.json."""
     from cfptq import api
 
     module = read_module(model, state)
     actions = read_action_set(action_set)
     rows, people = read_table(data), read_table(test)
     if label is not None:
-        column_of(people, label, test)
+        get_column(people, label, test)
     comparison = api.compare(
         module,
         as_loader(rows, actions, label if label in rows.columns else None),
@@ -318,25 +323,27 @@ def compare(
         methods=tuple(method) if method else api.COMPARED,
         budgets=tuple(budget or (4.0,)),
         target=target,
-        groups={name: column_of(people, name, test).tolist() for name in group or []} or None,
+        groups={name: get_column(people, name, test).tolist() for name in group or []} or None,
         head=head,
         threshold=threshold,
         max_rows=max_rows,
         seed=seed,
         dataset=test.stem,
-        keep=made_folder(out),
+        keep=make_folder(out),
     )
-    finish(comparison, out)
+    comparison.to_json(out / "results.json")
+    comparison.timings_to_json(out / "timings.json")
+    show_comparison(out, comparison)
 
 
 @app.command()
-@reported
+@report_errors
 def audit(
-    before: Annotated[str, typer.Argument(help="The model that recourse was issued on: an ONNX file, or 'package.module:function'.")],
+    before: Annotated[str, typer.Argument(help="The model that recourse was issued on, an ONNX file or 'package.module:function'.")],
     after: Annotated[str, typer.Argument(help="The model that is deployed, likewise.")],
-    people: Annotated[Path, typer.Option("--people", help="Everyone, accepted and rejected: raw features, CSV or Parquet.")],
+    people: Annotated[Path, typer.Option("--people", help="Everyone, accepted and rejected, as raw features, CSV or Parquet.")],
     action_set: ActionsOption,
-    issued: Annotated[Path | None, typer.Option("--issued", help="Advice already given: the features people were told to reach.")] = None,
+    issued: Annotated[Path | None, typer.Option("--issued", help="Advice already given, the features people were told to reach.")] = None,
     group: Annotated[list[str] | None, typer.Option("--group", help="Column to report by subgroup. May be repeated.")] = None,
     label: LabelOption = None,
     target: TargetOption = None,
@@ -351,9 +358,9 @@ def audit(
     state_after: Annotated[Path | None, typer.Option("--state-after", help="The same for the second model.")] = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Report what replacing one model by another does to recourse, and judge it.
+    """Report and judge what replacing one model by another does to recourse.
 
-    Ends with 0 where every limit held, 1 where one is broken, 2 where the audit could not run.
+    The exit code is 0 if every limit held, 1 if one is broken, and 2 if the audit could not run.
     """
     from cfptq import api
 
@@ -383,12 +390,12 @@ def audit(
 
 
 @app.command()
-@reported
+@report_errors
 def datasets(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Names of data sets. All by default.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Download what is missing into the cache.")] = False,
 ) -> None:
-    """Show where the public data sets lie on this machine, and download them."""
+    """Show the paths of the public data sets on this machine, and download them."""
     from cfptq import datasets as library
 
     lines = []

@@ -1,4 +1,4 @@
-"""What the commands read: models, tables, action sets."""
+"""Readers of the models, tables and action sets that commands are given."""
 
 from __future__ import annotations
 
@@ -16,90 +16,95 @@ if TYPE_CHECKING:
 
 
 def read_module(model: str, state: Path | None) -> nn.Module:
-    """The user's model as a torch module: built by her function, or an ONNX file's differentiable twin."""
+    """Build the module of a user's function, or of an ONNX file.
+
+    Args:
+        model: ``package.module:function``, or the path of an ONNX file.
+        state: ``.safetensors`` state of a module that a function builds, or None.
+
+    Raises:
+        ModelError: ``state`` is given for an ONNX file, or the model cannot be built.
+    """
     from cfptq.network import OnnxModule, load_factory
 
     if ":" in model and not Path(model).exists():
         return load_factory(model, state)
     if state is not None:
-        raise ModelError(f"--state goes with a function 'package.module:function' that builds the model, but --model is the file {model}")
+        raise ModelError(f"--state needs a model 'package.module:function', got the file {model}. Leave --state out.")
     return OnnxModule(model)
 
 
 def as_audited(model: str, state: Path | None) -> nn.Module | str:
-    """A path for an ONNX file (it is run as it is), a module for anything else."""
+    """Return the path of an ONNX file as it is, and anything else as a module."""
     return model if state is None and (Path(model).exists() or ":" not in model) else read_module(model, state)
 
 
 def read_action_set(path: Path) -> ActionSet:
-    """The action set of a YAML file, with the encoding it carries."""
+    """Read an action set, with its encoding, from a YAML file."""
     from cfptq.actions import ActionSet
 
     return ActionSet.load(path)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Rows of a CSV or Parquet file.
+    """Read the rows of a CSV or Parquet file.
 
     Raises:
-        FileError: it is missing, of another kind, empty, or cannot be read.
+        FileError: The file is missing, empty or of another kind, or cannot be read.
     """
     import pandas as pd
 
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     kind = next((suffix for suffix in readers if path.name.lower().removesuffix(".gz").endswith(suffix)), None)
     if kind is None:
-        raise FileError(f"{path} is neither CSV nor Parquet by its name; give a .csv, .csv.gz or .parquet file")
+        raise FileError(f"{path} is neither CSV nor Parquet by its name. Give a .csv, .csv.gz or .parquet file.")
     if not path.is_file():
-        raise FileError(f"there is no file {path}")
+        raise FileError(f"There is no file {path}.")
     try:
         frame = readers[kind](path)
     except (ValueError, OSError) as error:
-        raise FileError(f"{path} cannot be read as {kind[1:]}: {error}") from error
+        raise FileError(f"{path} cannot be read as {kind[1:]}: {error}.") from error
     if len(frame) == 0:
-        raise FileError(f"{path} holds no rows")
+        raise FileError(f"{path} holds no rows.")
     return frame
 
 
-def column_of(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
-    """A column by its name.
+def get_column(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
+    """Return a column of the table in ``path`` by its name.
 
     Raises:
-        DataError: ``path`` has no such column.
+        DataError: The table has no such column.
     """
     if name not in frame.columns:
-        raise DataError(f"{path} has no column {name!r}; its columns are {', '.join(map(str, frame.columns))}")
+        raise DataError(f"{path} has no column {name!r}. Its columns are {', '.join(map(str, frame.columns))}.")
     return frame[name]
 
 
 def as_loader(frame: pd.DataFrame, actions: ActionSet, label: str | None) -> list[Any]:
-    """The table as a loader of one batch: (columns, labels), or columns alone where ``label`` is None. A missing label is -1."""
+    """Return the table as a loader of one batch.
+
+    Args:
+        frame: Raw features, and the label if there is one.
+        actions: Action set that encodes the features.
+        label: Column with the true class. None gives a batch without labels. A missing label becomes -1.
+    """
     columns = actions.encode(frame)
     if label is None:
         return [columns]
     labels = frame[label]
     if labels.isna().any():
         labels = labels.fillna(-1)
-    # A column of whole numbers with a gap in it was read as floats.
+    # pandas reads a column of whole numbers with a gap as floats.
     whole = labels.dtype.kind == "f" and bool((labels % 1 == 0).all())
     return [(columns, (labels.astype("int64") if whole else labels).to_numpy(copy=True))]
 
 
 def as_pins(layers: list[str]) -> dict[str, int]:
-    """Layer name -> bits, from entries NAME=BITS."""
+    """Return the bits by the name of the layer, from entries NAME=BITS."""
     pins: dict[str, int] = {}
     for entry in layers:
         name, _, bits = entry.rpartition("=")
         if not (name and bits.isdecimal()):
-            raise ConfigurationError(f"--layer {entry!r} is not NAME=BITS, such as head=8")
+            raise ConfigurationError(f"--layer must be NAME=BITS, such as head=8, got {entry!r}.")
         pins[name] = int(bits)
     return pins
-
-
-def made_folder(path: Path) -> Path:
-    """``path``, as a folder that is there."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot make the folder {path}: {error.strerror}") from error
-    return path

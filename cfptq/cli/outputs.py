@@ -1,4 +1,4 @@
-"""What the commands show and write when they are done."""
+"""What the commands print."""
 
 from __future__ import annotations
 
@@ -6,57 +6,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
-from rich.table import Table
 
 if TYPE_CHECKING:
+    from cfptq.experiments import QuickstartResult
     from cfptq.pipeline.comparison import Comparison
     from cfptq.pipeline.result import Result
 
+#: Width of a table in a file or a pipe. A terminal has its own width.
+PIPE_WIDTH_CHARACTERS = 150
 
-#: Columns of a table that goes to a file or a pipe, where there is no terminal to fit into.
-PIPE_WIDTH = 150
 
-
-def show(what: RenderableType) -> None:
-    """Print a table or a report."""
-    console = Console()
+def show(renderable: RenderableType) -> None:
+    """Print a table, a report or a sentence, with square brackets and colons as they are."""
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console.width = max(console.width, PIPE_WIDTH)
-    console.print(what)
+        console.width = max(console.width, PIPE_WIDTH_CHARACTERS)
+    console.print(renderable)
 
 
 def say(*lines: str) -> None:
-    """Print lines as they are: no markup, no wrapping."""
-    console = Console()
+    """Print lines as they are, without markup and without line breaks."""
+    console = Console(markup=False, emoji=False, highlight=False)
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
-def finish(comparison: Comparison, out: Path) -> None:
-    """Write and show what a run found."""
-    comparison.to_json(out / "results.json")
-    comparison.timings_to_json(out / "timings.json")
+def show_comparison(folder: Path, comparison: Comparison) -> None:
+    """Print the comparison of one run, and name the files in its folder."""
     show(comparison)
-    say(f"Written to {out}: results.json, timings.json and the ONNX files compared.")
+    say(f"Written to {folder}: results.json, timings.json and the ONNX files compared.")
 
 
-def show_layers(result: Result, path: Path) -> None:
-    """Which layer got how many bits, and the size of the file."""
-    table = Table(
-        "layer", "weights", "bits", "sensitivity", title=f"{result.plan.method}: {result.allocation.average_bits:.2f} bits on average"
-    )
-    sensitivity = result.sensitivity.by_layer()
-    sizes = dict(zip(result.allocation.names, result.allocation.parameters, strict=True))
-    for name, bits in result.bits.items():
-        table.add_row(name, f"{sizes[name]:,}", str(bits), f"{sensitivity[name]:.4g}")
-    for name, reason in result.skipped.items():
-        table.add_row(name, "", "float", reason)
-    show(table)
-    if result.sensitivity.note:
-        say(f"Note: {result.sensitivity.note}.")
-    if result.training is not None:
-        say(f"Training: {result.training}.")
-    for report in (result.worst_group, result.repair):
-        if report is not None:
-            say(f"{str(report)[0].upper()}{str(report)[1:]}.")
-    say(f"{path}: {path.stat().st_size / 1024:.1f} KiB")
+def show_quickstart(result: QuickstartResult) -> None:
+    """Print the result of the quickstart in two sentences and a table, then the files and the next command."""
+    say(f"Data set: {result.source}.")
+    show(" ".join(result.sentences))
+    show(result.table())
+    show("VD: share of advice that fails. drift: change of the favourable rate. 0 is best for both.")
+    show(f"Details in {result.folder}: {', '.join(result.files)}, and the quantized models.")
+    say("Next, judge a file as an auditor would:", f"  {result.audit_command()}")
+
+
+def show_result(result: Result, path: Path) -> None:
+    """Print the layers of a quantized model, the notes about it and the size of its file."""
+    show(result.table())
+    say(*result.notes, f"{path}: {path.stat().st_size / 1024:.1f} KiB")

@@ -1,7 +1,7 @@
-"""The experiment file: one data set, what people can change in it, the model, and what is run with which seeds.
+"""Recipes, which are experiment files in YAML.
 
-A recipe is YAML. Every key is known (an unknown or repeated one is an error), and only the keys that differ from the standard
-protocol need to be written.
+A recipe names a data set, the action set, the model, and the methods, budgets and seeds to run. An unknown or repeated key is an error.
+Keys that are left out have the values of the standard protocol.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class _Part(BaseModel):
 
 
 class Mix(_Part):
-    """λ₁‖·‖₁ + λ₂‖·‖₂ (Table 7)."""
+    """Weights of the mixed cost λ₁‖·‖₁ + λ₂‖·‖₂ (Table 7)."""
 
     l1: NotNegative
     l2: NotNegative
 
 
 class Actions(_Part):
-    """What people can change, and what it costs; each key as in :meth:`cfptq.ActionSet.from_frame`.
+    """Declaration of an action set, with the keys of :meth:`cfptq.ActionSet.from_frame`.
 
-    The kinds of the columns and the favourable class come from the data set.
+    The kinds of the features and the favourable class come from the data set.
     """
 
     immutable: Names = ()
@@ -62,7 +62,7 @@ class Actions(_Part):
 
 
 class Backbone(_Part):
-    """The classifier: ``kind: mlp`` with its hidden layers, or ``kind: logistic-regression``, which has none."""
+    """Classifier of kind ``mlp``, with hidden layers, or ``logistic-regression``, without."""
 
     kind: Literal["mlp", "logistic-regression"] = "mlp"
     hidden: tuple[Count, ...] = (64, 64)
@@ -73,11 +73,17 @@ class Backbone(_Part):
     @model_validator(mode="after")
     def _logistic_regression_has_no_layers(self) -> Self:
         if self.kind == "logistic-regression" and (stray := sorted(self.model_fields_set - {"kind"})):
-            raise ValueError(f"logistic-regression has no {', '.join(stray)}; leave it out, or use kind: mlp")
+            raise ValueError(f"logistic-regression has no {', '.join(stray)}. Leave it out, or use kind mlp.")
         return self
 
     def build(self, inputs: int, classes: int, seed: int) -> nn.Module:
-        """An untrained classifier of rows (N, inputs) with initial weights fixed by ``seed``."""
+        """Build an untrained classifier.
+
+        Args:
+            inputs: Number of columns.
+            classes: Number of classes.
+            seed: Seed of the initial weights.
+        """
         if self.kind == "logistic-regression":
             return models.LogisticRegression(inputs, classes, seed=seed)
         return models.MLP(
@@ -92,7 +98,7 @@ class Backbone(_Part):
 
 
 class Training(_Part):
-    """How the classifier is trained; see :class:`cfptq.models.TrainingSettings`."""
+    """Settings of the classifier's training, see :class:`cfptq.models.TrainingSettings`."""
 
     epochs: Count = TrainingSettings.epochs
     batch_size: Count = TrainingSettings.batch_size
@@ -103,20 +109,21 @@ class Training(_Part):
 
     @property
     def settings(self) -> TrainingSettings:
+        """The same settings as :func:`cfptq.models.train` takes them."""
         return TrainingSettings(**self.model_dump())
 
 
 class Calibration(_Part):
-    """``rows`` training rows, drawn by the seed, the same for every method."""
+    """Number of training rows that every method is calibrated on, drawn by the seed."""
 
     rows: Count = 1024
 
 
 class Recipe(_Part):
-    """One experiment.
+    """Experiment on one data set.
 
-    Keys of the file: ``schema`` (1), ``dataset``, ``actions``, ``model``, ``training``, ``calibration``, ``budgets`` (average bits, the
-    headline first), ``methods`` (left out: the standard comparison), ``seeds``.
+    The keys of the file are ``schema`` (1), ``dataset``, ``actions``, ``model``, ``training``, ``calibration``, ``budgets``, ``methods``
+    and ``seeds``. Budgets are average bits, the headline first. Without ``methods``, those of :func:`cfptq.compare` are compared.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -132,59 +139,76 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _names_are_known_and_once(self) -> Self:
         if self.dataset_name not in datasets.NAMES:
-            raise ValueError(f"there is no data set {self.dataset_name!r}; cfptq has {', '.join(datasets.NAMES)}")
+            raise ValueError(f"dataset must be one of {', '.join(datasets.NAMES)}, got {self.dataset_name!r}")
         for key in ("budgets", "seeds", "methods"):
             values = getattr(self, key) or ()
             if len(set(values)) != len(values):
-                raise ValueError(f"{key} names the same value twice: {list(values)}")
+                raise ValueError(f"{key} must be distinct, got {list(values)}")
         return self
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a recipe file.
 
+        Args:
+            path: YAML file.
+
         Raises:
-            RecipeError: no such file, no YAML, an unknown or repeated key, or a value that makes no sense; the message says where.
+            RecipeError: The file cannot be read, is not YAML, or has an unknown or repeated key or a wrong value. The message names the
+                place.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+            raise RecipeError(f"Cannot read the recipe {path}: {error}. Give the path of a YAML file.") from error
         return cls.parse(text, name=str(path))
 
     @classmethod
     def parse(cls, text: str, *, name: str = "the recipe") -> Self:
-        """Read a recipe from YAML ``text``; ``name`` stands in the messages.
+        """Read a recipe from text.
+
+        Args:
+            text: YAML text.
+            name: Name of the recipe in messages.
 
         Raises:
-            RecipeError: as :meth:`load`.
+            RecipeError: The text is not YAML, or has an unknown or repeated key or a wrong value.
         """
         try:
             content: Any = yaml.load(text, Loader=UniqueKeyLoader)
         except RepeatedKeyError as error:
-            raise RecipeError(f"{name}: {error}; keep one of them") from error
+            raise RecipeError(f"{name}: {error}. Keep one of them.") from error
         except yaml.YAMLError as error:
-            raise RecipeError(f"{name} is not YAML: {error}") from error
+            raise RecipeError(f"{name} is not YAML: {error}.") from error
         if not isinstance(content, dict):
-            raise RecipeError(f"{name} holds no keys; a recipe starts with 'schema: 1' and 'dataset: ...'")
+            raise RecipeError(f"{name} holds no keys. A recipe starts with 'schema: 1' and 'dataset: ...'.")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise RecipeError(f"{name}: {'; '.join(_problem(one) for one in error.errors())}") from error
+            raise RecipeError(f"{name}: {'. '.join(_describe_problem(one) for one in error.errors())}.") from error
 
     def dataset(self, seed: int = 0, *, data_dir: str | os.PathLike[str] | None = None, download: bool = True) -> Dataset:
-        """The data set; ``seed`` picks german's split. See :func:`cfptq.datasets.load`.
+        """Load the data set, see :func:`cfptq.datasets.load`.
+
+        Args:
+            seed: Split of german. Other data sets have one split.
+            data_dir: Folder of data sets. ``CFPTQ_DATA_DIR`` by default.
+            download: Download files that are missing.
 
         Raises:
-            FileError: a file is missing, cannot be downloaded, or does not hold the published bytes.
+            FileError: A file is missing, cannot be downloaded, or does not hold the published bytes.
         """
         return datasets.load(self.dataset_name, seed=seed, data_dir=data_dir, download=download)
 
     def action_set(self, dataset: Dataset, encoder: ColumnTransformer | None = None) -> ActionSet:
-        """The action set on the columns of ``dataset``, ranges and weights from its training rows.
+        """Build the action set on the columns of ``dataset``, with ranges and weights from its training rows.
+
+        Args:
+            dataset: Data set of the recipe.
+            encoder: Encoder fitted on its training rows. A new one is fitted by default.
 
         Raises:
-            ActionSetError: the recipe names a feature that the data set does not have, or contradicts itself.
+            ActionSetError: The recipe names a feature that the data set does not have, or contradicts itself.
         """
         declared = self.actions
         action_set = ActionSet.from_frame(
@@ -216,27 +240,41 @@ class Recipe(_Part):
         download: bool = True,
         progress: bool = True,
     ) -> nn.Module:
-        """The trained classifier, in eval mode; ``columns`` saves loading the data set again. See :meth:`prepare` for all at once."""
+        """Train the classifier and return it in eval mode.
+
+        Args:
+            seed: Seed of the initial weights and of training, and split of german.
+            columns: Encoded data set, which is loaded by default.
+            data_dir: Folder of data sets. ``CFPTQ_DATA_DIR`` by default.
+            download: Download files that are missing.
+            progress: Show progress of training.
+        """
         columns = columns if columns is not None else datasets.encode(self.dataset(seed, data_dir=data_dir, download=download))
-        return self._trained(columns, seed, progress)[0]
+        return self._train(columns, seed, progress)[0]
 
     def prepare(
         self, seed: int = 0, *, data_dir: str | os.PathLike[str] | None = None, download: bool = True, progress: bool = True
     ) -> Experiment:
-        """Everything that a run of one seed starts from: data, action set, trained model.
+        """Load the data, build the action set and train the model of one seed.
+
+        Args:
+            seed: Seed of the initial weights and of training, and split of german.
+            data_dir: Folder of data sets. ``CFPTQ_DATA_DIR`` by default.
+            download: Download files that are missing.
+            progress: Show progress of training.
 
         Raises:
-            FileError: as :meth:`dataset`.
-            ActionSetError: as :meth:`action_set`.
-            ModelError: training diverged.
+            FileError: A file of the data set is missing, cannot be downloaded, or does not hold the published bytes.
+            ActionSetError: The recipe names a feature that the data set does not have, or contradicts itself.
+            ModelError: Training diverged.
         """
         dataset = self.dataset(seed, data_dir=data_dir, download=download)
         columns = datasets.encode(dataset)
         action_set = self.action_set(dataset, columns.encoder)
-        model, log = self._trained(columns, seed, progress)
+        model, log = self._train(columns, seed, progress)
         return Experiment(seed=seed, dataset=dataset, columns=columns, action_set=action_set, model=model, training=log)
 
-    def _trained(self, columns: Columns, seed: int, progress: bool) -> tuple[nn.Module, TrainingLog]:
+    def _train(self, columns: Columns, seed: int, progress: bool) -> tuple[nn.Module, TrainingLog]:
         model = self.backbone.build(columns.train.shape[1], columns.classes, seed)
         log = models.train(model, columns.train, columns.train_labels, seed=seed, settings=self.training.settings, progress=progress)
         return model, log
@@ -244,7 +282,16 @@ class Recipe(_Part):
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a run of one seed starts from."""
+    """Data, action set and trained model of one seed.
+
+    Attributes:
+        seed: Seed of the experiment.
+        dataset: Raw features and labels.
+        columns: The same, encoded.
+        action_set: Action set on the encoded columns.
+        model: Trained classifier, in eval mode.
+        training: Log of its training.
+    """
 
     seed: int
     dataset: Dataset
@@ -255,34 +302,14 @@ class Experiment:
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """For each column that the subgroup report looks at, the group of every test person; "missing" where it is not known."""
+        """Group of every test person by the name of the attribute, "missing" where it is unknown."""
         test = self.dataset.test
         return {
             name: [str(value) for value in test[name].astype(object).where(test[name].notna(), "missing")] for name in self.dataset.groups
         }
 
 
-#: The first steps: no file, no network, seconds. Nobody can change her age or sex, and education and years of work are not lost again.
-QUICKSTART = """\
-schema: 1
-dataset: synthetic  # generated by cfptq: nobody in it is real
-actions:
-  immutable: [age, sex]
-  increase_only: [education, employment-years]
-  bounds: {late-payments: [0, null], savings: [0, null]}
-  max_changes: 4
-calibration: {rows: 1024}
-budgets: [4]
-seeds: [0]
-"""
-
-
-def quickstart() -> Recipe:
-    """The recipe of the first steps, on the synthetic data set."""
-    return Recipe.parse(QUICKSTART, name="the quickstart recipe")
-
-
-def _problem(error: Any) -> str:
+def _describe_problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key {where!r}"

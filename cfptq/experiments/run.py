@@ -1,72 +1,102 @@
-"""Running a recipe, and the extras of the first steps."""
+"""Runs of a recipe, which train a model, quantize it by each method and measure recourse."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cfptq.experiments.recipe import Experiment, Recipe
-    from cfptq.pipeline.comparison import Comparison
+from cfptq.auditing import Protocol
+from cfptq.experiments.recipe import Experiment, Recipe
+from cfptq.io.atomic import make_folder
+from cfptq.network import preserved_state
+from cfptq.pipeline.comparison import COMPARED, Comparison, check_budgets, check_methods, compare_methods
+from cfptq.pipeline.inputs import check_seed
+
+#: Files that a run writes beside the quantized models.
+RESULTS_FILE, TIMINGS_FILE = "results.json", "timings.json"
 
 
-def compared(recipe: Recipe, experiment: Experiment, out: Path) -> Comparison:
-    """The recipe's methods and budgets on one seed's model."""
-    from cfptq import api
+def run_recipe(
+    recipe: Recipe | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    on_result: Callable[[Path, Comparison], None] | None = None,
+    progress: bool = True,
+) -> dict[int, Comparison]:
+    """Run a recipe for each of its seeds and write the results.
 
+    One seed writes into ``out``. Several seeds write into a folder each, ``out/seed-0``, ``out/seed-1`` and so on. A folder gets
+    ``results.json``, ``timings.json`` and the quantized models.
+
+    Args:
+        recipe: A recipe, or the path of its YAML file.
+        out: Folder for the results, which is made if it is missing.
+        seeds: Seeds to run. The recipe's seeds by default.
+        data_dir: Folder of data sets. ``CFPTQ_DATA_DIR`` by default.
+        on_result: Called after each seed with its folder and comparison.
+        progress: Show progress of long loops.
+
+    Returns:
+        The comparison of each seed.
+
+    Raises:
+        RecipeError: The recipe cannot be read or makes no sense.
+        FileError: A data set is missing, or the folder cannot be made.
+        CfptqError: A seed cannot be run, see :func:`cfptq.compare`.
+    """
+    known = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    chosen = tuple(dict.fromkeys(known.seeds if seeds is None else seeds))
+    for seed in chosen:
+        check_seed(seed)
+    comparisons = {}
+    for seed in chosen:
+        folder = make_folder(Path(out) if len(chosen) == 1 else Path(out) / f"seed-{seed}")
+        experiment = known.prepare(seed, data_dir=data_dir, progress=progress)
+        comparisons[seed] = run_experiment(known, experiment, folder, progress=progress)
+        if on_result is not None:
+            on_result(folder, comparisons[seed])
+    return comparisons
+
+
+def run_experiment(recipe: Recipe, experiment: Experiment, out: str | os.PathLike[str], *, progress: bool = True) -> Comparison:
+    """Compare the recipe's methods on one prepared experiment and write the results.
+
+    Args:
+        recipe: Recipe that the experiment was prepared by.
+        experiment: Data, action set and trained model of one seed.
+        out: Folder for ``results.json``, ``timings.json`` and the quantized models, which is made if it is missing.
+        progress: Show progress of long loops.
+    """
+    folder = make_folder(out)
     columns = experiment.columns
-    return api.compare(
-        experiment.model,
-        [(columns.train, columns.train_labels)],
-        [(columns.test, columns.test_labels)],
-        experiment.action_set,
-        methods=recipe.methods or api.COMPARED,
-        budgets=recipe.budgets,
-        groups=experiment.groups,
-        max_rows=recipe.calibration.rows,
-        seed=experiment.seed,
-        dataset=experiment.dataset.name,
-        keep=out,
-    )
+    with preserved_state(experiment.model, threads=1):
+        comparison = compare_methods(
+            experiment.model,
+            [(columns.train, columns.train_labels)],
+            [(columns.test, columns.test_labels)],
+            experiment.action_set,
+            check_methods(recipe.methods or COMPARED),
+            check_budgets(recipe.budgets),
+            target=None,
+            groups=experiment.groups,
+            head=None,
+            threshold=None,
+            portable=True,
+            max_rows=recipe.calibration.rows,
+            protocol=Protocol(),
+            seed=experiment.seed,
+            dataset=experiment.dataset.name,
+            keep=folder,
+            progress=progress,
+        )
+    write_comparison(comparison, folder)
+    return comparison
 
 
-def write_audit_inputs(experiment: Experiment, out: Path) -> None:
-    """What ``cfptq audit`` asks for: the full-precision model, the people, and the action set."""
-    from cfptq.io.atomic import atomic_write, write_text
-    from cfptq.network import capture, to_onnx_model
-
-    network = capture(experiment.model, experiment.columns.test[:2])
-    with atomic_write(out / "fp32.onnx") as aside:
-        aside.write_bytes(to_onnx_model(network).SerializeToString(deterministic=True))
-    write_text(out / "people.csv", experiment.dataset.test.assign(label=experiment.dataset.test_labels).to_csv(index=False))
-    experiment.action_set.save(out / "actions.yaml")
-
-
-def one_promise(experiment: Experiment, out: Path) -> list[str]:
-    """How much advice the usual 4-bit file breaks and how much ours, and one person's whose advice only ours keeps, in words."""
-    from cfptq.network import as_predictor, decide
-    from cfptq.recourse import solve
-
-    rows, favourable = experiment.columns.test, experiment.dataset.favourable
-    teacher = as_predictor(experiment.model, example=rows)
-    rejected = rows[decide(teacher.logits(rows)) != favourable]
-    advice = solve(teacher, rejected, experiment.action_set, target=favourable, method="projected-gradient", seed=experiment.seed)
-    advice = advice[advice.found]
-    usual, ours = (
-        decide(as_predictor(file_of(out, name), example=rows).logits(advice.points)) == favourable for name in ("ort-int4", "faithful")
-    )
-    lines = [
-        f"{len(advice)} generated applicants were refused and told what to change. That advice fails {int((~usual).sum())} of them "
-        f"on the usual 4-bit file (ort-int4) and {int((~ours).sum())} on faithful's."
-    ]
-    between = (~usual & ours).nonzero().flatten()
-    if len(between):
-        one = between[:1]
-        words = experiment.action_set.describe(advice.factual[one], advice.delta[one])[0]
-        lines.append(f"One of them was told: {words}. Full precision would now say yes, so does faithful's file; ort-int4 says no.")
-    return lines
-
-
-def file_of(out: Path, method: str) -> Path:
-    """The file that a comparison kept of a method: its headline budget's, where it has one."""
-    return next(path for path in (out / f"{method}-4.onnx", out / f"{method}.onnx") if path.exists())
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write ``results.json`` and ``timings.json`` into ``folder``."""
+    comparison.to_json(folder / RESULTS_FILE)
+    comparison.timings_to_json(folder / TIMINGS_FILE)

@@ -52,6 +52,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder, with its parents, if it is missing, and return its path.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        FileError: ``path`` is a file, or the folder cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"Cannot make the folder {folder}: {error.strerror}. Give a path that may be a new folder.") from error
+    return folder
+
+
 def check_writable(*paths: Path | None) -> None:
     """Check before the work that its results can be written afterwards.
 

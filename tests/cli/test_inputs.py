@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfptq.cli.inputs import as_audited, as_loader, as_pins, column_of, made_folder, read_module, read_table
+from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_module, read_table
 from cfptq.errors import ConfigurationError, DataError, FileError, ModelError
 
 FRAME = pd.DataFrame({"a": [1.5, 2.5], "b": ["x", "y"]})
@@ -48,13 +48,13 @@ def test_tables_that_are_none_are_refused(tmp_path: Path, name: str, content: by
 
 
 def test_a_missing_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="there is no file"):
+    with pytest.raises(FileError, match="There is no file"):
         read_table(tmp_path / "absent.csv")
 
 
 def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no column 'c'; its columns are a, b"):
-        column_of(FRAME, "c", tmp_path / "rows.csv")
+    with pytest.raises(DataError, match=r"no column 'c'\. Its columns are a, b"):
+        get_column(FRAME, "c", tmp_path / "rows.csv")
 
 
 def test_labels_travel_with_the_rows_and_gaps_become_minus_one() -> None:
@@ -73,14 +73,7 @@ def test_pins_are_name_and_bits() -> None:
             as_pins([entry])
 
 
-def test_a_folder_is_made_or_refused(tmp_path: Path) -> None:
-    assert made_folder(tmp_path / "a" / "b").is_dir()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="cannot make the folder"):
-        made_folder(tmp_path / "file")
-
-
 def test_an_onnx_file_is_audited_as_it_is_and_takes_no_state(tmp_path: Path) -> None:
     assert as_audited("some/model.onnx", None) == "some/model.onnx"
-    with pytest.raises(ModelError, match="--state goes with a function"):
+    with pytest.raises(ModelError, match="--state needs a model"):
         read_module("some/model.onnx", tmp_path / "state.safetensors")

@@ -10,7 +10,8 @@ import torch
 
 from cfptq import datasets
 from cfptq.errors import ActionSetError, RecipeError
-from cfptq.experiments.recipe import Recipe, quickstart
+from cfptq.experiments.quickstart import build_quickstart_recipe
+from cfptq.experiments.recipe import Recipe
 from cfptq.models import MLP, LogisticRegression
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
@@ -75,7 +76,7 @@ def test_the_action_set_accepts_every_person_and_fixes_what_the_recipe_fixes(pat
 
 
 def test_the_quickstart_prepares_a_model_without_any_file() -> None:
-    experiment = quickstart().prepare(0, progress=False)
+    experiment = build_quickstart_recipe().prepare(0, progress=False)
     assert experiment.dataset.synthetic
     assert not experiment.model.training
     with torch.no_grad():
@@ -122,9 +123,9 @@ def test_a_mixed_cost_reaches_the_action_set() -> None:
         ("{schema: 1}", "the key 'dataset' is missing"),
         ("{dataset: synthetic}", "the key 'schema' is missing"),
         ("{schema: 2, dataset: synthetic}", "schema"),
-        ("{schema: 1, dataset: adults}", "there is no data set 'adults'"),
+        ("{schema: 1, dataset: adults}", "got 'adults'"),
         ("{schema: 1, dataset: synthetic, seeds: []}", "seeds"),
-        ("{schema: 1, dataset: synthetic, seeds: [1, 1]}", "seeds names the same value twice"),
+        ("{schema: 1, dataset: synthetic, seeds: [1, 1]}", "seeds must be distinct"),
         ("{schema: 1, dataset: synthetic, seeds: [-1]}", "seeds.0"),
         ("{schema: 1, dataset: synthetic, budgets: [0]}", "budgets.0"),
         ("{schema: 1, dataset: synthetic, actions: {norm: l3}}", "norm"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cfptq.errors import FileError
-from cfptq.io.atomic import atomic_folder, write_text
+from cfptq.io.atomic import atomic_folder, make_folder, write_text
 
 FILES = ("note.json", "parts/a.txt")
 
@@ -86,3 +86,10 @@ def test_a_file_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pl
     with pytest.raises(FileError, match=r"the path must end in a name\. Give the name of a file"):
         write_text(place, "text")
     assert contents(tmp_path) == {"folder": None}
+
+
+def test_a_folder_is_made_or_refused(tmp_path: Path) -> None:
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="Cannot make the folder"):
+        make_folder(tmp_path / "file")
