@@ -89,10 +89,10 @@ TABLES: dict[str, tuple[str | QatMethod, ...]] = {
         _named(CFQ, "cfq-qat, eta=0", objective=replace(CFQ.objective, eta=0.0)),
         _named(CFQ, "cfq-qat, one teacher, one side", teacher=TeacherSettings()),
         _named(CFQ, "cfq-qat, no reserve", objective=replace(CFQ.objective, reserve=0.0)),
-        _named(CFQ, "cfq-qat, no own recourse", schedule=replace(CFQ.schedule, own_recourse=0.0)),
+        _named(CFQ, "cfq-qat, no own recourse", schedule=replace(CFQ.schedule, student_recourse=0.0)),
         _named(CFQ, "cfq-qat, no sweeps", schedule=replace(CFQ.schedule, sweeps=0)),
         _named(CFQ, "cfq-qat, sweeps alone", schedule=replace(CFQ.schedule, learning_rate=0.0)),
-        _named(CFQ, "cfq-qat, nothing held", schedule=replace(CFQ.schedule, settle=0.0, sweeps=0, own_recourse=0.0)),
+        _named(CFQ, "cfq-qat, nothing held", schedule=replace(CFQ.schedule, settle=0.0, sweeps=0, student_recourse=0.0)),
         _named(CFQ, "cfq-qat, from plain rounding", start="ptq"),
         _named(CFQ, "cfq-qat, learned clips and steps", learned_clips=True, schedule=replace(CFQ.schedule, quantizer_rate=2.5e-4)),
         _named(LITERAL, "cfq-paper, eta=0", objective=replace(LITERAL.objective, eta=0.0)),
@@ -239,7 +239,7 @@ def overhead(recipe: Recipe, seed: int) -> dict[str, Any]:
 
             def timed(trainer: Trainer, name: str = method.name, times: dict[str, list[float]] = times) -> History:
                 started = time.perf_counter()
-                sizes = [(len(batch.rows), len(batch.points)) for batch in trainer.batches(0)]
+                sizes = [(len(batch.rows), len(batch.points)) for batch in trainer.draw_batches(0)]
                 times["batches"].append((time.perf_counter() - started) * trainer.schedule.epochs)
                 points[name] = sum(size for _, size in sizes) / sum(size for size, _ in sizes)
                 started = time.perf_counter()

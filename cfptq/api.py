@@ -28,7 +28,7 @@ from cfptq.pipeline.train_task import ALL_ROWS, CALIBRATION_ROWS, train_with
 from cfptq.pipeline.tuning import TuningScore, build_tuning_score
 from cfptq.quantize import Activations, InputBits
 from cfptq.recourse import Target
-from cfptq.training import Files, History, QatMethod, Trainer, as_qat_method
+from cfptq.training import History, QatMethod, RunFiles, Trainer, as_qat_method
 
 __all__ = ["COMPARED", "DEFAULT_METHOD", "TOOLCHAINS", "audit", "calibrate", "compare", "load", "qat", "tuning_score"]
 
@@ -231,7 +231,7 @@ def qat(
             activations=Activations(bits=activation_bits, input_bits=input_bits, clip=False),
             calibration_rows=calibration_rows,
             portable=portable,
-            files=Files(checkpoint, log),
+            files=RunFiles(checkpoint, log),
             fit=fit,
             progress=progress,
         )

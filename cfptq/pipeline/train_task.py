@@ -20,10 +20,22 @@ from cfptq.pipeline.quantize_task import quantize_with
 from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import PROBE_ROWS, QuantizationTask
 from cfptq.quantize import PORTABLE_WIDTHS, WIDTHS, Activations, equalize_on_calibration
-from cfptq.training import BitCost, BitPolicy, Files, History, Search, Start, Student, Supervision, TeacherSettings, Trainer, supervise
-from cfptq.training.hessian_allocation import task_trace
+from cfptq.training import (
+    BitCost,
+    BitPolicy,
+    History,
+    PolicySearch,
+    RunFiles,
+    Start,
+    Student,
+    Supervision,
+    TeacherSettings,
+    Trainer,
+    supervise,
+)
+from cfptq.training.hessian_allocation import score_by_task_hessian
 from cfptq.training.presets import QatMethod
-from cfptq.training.pretraining import pretrained
+from cfptq.training.pretraining import pretrain_for_robust_recourse
 
 #: Rows that training draws from a loader by default, which is all of them.
 ALL_ROWS = sys.maxsize
@@ -42,7 +54,7 @@ def train_with(
     activations: Activations | None = None,
     calibration_rows: int = CALIBRATION_ROWS,
     portable: bool = True,
-    files: Files | None = None,
+    files: RunFiles | None = None,
     fit: Callable[[Trainer], History] | None = None,
     progress: bool = True,
 ) -> Result:
@@ -80,7 +92,7 @@ def train_with(
     if method.pretraining is not None:
         plain = quantize_with(_sample_rows(task, calibration_rows), as_method("ptq"), 8.0, portable=False, progress=False)
         start = Start(task.network, plain.plan, {})
-        network = pretrained(
+        network = pretrain_for_robust_recourse(
             method.pretraining, task.network, start, lambda module: build_supervision(module, replace(method.teacher, share=1.0)),
             method.schedule.pretraining, task.head, task.threshold, task.seed,
         )  # fmt: skip
@@ -94,9 +106,11 @@ def train_with(
     widths = (PORTABLE_WIDTHS if portable else WIDTHS) if method.bits == "learned" else None
     first = quantize_with(calibrating, rule, limit, pinned=pinned, portable=portable, widths=widths, progress=progress)
     start = _build_start(calibrating, rule, first, widths or (), portable)
-    settings = method.teacher if method.objective.uses_points else replace(method.teacher, cached=False, solvers=method.teacher.solvers[:1])
+    settings = method.teacher
+    if not method.objective.needs_recourse:
+        settings = replace(settings, cached=False, solvers=settings.solvers[:1])
     supervision = build_supervision(task.network.graph, settings)
-    if not method.objective.uses_points:
+    if not method.objective.needs_recourse:
         supervision = supervision.without_actions()
     candidates = [(eta, weight) for eta in method.etas or (method.objective.eta,) for weight in method.bit_weights or (method.bit_weight,)]
     if len(candidates) > 1 and files is not None and files.checkpoint is not None:
@@ -118,7 +132,7 @@ def _train_once(
     eta: float,
     weight: float,
     pinned: Mapping[str, int] | None,
-    files: Files | None,
+    files: RunFiles | None,
     fit: Callable[[Trainer], History] | None,
     progress: bool,
 ) -> tuple[float, Result]:
@@ -127,17 +141,17 @@ def _train_once(
     student.prune(method.sparsity)
     search = None
     if method.bits == "learned":
-        policy = BitPolicy(len(start.network.layers), student.widths, list(start.plan.bits.values()), method.lean)
+        policy = BitPolicy(len(start.network.layers), student.widths, list(start.plan.bits.values()), method.start_log_odds)
         formats = {form.tensor: form.bits for form in start.plan.activations}
         widths = [formats[layer.input] for layer in start.network.layers]
         cost = BitCost.of(start.network, budget, widths, method.resource, method.hinge)
-        search = Search(policy, cost, weight, budget, start.network, dict(pinned or {}))
+        search = PolicySearch(policy, cost, weight, budget, start.network, dict(pinned or {}))
     trainer = Trainer(
         student, supervision, method.objective.with_eta(eta), method.schedule, student.bits, task.head, task.threshold,
         search=search, seed=task.seed,
     )  # fmt: skip
     history = trainer.fit(files, progress) if fit is None else fit(trainer)
-    plan = student.plan(method.name)
+    plan = student.to_plan(method.name)
     names, sizes = [layer.name for layer in plan.layers], [layer.parameters for layer in plan.layers]
     allocation = BitAllocation(tuple(names), tuple(sizes), history.bits)
     held = trainer.held_out
@@ -159,7 +173,7 @@ def _train_once(
 def _choose_start(method: QatMethod, activations: Activations | None) -> Method:
     """Return the training-free method that training starts from, with the training's activation formats."""
     rule = replace(as_method(method.start), activations=activations or Activations(input_bits=None, clip=False))
-    return replace(rule, score=task_trace, allocator=allocate_exactly) if method.bits == "trace" else rule
+    return replace(rule, score=score_by_task_hessian, allocator=allocate_exactly) if method.bits == "trace" else rule
 
 
 def _build_start(task: QuantizationTask, rule: Method, first: Result, widths: Sequence[int], portable: bool) -> Start:

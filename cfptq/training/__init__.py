@@ -1,26 +1,28 @@
-"""Counterfactual-faithful quantization by training, and the baselines that it is compared with (Section 4, Appendices B, C, E, G, H)."""
+"""Counterfactual-faithful quantization by training, and its baselines (Section 4, Appendices B, C, E, G, H)."""
 
 from cfptq.training.bit_policy import BitCost, BitPolicy
 from cfptq.training.distributed import Workers
+from cfptq.training.history import History
 from cfptq.training.objective import Match, Objective
 from cfptq.training.presets import QAT_METHODS, QatMethod, as_qat_method
+from cfptq.training.run_files import RunFiles
 from cfptq.training.schedule import Schedule
 from cfptq.training.student import Start, Student
 from cfptq.training.supervision import Batch, Supervision, TeacherSettings, supervise
-from cfptq.training.trainer import Files, History, Search, Trainer
+from cfptq.training.trainer import PolicySearch, Trainer
 
 __all__ = [
     "QAT_METHODS",
     "Batch",
     "BitCost",
     "BitPolicy",
-    "Files",
     "History",
     "Match",
     "Objective",
+    "PolicySearch",
     "QatMethod",
+    "RunFiles",
     "Schedule",
-    "Search",
     "Start",
     "Student",
     "Supervision",

@@ -1,4 +1,4 @@
-"""The bit policy: a categorical distribution over widths for every layer, and what its choice costs (Section 4.3)."""
+"""A learned distribution over the widths of every layer, and the cost of its choice (Section 4.3)."""
 
 from __future__ import annotations
 
@@ -14,68 +14,83 @@ from cfptq.errors import BudgetError
 from cfptq.network import Network, count_multiply_adds_by_layer
 from cfptq.quantize import WIDTHS
 
-#: What the resource term counts: Σ n_ℓ b̄_ℓ, or Σ MACs_ℓ b̄_ℓ b^(a)_ℓ.
+#: Quantity that the resource term counts, bits Σ n_ℓ b̄_ℓ or bit operations Σ MACs_ℓ b̄_ℓ b^(a)_ℓ.
 Resource = Literal["bits", "bops"]
 
 
 class BitPolicy(nn.Module):
-    """π over candidate widths for every layer.
+    """Categorical distribution π over candidate widths for every layer.
 
     Args:
-        layers: L.
-        widths: candidate widths, ascending.
-        start: width of every layer that the policy leans to at first, or None for no preference.
-        lean: log-odds of that width against each other one.
+        layers: number of layers, L.
+        widths: candidate widths in bits, ascending.
+        start: initially preferred width of every layer, in bits. None prefers none.
+        start_log_odds: initial log-odds of the preferred width against each other width.
     """
 
-    def __init__(self, layers: int, widths: Sequence[int] = WIDTHS, start: Sequence[int] | None = None, lean: float = 2.0) -> None:
+    def __init__(
+        self, layers: int, widths: Sequence[int] = WIDTHS, start: Sequence[int] | None = None, start_log_odds: float = 2.0
+    ) -> None:
         super().__init__()
         logits = torch.zeros(layers, len(widths))
         for layer, bits in enumerate(start or ()):
-            logits[layer, list(widths).index(bits)] = lean
+            logits[layer, list(widths).index(bits)] = start_log_odds
         self.logits = nn.Parameter(logits)
         self.widths = tuple(widths)
 
     def sample(self, temperature: float, generator: torch.Generator) -> Tensor:
-        """z, (L, widths): one-hot forward, the Gumbel-Softmax sample of ``temperature`` backward (straight-through)."""
+        """Sample a one-hot choice z, (L, widths), with the gradient of the Gumbel-Softmax sample (straight-through).
+
+        Args:
+            temperature: of the Gumbel-Softmax, above 0.
+            generator: source of randomness. Its state advances.
+        """
         uniform = torch.rand(self.logits.shape, generator=generator).clamp_(1e-20, 1 - 1e-7)
         gumbel = -torch.log(-torch.log(uniform))
         soft = torch.softmax((torch.log_softmax(self.logits, dim=1) + gumbel) / temperature, dim=1)
         hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
         return hard + soft - soft.detach()
 
-    def bits(self) -> tuple[int, ...]:
-        """arg max π, the width of every layer."""
+    def get_most_likely_bits(self) -> tuple[int, ...]:
+        """Return the most likely width of every layer, arg max π."""
         return tuple(self.widths[choice] for choice in self.logits.argmax(dim=1).tolist())
 
 
-def mean_bits(choice: Tensor, widths: Sequence[int]) -> Tensor:
-    """b̄_ℓ = Σ_r z_ℓr b_r, (L,), of a choice (L, widths)."""
+def compute_mean_bits(choice: Tensor, widths: Sequence[int]) -> Tensor:
+    """Compute the mean width b̄_ℓ = Σ_r z_ℓr b_r of every layer, (L,), for a choice z, (L, widths)."""
     return choice @ torch.tensor(widths, dtype=choice.dtype)
 
 
-def bops(macs: Sequence[int], weight_bits: Tensor, activation_bits: Sequence[int]) -> Tensor:
-    """Σ_ℓ MACs_ℓ b̄_ℓ^(w) b̄_ℓ^(a) for one row, ()."""
+def compute_bops(macs: Sequence[int], weight_bits: Tensor, activation_bits: Sequence[int]) -> Tensor:
+    """Compute the bit operations Σ_ℓ MACs_ℓ b̄_ℓ^(w) b̄_ℓ^(a) of one row, ()."""
     return (torch.tensor(macs, dtype=weight_bits.dtype) * weight_bits * torch.tensor(activation_bits, dtype=weight_bits.dtype)).sum()
 
 
 @dataclass(frozen=True)
 class BitCost:
-    """The resource term of the objective, as a share of the budget so that λ means the same on every model.
+    """Resource term of the objective, as a share of the budget, so that λ has the same meaning on every model.
 
     Attributes:
-        parameters: n_ℓ, or MACs_ℓ b^(a)_ℓ where BOPs are counted.
-        ceiling: what the choice may cost in these units.
-        hinge: Algorithm 2's max(0, cost − ceiling); False is the plain sum of Section 4.2.
+        unit_costs: cost of one bit of width in every layer. It is n_ℓ for bits and MACs_ℓ b^(a)_ℓ for bit operations.
+        ceiling: largest cost within the budget, in the same units.
+        hinge: True for Algorithm 2's max(0, cost − ceiling), False for the plain sum of Section 4.2.
     """
 
-    parameters: tuple[int, ...]
+    unit_costs: tuple[int, ...]
     ceiling: float
     hinge: bool = True
 
     @staticmethod
     def of(network: Network, budget: Budget, activation_bits: Sequence[int], resource: Resource = "bits", hinge: bool = True) -> BitCost:
-        """The term for a network and a budget; a budget in bytes is met in bits, 8 to a byte."""
+        """Build the term for a network and a budget.
+
+        Args:
+            network: the network that is quantized.
+            budget: the budget. One in bytes counts 8 bits per byte.
+            activation_bits: bits of every layer's input, used for bit operations.
+            resource: the quantity that is counted.
+            hinge: see :class:`BitCost`.
+        """
         sizes = tuple(layer.parameters for layer in network.layers)
         ceiling = float(budget.ceiling(sizes)) * (8 if budget.unit is BudgetUnit.BYTES else 1)
         if resource == "bits":
@@ -85,34 +100,37 @@ class BitCost:
         return BitCost(work, ceiling / sum(sizes) * sum(work), hinge)
 
     def __call__(self, bits: Tensor) -> Tensor:
-        """The term for widths (L,), possibly between two candidates; differentiable."""
-        cost = (torch.tensor(self.parameters, dtype=bits.dtype) * bits).sum() / self.ceiling
+        """Compute the term for widths in bits, (L,), with gradient. A width may lie between two candidates."""
+        cost = (torch.tensor(self.unit_costs, dtype=bits.dtype) * bits).sum() / self.ceiling
         return (cost - 1).clamp_min(0) if self.hinge else cost
 
 
 @dataclass(frozen=True)
 class PolicyScores(LayerScores):
-    """A learned policy as layer scores: what a width is worth is its log-probability.
+    """Layer scores of a learned policy, in which a width's benefit is its log-probability.
 
     Attributes:
-        widths: candidate widths, ascending.
-        preference: (L, widths) log π.
+        widths: candidate widths in bits, ascending.
+        preference: log π, (L, widths).
     """
 
     widths: tuple[int, ...] = ()
     preference: tuple[tuple[float, ...], ...] = ()
 
     def benefits(self, widths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
-        """log π of each layer at ``widths``."""
+        """Return log π of each layer at ``widths``."""
         at = {bits: number for number, bits in enumerate(self.widths)}
         missing = [bits for bits in widths if bits not in at]
         if missing:
-            raise BudgetError(f"the policy has no width of {missing[0]} bits; its widths are {', '.join(map(str, self.widths))}")
+            raise BudgetError(f"Widths must be among the policy's {', '.join(map(str, self.widths))} bits, got {missing[0]}.")
         return tuple(tuple(row[at[bits]] for bits in widths) for row in self.preference)
 
 
-def policy_scores(policy: BitPolicy, network: Network) -> PolicyScores:
-    """The policy's preferences; a layer's score is how much better than the lowest width it likes its favourite."""
+def score_by_policy(policy: BitPolicy, network: Network) -> PolicyScores:
+    """Score layers by a learned policy.
+
+    A layer's score is the log-probability of its most likely width minus that of its lowest width.
+    """
     preference = torch.log_softmax(policy.logits.detach().double(), dim=1)
     return PolicyScores(
         names=tuple(layer.name for layer in network.layers),
@@ -124,12 +142,16 @@ def policy_scores(policy: BitPolicy, network: Network) -> PolicyScores:
     )
 
 
-def discretized(scores: PolicyScores, budget: Budget, pinned: dict[str, int] | None = None) -> tuple[BitAllocation, bool]:
-    """The likeliest allocation within the budget, and whether the policy's own arg max had to be brought back to it.
+def discretize_policy(scores: PolicyScores, budget: Budget, pinned: dict[str, int] | None = None) -> tuple[BitAllocation, bool]:
+    """Return the most likely allocation within the budget, and whether arg max π was over the budget.
 
-    Without a budget in the way this is arg max π; else the knapsack picks the most probable widths that can be paid for. What is left
-    over is spent.
+    The knapsack chooses the allocation. A budget left over is spent.
+
+    Args:
+        scores: the learned policy.
+        budget: the budget that the allocation meets.
+        pinned: layer name to the bits that it keeps. None pins nothing.
     """
-    favourite = [scores.widths[max(range(len(row)), key=row.__getitem__)] for row in scores.preference]
-    spent = sum(budget.cost(n, bits) for n, bits in zip(scores.parameters, favourite, strict=True))
+    most_likely = [scores.widths[max(range(len(row)), key=row.__getitem__)] for row in scores.preference]
+    spent = sum(budget.cost(n, bits) for n, bits in zip(scores.parameters, most_likely, strict=True))
     return allocate_exactly(scores, budget, scores.widths, pinned), spent > budget.ceiling(scores.parameters)

@@ -1,4 +1,4 @@
-"""Several processes that train one model: each takes a share of every batch, gradients are averaged."""
+"""Data-parallel training in several processes, with averaged gradients."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import distributed
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among those that train together.
+    """The place of this process among those that train together.
 
     Attributes:
-        rank: number of this process. size: how many there are.
+        rank: number of this process, from 0.
+        size: number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     @staticmethod
-    def present() -> Workers:
-        """The process group that ``torchrun`` and ``torch.distributed.init_process_group`` set up; this process alone without one."""
+    def detect() -> Workers:
+        """Return the workers of the initialized ``torch.distributed`` process group, or this process alone without one."""
         if distributed.is_available() and distributed.is_initialized():
             return Workers(distributed.get_rank(), distributed.get_world_size())
         return Workers()
 
-    def average(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes, in one message."""
         if self.size == 1:
             return

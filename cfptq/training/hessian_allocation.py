@@ -1,4 +1,4 @@
-"""The allocation of the mixed-precision baseline: Hessian traces of the task loss (HAWQ-V2, Dong et al. 2020)."""
+"""Layer scores by Hessian traces of the task loss, for the mixed-precision baseline (HAWQ-V2, Dong et al. 2020)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from cfptq.quantize import ALL_WIDTHS
 from cfptq.quantize.calibration_set import CalibrationSet
 
 
-def task_trace(
+def score_by_task_hessian(
     network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
 ) -> MeasuredScores:
-    """For each layer and width, the mean trace of the task loss's Hessian in W_ℓ times ‖Ŵ_ℓ − W_ℓ‖², on the factual rows.
+    """Score each layer at each width by the mean Hessian trace of the task loss in W_ℓ times ‖Ŵ_ℓ − W_ℓ‖², on the factual rows.
 
-    Args: as :func:`cfptq.allocation.score_by_factual_gradient`.
+    Args:
+        network: the full-precision model f.
+        calibration: its factual rows are used. The teacher's decisions stand in for missing labels.
+        head: meaning of the network's raw output. None infers it.
+        threshold: decision threshold of a two-class model, as a probability. None is the most likely class.
+        progress: show a bar when it takes long.
     """
     rows = calibration.factual
     with torch.no_grad():

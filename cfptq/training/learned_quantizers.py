@@ -1,4 +1,4 @@
-"""Quantizers whose parameters are learned: LSQ for weights, PACT for activations (Section 4.4)."""
+"""Quantizers with learned parameters, LSQ for weights and PACT for activations (Section 4.4)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 
-def lsq(weight: Tensor, step: Tensor, limit: int) -> Tensor:
-    """ŵ = s · clip(⌊w / s⌉, −Q, Q), straight-through, with LSQ's gradient in the step (Esser et al. 2020).
+def quantize_lsq(weight: Tensor, step: Tensor, limit: int) -> Tensor:
+    """Fake-quantize a weight to ŵ = s · clip(⌊w / s⌉, −Q, Q) with LSQ's gradients (Esser et al. 2020).
 
-    ∂ŵ/∂w is 1 inside the range and 0 where it clips. ∂ŵ/∂s is ⌊w / s⌉ − w / s inside and ±Q where it clips, scaled by 1 / √(n Q) with n
-    the weights that share the step. The range is the narrow symmetric one that every backend holds, so −Q is −(2^(b−1) − 1).
+    ∂ŵ/∂w is 1 inside the range and 0 where it clips. ∂ŵ/∂s is ⌊w / s⌉ − w / s inside and ±Q where it clips. It is scaled by 1 / √(n Q),
+    where n weights share the step. The range is the narrow symmetric one that every backend holds, so Q is 2^(b−1) − 1.
 
     Args:
         weight: (out, ...).
-        step: positive, (out,) for one step a channel or () for one a layer.
+        step: quantization step s > 0, (out,) for one per channel or () for one per layer.
         limit: Q, the largest integer magnitude.
     """
     along = step.reshape(-1, *[1] * (weight.dim() - 1)) if step.dim() else step
@@ -47,21 +47,27 @@ class _Lsq(torch.autograd.Function):
         return given * inside, moved, None
 
 
-def pact(x: Tensor, clip: Tensor, bits: int, *, signed: bool = False) -> Tensor:
-    """Affine activation quantizer with a learned clip α (Choi et al. 2018), straight-through.
+def quantize_pact(x: Tensor, clip: Tensor, bits: int, *, signed: bool = False) -> Tensor:
+    """Fake-quantize an activation with a learned clip α and PACT's gradients (Choi et al. 2018).
 
-    Unsigned: clip(x, 0, α) on 2^bits − 1 steps. Signed, for tensors that go negative: clip(x, −α, α), affine, so that 0 is exact.
-    ∂x̂/∂x is 1 inside the range and 0 where it clips; ∂x̂/∂α is 1 above it and, signed, −1 below it.
+    The range is [0, α], or [−α, α] where ``signed``. It has 2^bits − 1 steps, and 0 is exact. ∂x̂/∂x is 1 inside the range and 0 where it
+    clips. ∂x̂/∂α is 1 above the range. It is −1 below a signed range.
 
     Args:
-        x: any shape. clip: α > 0, (). bits: of the unsigned integers.
+        x: activation of any shape.
+        clip: α > 0, ().
+        bits: width of the unsigned integers.
+        signed: True for tensors with negative values.
     """
-    rounded: Tensor = _Pact.apply(x, clip, *affine(clip, bits, signed), 2**bits - 1, signed)  # type: ignore[no-untyped-call]
+    rounded: Tensor = _Pact.apply(x, clip, *compute_affine_parameters(clip, bits, signed), 2**bits - 1, signed)  # type: ignore[no-untyped-call]
     return rounded
 
 
-def affine(clip: Tensor, bits: int, signed: bool) -> tuple[float, int]:
-    """Scale and zero point of :func:`pact`'s integers; the same numbers as ``ActivationFormat.from_range`` gives at 8 and 16 bits."""
+def compute_affine_parameters(clip: Tensor, bits: int, signed: bool) -> tuple[float, int]:
+    """Compute scale and zero point of :func:`quantize_pact`.
+
+    At 8 and 16 bits they equal those of ``ActivationFormat.from_range``.
+    """
     alpha, steps = float(clip.detach()), 2**bits - 1
     low = -alpha if signed else 0.0
     scale = float(torch.tensor((alpha - low) / steps, dtype=torch.float32))

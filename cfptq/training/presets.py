@@ -1,4 +1,4 @@
-"""CFQ and the baselines that train, each a few lines on shared parts."""
+"""Presets of quantization by training, CFQ and the baselines."""
 
 from __future__ import annotations
 
@@ -15,64 +15,67 @@ from cfptq.training.objective import Objective
 from cfptq.training.schedule import Schedule
 from cfptq.training.supervision import TeacherSettings
 
-#: The paper's teacher: K = 3 steps and the final iterate.
+#: The paper's teacher, with K = 3 steps and the final iterate.
 LOW_STEP = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
 
-#: Recourse as it is issued, one step size: what full-precision training for robust recourse looks at.
+#: Recourse as it is issued, at one step size, for full-precision training for robust recourse.
 ISSUED = TeacherSettings()
 
-#: Ours: recourse as it is issued, from three step sizes, and both sides of the boundary along each action. Between (0, 2), which lowers
-#: adult's favourable rate, and shares of 0.75 to 1.1 of each action, nearly all behind the boundary, which raise default's.
+#: Recourse as it is issued, at three step sizes, with points on both sides of the boundary along each action. Sides of (0, 2) lower the
+#: favourable rate on adult. Points at 0.75 to 1.1 of each action, which nearly all lie behind the boundary, raise it on default.
 TWO_SIDED = TeacherSettings(solvers=tuple(ProjectedGradient(step_size=size) for size in (0.15, 0.3, 0.45)), sides=(-1.0, 2.0), share=1 / 3)
 
-#: The task alone: what QAT is without recourse.
-ACCURACY = Objective(eta=0.0)
+#: The task loss alone, as in QAT without recourse.
+TASK_ONLY = Objective(eta=0.0)
 
-#: Logit distillation. Robustly trained models are quantized by it too: labels would train their robustness away again.
-DISTIL = Objective(task="distil", eta=0.0)
+#: Logit distillation. It quantizes robustly trained models too, because training on labels would undo their robustness.
+DISTILLATION = Objective(task="distil", eta=0.0)
 
-#: The teacher's logits where decisions are near, on rows and on both sides of the boundary, with a reserve. The reserve was chosen among 0,
-#: 0.05, 0.1 and 0.2 on training rows left out of training: at 0.1 and 0.2 they keep most recourse, and 0.2 moves the favourable rate.
+#: The teacher's logits near its boundary, on rows and on points at both sides, with a reserve. The reserve was chosen among 0, 0.05, 0.1
+#: and 0.2 on training rows left out of training. There 0.1 and 0.2 keep most recourse, and 0.2 changes the favourable rate.
 FAITHFUL = Objective(task="boundary", validity="boundary", reserve=0.1)
 
-#: Fewest optimizer steps of every method, so that 700 rows are trained on too. Chosen among 0, 300 and 900 on german training rows left out
-#: of training: 300 has the lowest loss, drift and flips there, and 900 overfits.
+#: Fewest optimizer steps of every method, for data sets as small as 700 rows. It was chosen among 0, 300 and 900 on german training rows
+#: left out of training. There 300 has the lowest loss, drift and flips, and 900 overfits.
 LEAST_STEPS = 300
 
-#: From integers that fit already: small steps, then the last third with integers that only sweeps move, on the student's own recourse too.
-#: Without that, recourse becomes cheaper than the teacher's; more than 5 % breaks more of it.
-#: Chosen with the benchmark's test figures in sight.
-SWEPT = Schedule(
-    epochs=16, least_steps=LEAST_STEPS, learning_rate=5e-4, quantizer_rate=0.0, search=0.2, settle=0.3, sweeps=1, own_recourse=0.05
+#: Small steps from integers that fit already. In the last third only sweeps change integers, on the student's own recourse too. Without the
+#: student's recourse, recourse becomes cheaper than the teacher's. More than 5 % of it breaks more recourse.
+#: These values were chosen with knowledge of the benchmark's test figures.
+SWEEPING_SCHEDULE = Schedule(
+    epochs=16, least_steps=LEAST_STEPS, learning_rate=5e-4, quantizer_rate=0.0, search=0.2, settle=0.3, sweeps=1, student_recourse=0.05
 )
 
-#: The paper's objectives.
-PLAIN = Schedule(least_steps=LEAST_STEPS)
+#: Schedule of the paper's objectives.
+PAPER_SCHEDULE = Schedule(least_steps=LEAST_STEPS)
 
-#: Published methods that train no recourse choose their epoch by the loss alone.
-PUBLISHED = replace(PLAIN, max_drift=None)
+#: Schedule of published methods without recourse, which choose their epoch by the loss alone.
+LOSS_ONLY_SCHEDULE = replace(PAPER_SCHEDULE, max_drift=None)
 
 
 @dataclass(frozen=True)
 class QatMethod:
-    """How a model is quantized by training. Every preset of :data:`QAT_METHODS` is one; a user may pass her own to ``qat``.
+    """Settings of quantization by training. :data:`QAT_METHODS` holds the presets, and ``cfptq.qat`` accepts any instance.
 
     Attributes:
-        name: stands in results, plans and files.
-        start: the training-free method (a preset of ``cfptq.pipeline.method``) whose integers, steps and biases training starts from.
-        bits: widths: "start" keeps those of the starting plan; "trace" allocates by Hessian traces of the task loss (HAWQ-V2);
-            "learned" learns a bit policy from the starting widths on.
-        learned_clips: PACT for activations; False keeps the starting formats.
-        per_channel: one weight step for each output channel; False for one a layer, as LSQ was published.
-        objective, teacher, schedule: what is trained for, on which recourse, how long.
-        bit_weight: λ, on the excess over the budget as a share of it.
-        hinge: Algorithm 2's BitCost; False is the plain sum of Section 4.2.
-        resource: what BitCost counts.
-        lean: log-odds of the starting widths in the policy.
-        etas, bit_weights: values of η and λ to sweep; the run with the best validation accuracy is kept. Empty: no sweep.
-        pretraining: train the full-precision model first (E.1): "margin" for a margin at its own recourse points, "consistency" for
-            agreement with an ensemble there.
-        sparsity: share of each layer's weights, the smallest, that are set to 0 and stay so.
+        name: name in results, plans and files.
+        start: preset of :data:`cfptq.METHODS`, a training-free method. Training starts from its integers, steps and biases.
+        bits: source of the widths. "start" keeps those of the starting plan. "trace" allocates by Hessian traces of the task loss
+            (HAWQ-V2). "learned" learns a bit policy that prefers the starting widths at first.
+        learned_clips: True for PACT activations, False for the starting formats.
+        per_channel: True for one weight step per output channel, False for one per layer, as LSQ was published.
+        objective: terms of the loss.
+        teacher: settings of the teacher's recourse.
+        schedule: epochs, rates and the share of rows held out.
+        bit_weight: λ, weight of the excess over the budget as a share of the budget.
+        hinge: True for Algorithm 2's BitCost, False for the plain sum of Section 4.2.
+        resource: quantity that BitCost counts.
+        start_log_odds: initial log-odds of the starting widths in the policy.
+        etas: values of η to try. The run with the best validation accuracy is kept. Empty takes the objective's.
+        bit_weights: values of λ to try, with every value of η. Empty takes ``bit_weight``.
+        pretraining: training of the full-precision model beforehand (E.1). "margin" teaches a margin at its own recourse points.
+            "consistency" teaches agreement with an ensemble there. None trains nothing.
+        sparsity: share of each layer's weights in [0, 1), the smallest, that are set to 0 permanently.
     """
 
     name: str
@@ -86,61 +89,85 @@ class QatMethod:
     bit_weight: float = 1.0
     hinge: bool = True
     resource: Resource = "bits"
-    lean: float = 2.0
+    start_log_odds: float = 2.0
     etas: tuple[float, ...] = ()
     bit_weights: tuple[float, ...] = ()
     pretraining: Literal["margin", "consistency"] | None = None
     sparsity: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.bits not in ("start", "trace", "learned") or self.resource not in ("bits", "bops"):
-            raise ConfigurationError(f"method {self.name!r}: there are no bits {self.bits!r} or resource {self.resource!r}")
-        if self.pretraining not in (None, "margin", "consistency"):
-            raise ConfigurationError(f"method {self.name!r}: pretraining is 'margin', 'consistency' or None, not {self.pretraining!r}")
-        if not all(isfinite(value) and value >= 0 for value in (self.bit_weight, self.lean, *self.etas, *self.bit_weights)):
-            raise ConfigurationError(f"method {self.name!r}: weights are finite numbers, at least 0")
-        if self.schedule.sweeps and not self.objective.follows_margins:
-            raise ConfigurationError(f"method {self.name!r}: sweeps follow the teacher's margins; take 'boundary' terms, or sweeps=0")
-        if self.schedule.own_recourse and (self.objective.match or self.objective.hinge or not self.objective.follows_margins):
-            raise ConfigurationError(
-                f"method {self.name!r}: the student's own recourse is taught the teacher's margins, and is no example to follow; take "
-                "'boundary' terms, match=None and hinge=0, or own_recourse=0"
-            )
-        if self.schedule.own_recourse and not self.teacher.cached:
-            raise ConfigurationError(f"method {self.name!r}: the student's own recourse is kept beside the teacher's; take cached=True")
-        if self.schedule.sweeps and self.sparsity:
-            raise ConfigurationError(f"method {self.name!r}: sweeps would move weights that are pruned; take sparsity=0 or sweeps=0")
+        where = f"Method {self.name!r}"
+        for name, allowed in (
+            ("bits", ("start", "trace", "learned")),
+            ("resource", ("bits", "bops")),
+            ("pretraining", ("margin", "consistency", None)),
+        ):
+            if getattr(self, name) not in allowed:
+                choices = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+                raise ConfigurationError(f"{where}: {name} must be {choices}, got {getattr(self, name)!r}.")
+        for name, values in (
+            ("bit_weight", (self.bit_weight,)),
+            ("start_log_odds", (self.start_log_odds,)),
+            ("etas", self.etas),
+            ("bit_weights", self.bit_weights),
+        ):
+            if not all(isfinite(value) and value >= 0 for value in values):
+                raise ConfigurationError(f"{where}: {name} must be finite and at least 0, got {getattr(self, name)}.")
         if not 0 <= self.sparsity < 1:
-            raise ConfigurationError(f"method {self.name!r}: sparsity is {self.sparsity}; it must lie in [0, 1)")
+            raise ConfigurationError(f"{where}: sparsity must lie in [0, 1), got {self.sparsity}.")
+        if self.schedule.sweeps and not self.objective.is_margin_based:
+            raise ConfigurationError(
+                f"{where}: sweeps require an objective of 'boundary' terms, because they follow the teacher's margins. "
+                "Set task='boundary' and validity='boundary', or sweeps=0."
+            )
+        if self.schedule.sweeps and self.sparsity:
+            raise ConfigurationError(
+                f"{where}: sweeps require sparsity=0, because they would change weights that are pruned. Set sparsity=0, or sweeps=0."
+            )
+        if self.schedule.student_recourse and (self.objective.match or self.objective.hinge or not self.objective.is_margin_based):
+            raise ConfigurationError(
+                f"{where}: student_recourse requires an objective of 'boundary' terms alone, because its points need not be valid. "
+                "Set task='boundary', validity='boundary', match=None and hinge=0, or student_recourse=0."
+            )
+        if self.schedule.student_recourse and not self.teacher.cached:
+            raise ConfigurationError(
+                f"{where}: student_recourse requires a cached teacher, because it is added to the cached actions. "
+                "Set cached=True, or student_recourse=0."
+            )
 
 
-#: Robust training, then quantization (E.1).
-ROBUST = QatMethod("r-margin", start="mixed-ptq", bits="trace", objective=DISTIL, teacher=ISSUED, schedule=PUBLISHED, pretraining="margin")
+#: Training for robust recourse in full precision, followed by quantization (E.1).
+R_MARGIN = QatMethod(
+    "r-margin", start="mixed-ptq", bits="trace", objective=DISTILLATION, teacher=ISSUED, schedule=LOSS_ONLY_SCHEDULE, pretraining="margin"
+)
 
-#: CFQ with the starting plan's widths and with learned ones, the paper's CFQ to the letter, and the baselines, by name.
+#: Presets by name. They are CFQ with the starting plan's widths or with learned ones, the paper's CFQ to the letter, and the baselines.
 QAT_METHODS: Mapping[str, QatMethod] = MappingProxyType(
     {
         method.name: method
         for method in (
-            QatMethod("cfq-qat", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEPT),
-            QatMethod("cfq-learned", bits="learned", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEPT),
-            QatMethod("cfq-paper", start="ptq", bits="learned", learned_clips=True, schedule=PLAIN),
-            QatMethod("lsq-qat", start="ptq", objective=ACCURACY, schedule=PUBLISHED),
-            QatMethod("pact-qat", start="ptq", learned_clips=True, objective=ACCURACY, schedule=PUBLISHED),
-            QatMethod("mixed-qat", start="mixed-ptq", bits="trace", objective=ACCURACY, schedule=PUBLISHED),
-            ROBUST,
-            replace(ROBUST, name="r-consistency", pretraining="consistency"),
-            QatMethod("prune-quant", start="ptq", objective=ACCURACY, schedule=PUBLISHED, sparsity=0.5),
-            QatMethod("prune-quant-cf", start="ptq", schedule=PLAIN, sparsity=0.5),
-            QatMethod("distil-quant", start="ptq", objective=DISTIL, schedule=PUBLISHED),
-            QatMethod("distil-quant-cf", start="ptq", schedule=PLAIN, objective=Objective(task="distil")),
+            QatMethod("cfq-qat", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEEPING_SCHEDULE),
+            QatMethod("cfq-learned", bits="learned", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEEPING_SCHEDULE),
+            QatMethod("cfq-paper", start="ptq", bits="learned", learned_clips=True, schedule=PAPER_SCHEDULE),
+            QatMethod("lsq-qat", start="ptq", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE),
+            QatMethod("pact-qat", start="ptq", learned_clips=True, objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE),
+            QatMethod("mixed-qat", start="mixed-ptq", bits="trace", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE),
+            R_MARGIN,
+            replace(R_MARGIN, name="r-consistency", pretraining="consistency"),
+            QatMethod("prune-quant", start="ptq", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, sparsity=0.5),
+            QatMethod("prune-quant-cf", start="ptq", schedule=PAPER_SCHEDULE, sparsity=0.5),
+            QatMethod("distil-quant", start="ptq", objective=DISTILLATION, schedule=LOSS_ONLY_SCHEDULE),
+            QatMethod("distil-quant-cf", start="ptq", schedule=PAPER_SCHEDULE, objective=Objective(task="distil")),
         )
     }
 )
 
 
 def as_qat_method(method: str | QatMethod) -> QatMethod:
-    """The preset of that name, or the method itself.
+    """Return the preset of that name, or the method itself.
+
+    Args:
+        method: a name in :data:`QAT_METHODS`, or a method.
 
     Raises:
         ConfigurationError: no preset has that name.
@@ -148,5 +175,5 @@ def as_qat_method(method: str | QatMethod) -> QatMethod:
     if isinstance(method, QatMethod):
         return method
     if method not in QAT_METHODS:
-        raise ConfigurationError(f"there is no training method {method!r}; choose one of {', '.join(QAT_METHODS)}, or pass a QatMethod")
+        raise ConfigurationError(f"method must be one of {', '.join(QAT_METHODS)}, or a QatMethod, got {method!r}.")
     return QAT_METHODS[method]

@@ -1,4 +1,4 @@
-"""Full-precision training for robust recourse, before anything is quantized (E.1)."""
+"""Full-precision training for robust recourse before quantization (E.1)."""
 
 from __future__ import annotations
 
@@ -14,60 +14,70 @@ from cfptq.training.student import Start, Student
 from cfptq.training.supervision import Supervision
 from cfptq.training.trainer import Trainer
 
-#: Rounds of R-Margin: the recourse points of each round are the current model's own.
-ROUNDS = 2
+#: Rounds of R-Margin. Each round computes recourse on the current model.
+R_MARGIN_ROUNDS = 2
 
-#: Predictors of R-Consistency's ensemble, each trained on a bootstrap sample.
-MEMBERS = 3
+#: Members of R-Consistency's ensemble, each trained on a bootstrap sample.
+ENSEMBLE_MEMBERS = 3
 
-#: Weight and threshold of R-Margin's hinge. Much more of it, and the model accepts everybody.
-MARGIN = Objective(eta=0.0, hinge=0.1, gamma=0.5)
+#: Objective of R-Margin. With a much larger hinge weight the model accepts everybody.
+R_MARGIN = Objective(eta=0.0, hinge=0.1, gamma=0.5)
 
-#: R-Consistency: labels on the rows, the ensemble's logits at recourse points.
-CONSISTENCY = Objective(validity="boundary")
+#: Objective of R-Consistency, with labels on the rows and the ensemble's logits at recourse points.
+R_CONSISTENCY = Objective(validity="boundary")
 
-#: Makes the recourse points of a module: its rows, labels and recourse as supervision.
-Supervise = Callable[[nn.Module], Supervision]
+#: Function from a module to supervision with that module as the teacher.
+BuildSupervision = Callable[[nn.Module], Supervision]
 
 
 class Ensemble(nn.Module):
-    """The mean output of several models."""
+    """Ensemble whose output is the mean of its members' outputs."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean output (N, ...) of rows."""
+        """Compute the mean output, (N, ...), of rows."""
         return torch.stack([member(x) for member in self.members]).mean(dim=0)
 
 
-def pretrained(
-    kind: str, network: Network, start: Start, supervise: Supervise, schedule: Schedule, head: Head, threshold: float | None, seed: int
+def pretrain_for_robust_recourse(
+    kind: str,
+    network: Network,
+    start: Start,
+    supervise: BuildSupervision,
+    schedule: Schedule,
+    head: Head,
+    threshold: float | None,
+    seed: int,
 ) -> Network:
-    """``network`` trained further in full precision: "margin" (R-Margin) or "consistency" (R-Consistency).
+    """Return the network after further training in full precision.
 
     Args:
-        start: gives names, shapes and biases to the student; its integers are not used.
-        supervise: makes rows and recourse points with a module as the teacher.
+        kind: "margin" for R-Margin, "consistency" for R-Consistency.
+        network: the full-precision network.
+        start: names, shapes and biases of the student's layers. Its integers are not used.
+        supervise: builds supervision with a module as the teacher.
+        schedule: schedule of each training.
+        head: meaning of the network's raw output.
+        threshold: decision threshold of a two-class model, as a probability. None is the most likely class.
+        seed: of all sampling.
     """
 
-    def fitted(supervision: Supervision, objective: Objective, number: int) -> Network:
-        student = Student(start_of(network), quantized=False)
+    def train(supervision: Supervision, objective: Objective, number: int) -> Network:
+        student = Student(Start(network, start.plan, {}), is_quantized=False)
         Trainer(student, supervision, objective, schedule, student.bits, head, threshold, seed=seed * 101 + number).fit(progress=False)
-        return student.trained(network)
-
-    def start_of(current: Network) -> Start:
-        return Start(current, start.plan, {})
+        return student.transfer_parameters(network)
 
     if kind == "margin":
-        for number in range(ROUNDS):
-            network = fitted(supervise(network.graph), MARGIN, number)
+        for number in range(R_MARGIN_ROUNDS):
+            network = train(supervise(network.graph), R_MARGIN, number)
         return network
     whole = supervise(network.graph)
     members = []
-    for number in range(MEMBERS):
+    for number in range(ENSEMBLE_MEMBERS):
         generator = torch.Generator().manual_seed(seed * 101 + number)
         drawn = torch.randint(0, len(whole.rows), (len(whole.rows),), generator=generator).sort().values
-        members.append(fitted(whole.select(torch.unique(drawn)), Objective(eta=0.0), number).graph)
-    return fitted(supervise(Ensemble(members)), CONSISTENCY, MEMBERS)
+        members.append(train(whole.select(torch.unique(drawn)), Objective(eta=0.0), number).graph)
+    return train(supervise(Ensemble(members)), R_CONSISTENCY, ENSEMBLE_MEMBERS)

@@ -1,4 +1,4 @@
-"""How long and how fast: epochs, batches, rates, temperature."""
+"""The training schedule, with epochs, batch size, learning rates and temperature."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from torch import Tensor
 
 from cfptq.errors import ConfigurationError, DataError
 
-#: How often the student's own recourse is looked for.
-LOOKS = 5
+#: Searches for the student's own recourse in one run. With more settling epochs, the searches are spread evenly over them.
+MAX_STUDENT_RECOURSE_SEARCHES = 5
 
 
-def randomness(seed: int, epoch: int, step: int = 0) -> torch.Generator:
-    """Randomness of one step: depends on the seed and the place alone, so that a resumed run draws the same."""
+def create_generator(seed: int, epoch: int, step: int = 0) -> torch.Generator:
+    """Create the random generator of one step from the seed and the step's place alone, so that a resumed run draws the same numbers."""
     # PyTorch's seeds have 64 bits.
     return torch.Generator().manual_seed(((seed * 1_000_003 + epoch + 7) * 1_000_003 + step) % 2**64)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW with rates that fall along a half cosine.
+    """Settings of AdamW training with learning rates that fall along a half cosine.
 
     Attributes:
         epochs: passes over the training rows.
-        least_steps: fewest optimizer steps; where the epochs hold fewer, there are more epochs, so that small data are trained too.
-        batch_size: factual rows a step; the recourse points that go with them come on top.
-        learning_rate: of weights and biases, as a share of the layer's root mean square weight, so that it suits every scale.
-        quantizer_rate: of steps and clips, as a share of their mean.
-        policy_rate: of the bit policy's log-odds.
+        least_steps: fewest optimizer steps. Where ``epochs`` hold fewer, epochs are added, so that small data sets are trained too.
+        batch_size: factual rows per step. The recourse points of the step are added to them.
+        learning_rate: of weights and biases, as a share of the layer's root mean square weight.
+        quantizer_rate: learning rate of quantizer steps and clips, as a share of their mean.
+        policy_rate: learning rate of the bit policy's log-odds.
         weight_decay: of weights.
-        search: share of the epochs in which the bit policy is sampled and learned; then it is fixed and the rest is fine-tuning.
-        settle: share of the epochs, at the end, in which all integers are held and only steps, clips and biases are trained. Weights near
-            a tie flip back and forth as long as they are trained; what they leave as error is taken up here.
-        sweeps: how often each of these epochs first moves all integers to where margins err least (:func:`cfptq.quantize.sweep_plan`).
-        own_recourse: share of the rejected, drawn anew a few times in these epochs, whose cheapest recourse by the student itself is
-            trained on with the teacher's: where the student promises what the teacher refuses, or asks for more, quantization makes
-            recourse cheaper or dearer.
-        temperature: of the Gumbel-Softmax, at the first and at the last step of the search; falls geometrically.
-        validation_share: share of the rows set aside to choose the epoch.
-        max_drift: how far an epoch that is kept may move the share of rows that get their target, or as far as the start moves it, if
-            that is more; where no epoch stays within, the start is kept. None chooses by the loss alone.
+        search: share of the epochs, at the start, in which the bit policy is sampled and learned. Afterwards the widths are fixed.
+        temperature: of the Gumbel-Softmax at the first and at the last step of the search. It falls geometrically.
+        settle: share of the epochs, at the end, in which all integers are frozen and only steps, clips and biases are trained. Weights near
+            a rounding tie flip back and forth while they are trained. Settling compensates the error that remains.
+        sweeps: passes of :func:`cfptq.quantize.sweep_plan` at the start of each settling epoch. A sweep moves integers to lower the error
+            of margins.
+        student_recourse: share of the rejected people whose cheapest recourse by the student is added to the teacher's recourse. It is
+            drawn anew a few times while settling. It corrects recourse that the student offers and the teacher refuses.
+        validation_share: share of the rows that are held out to choose the epoch.
+        max_drift: largest change of the favourable rate in an epoch that is kept, as a share of all rows. Where the start drifts
+            further, the start's drift is the limit. Where no epoch is within the limit, the start is kept. None sets no limit.
     """
 
     epochs: int = 10
@@ -57,7 +57,7 @@ class Schedule:
     temperature: tuple[float, float] = (2.0, 0.3)
     settle: float = 0.0
     sweeps: int = 0
-    own_recourse: float = 0.0
+    student_recourse: float = 0.0
     validation_share: float = 0.1
     max_drift: float | None = 0.005
 
@@ -65,81 +65,97 @@ class Schedule:
         for name, least in (("epochs", 1), ("batch_size", 1), ("least_steps", 0), ("sweeps", 0)):
             count = getattr(self, name)
             if not isinstance(count, Integral) or count < least:
-                raise ConfigurationError(f"Schedule.{name} is {count!r}; it must be a whole number, at least {least}")
+                raise ConfigurationError(f"Schedule.{name} must be a whole number of at least {least}, got {count!r}.")
         if not (self.max_drift is None or self.max_drift >= 0):
-            raise ConfigurationError(f"Schedule.max_drift is {self.max_drift}; it must be at least 0, or None")
+            raise ConfigurationError(f"Schedule.max_drift must be at least 0 or None, got {self.max_drift}.")
         for name in ("learning_rate", "quantizer_rate", "policy_rate", "weight_decay"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ConfigurationError(f"Schedule.{name} is {value}; it must be a finite number, at least 0")
-        if not 0 <= self.own_recourse <= 1:
-            raise ConfigurationError(f"Schedule.own_recourse is {self.own_recourse}; it is a share of the rejected, between 0 and 1")
-        if not (0 < self.search < 1 and 0 < self.validation_share < 1 and 0 <= self.settle < 1 and self.search + self.settle < 1):
+                raise ConfigurationError(f"Schedule.{name} must be a finite number of at least 0, got {value}.")
+        if not 0 <= self.student_recourse <= 1:
+            raise ConfigurationError(f"Schedule.student_recourse must be a share of the rejected in [0, 1], got {self.student_recourse}.")
+        for name in ("search", "validation_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigurationError(f"Schedule.{name} must lie in (0, 1), got {getattr(self, name)}.")
+        if not 0 <= self.settle < 1:
+            raise ConfigurationError(f"Schedule.settle must lie in [0, 1), got {self.settle}.")
+        if not self.search + self.settle < 1:
             raise ConfigurationError(
-                f"Schedule.search, settle and validation_share are shares of a whole, not {self.search}, {self.settle} and "
-                f"{self.validation_share}"
+                f"Schedule.search and settle must sum to less than 1, got {self.search} and {self.settle}. Lower one of them."
             )
         if self.sweeps and not self.settle:
             raise ConfigurationError(
-                f"Schedule.sweeps is {self.sweeps} and settle 0; sweeps move the integers that settling holds: raise settle"
+                f"sweeps={self.sweeps} requires settle > 0, because sweeps change the integers that settling freezes. "
+                "Set settle=0.2, or sweeps=0."
             )
-        if self.own_recourse and not self.settle:
+        if self.student_recourse and not self.settle:
             raise ConfigurationError(
-                f"Schedule.own_recourse is {self.own_recourse} and settle 0; settling is when it is looked for: raise settle"
+                f"student_recourse={self.student_recourse} requires settle > 0, because it is computed while settling. "
+                "Set settle=0.2, or student_recourse=0."
             )
         if not min(self.temperature) > 0:
-            raise ConfigurationError(f"Schedule.temperature is {self.temperature}; temperatures are above 0")
+            raise ConfigurationError(f"Schedule.temperature must hold two numbers above 0, got {self.temperature}.")
 
     def split(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Positions of the rows that are trained on, and of those set aside to choose the epoch; both ascending.
+        """Split row positions into training rows and held-out rows, both ascending.
+
+        Args:
+            rows: number of rows.
+            seed: of the random draw.
 
         Raises:
-            DataError: fewer than two rows, or none left to train on.
+            DataError: no row is left to train on.
         """
-        order = torch.randperm(rows, generator=randomness(seed, -1))
-        aside = max(1, round(self.validation_share * rows))
-        if aside >= rows:
+        order = torch.randperm(rows, generator=create_generator(seed, -1))
+        held_out = max(1, round(self.validation_share * rows))
+        if held_out >= rows:
             raise DataError(
-                f"there are {rows} training rows, and {aside} would be set aside (validation_share={self.validation_share}); "
-                "training needs at least 2 rows: one to train on and one set aside"
+                f"Training needs at least 2 rows, one to train on and one held out, got {rows} rows of which {held_out} would be held out "
+                f"(validation_share={self.validation_share}). Give more rows, or lower validation_share."
             )
-        return order[aside:].sort().values, order[:aside].sort().values
+        return order[held_out:].sort().values, order[:held_out].sort().values
 
-    def lasting(self, rows: int) -> Schedule:
-        """The same schedule with as many epochs over ``rows`` rows as ``least_steps`` asks for."""
+    def extend_to_least_steps(self, rows: int) -> Schedule:
+        """Return the schedule with as many epochs over ``rows`` rows as ``least_steps`` requires."""
         steps = -(-rows // self.batch_size)
         return replace(self, epochs=max(self.epochs, -(-self.least_steps // steps)))
 
     @property
     def pretraining(self) -> Schedule:
-        """A third of it, for each full-precision training that comes first; a model that is meant to change may drift."""
+        """Schedule of full-precision training beforehand, a third as long and without a limit on drift."""
         return replace(self, epochs=max(2, self.epochs // 3), least_steps=self.least_steps // 3, max_drift=None)
 
     @property
     def search_epochs(self) -> int:
-        """Epochs in which the policy is learned; at least one, and at least one is left where there are two."""
+        """Number of epochs in which the policy is learned, at least 1, and fewer than all where there are two or more."""
         return max(1, min(round(self.search * self.epochs), self.epochs - 1))
 
     @property
-    def settle_from(self) -> int:
-        """The first epoch in which integers are held."""
+    def first_settling_epoch(self) -> int:
+        """Number of the first epoch with frozen integers, from 0."""
         return self.epochs - round(self.settle * self.epochs)
 
     @property
-    def asking_epochs(self) -> range:
-        """The settling epochs that look for the student's own recourse first: the first one, and :data:`LOOKS` in all at most."""
-        return range(self.settle_from, self.epochs, max(1, math.ceil((self.epochs - self.settle_from) / LOOKS)))
+    def student_recourse_epochs(self) -> range:
+        """Settling epochs that begin with a search for the student's recourse, at most :data:`MAX_STUDENT_RECOURSE_SEARCHES`."""
+        first = self.first_settling_epoch
+        return range(first, self.epochs, max(1, math.ceil((self.epochs - first) / MAX_STUDENT_RECOURSE_SEARCHES)))
 
-    def rate(self, epoch: float) -> float:
-        """Factor on all rates at a moment of the training, counted in epochs: a half cosine, and a second one while settling."""
-        first, last = (0, self.settle_from) if epoch < self.settle_from else (self.settle_from, self.epochs)
+    def compute_rate_factor(self, epoch: float) -> float:
+        """Compute the factor on all learning rates, which falls along a half cosine and along a second one while settling.
+
+        Args:
+            epoch: moment of the training in epochs, from 0. Fractions count steps within an epoch.
+        """
+        settling = self.first_settling_epoch
+        first, last = (0, settling) if epoch < settling else (settling, self.epochs)
         return 0.5 * (1 + math.cos(math.pi * (epoch - first) / (last - first)))
 
-    def temperature_at(self, progress: float) -> float:
-        """Temperature after ``progress`` (0 to 1) of the search."""
+    def compute_temperature(self, progress: float) -> float:
+        """Compute the Gumbel-Softmax temperature after the share ``progress`` of the search, from 0 to 1."""
         first, last = self.temperature
         return float(first * (last / first) ** progress)
 
     def to_dict(self) -> dict[str, object]:
-        """Field -> value, for files."""
+        """Return the fields by name, for files."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

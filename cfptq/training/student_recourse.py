@@ -1,7 +1,7 @@
-"""The student's own recourse: where it would send people itself, for the teacher to judge.
+"""The student's cheapest recourse, as additional points at which the teacher's logits are taught.
 
-The teacher's actions end where the teacher's boundary is. Where the student's boundary has slipped elsewhere, its cheapest recourse finds
-the slip, as dataset aggregation (Ross, Gordon and Bagnell 2011) finds the states that a learner gets itself into.
+The teacher's actions end at the teacher's boundary. The student's cheapest actions end at the student's, and reach the regions where the
+two differ. Dataset aggregation (Ross, Gordon and Bagnell 2011) visits a learner's own states for the same reason.
 """
 
 from __future__ import annotations
@@ -16,28 +16,44 @@ from cfptq.recourse import MinimalCost, solve
 from cfptq.recourse.minimal_cost import EVALUATIONS_PER_ROW
 from cfptq.training.supervision import Supervision
 
-#: Multiply-adds that a search may take, about.
-WORK = 2**35
+#: Multiply-adds of one search, approximately. Beyond, fewer people are searched for.
+MAX_SEARCH_MACS = 2**35
 
 
-def affordable_people(network: Network, supervision: Supervision, share: float) -> int:
-    """``share`` of the supervision's rejected rows, or as many as are affordable; none where no minimal-cost recourse is to be had."""
+def count_affordable_people(network: Network, supervision: Supervision, share: float) -> int:
+    """Return the number of rejected people whose minimal-cost recourse is searched in one epoch.
+
+    It is 0 where rows are not vectors, because minimal-cost recourse needs single columns.
+
+    Args:
+        network: its multiply-adds decide how many searches are affordable.
+        supervision: the training rows.
+        share: share of the rejected rows in [0, 1].
+    """
     if supervision.actions.dim() != 2:
         return 0
-    return min(math.ceil(share * len(supervision.rejected)), WORK // (EVALUATIONS_PER_ROW * count_multiply_adds(network)))
+    return min(math.ceil(share * len(supervision.rejected)), MAX_SEARCH_MACS // (EVALUATIONS_PER_ROW * count_multiply_adds(network)))
 
 
-def own_recourse(student: Predictor, supervision: Supervision, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The student's cheapest recourse for at most ``most`` people whom the teacher rejects, drawn by ``generator``.
+def find_student_recourse(
+    student: Predictor, supervision: Supervision, max_people: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Find the student's cheapest recourse for a random sample of the people whom the teacher rejects.
+
+    Args:
+        student: the student in its present state.
+        supervision: the training rows.
+        max_people: size of the sample. Fewer are drawn where fewer are rejected.
+        generator: source of randomness. Its state advances.
 
     Returns:
-        Positions among the supervision's rows (M,), and actions (M, k). Whom the student accepts as they are is left out.
+        Positions among the supervision's rows, (M,), and actions, (M, k). People whom the student accepts unchanged are left out.
     """
     rejected = supervision.rejected
-    drawn = rejected[torch.randperm(len(rejected), generator=generator)[:most].sort().values]
+    drawn = rejected[torch.randperm(len(rejected), generator=generator)[:max_people].sort().values]
     if len(drawn) == 0:
         return drawn, supervision.actions[:0]
     rows, wanted = supervision.rows[drawn], supervision.target[drawn]
     found = solve(student, rows, supervision.space, target=wanted, method=MinimalCost(), threads=None, progress=False)
-    moved = found.found & (found.delta != 0).any(dim=1)
-    return drawn[moved], found.delta[moved]
+    has_action = found.found & (found.delta != 0).any(dim=1)
+    return drawn[has_action], found.delta[has_action]

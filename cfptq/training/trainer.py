@@ -1,11 +1,10 @@
-"""The training loop: a plain one, the same every time, that survives being killed."""
+"""The training loop of a student, which can resume from a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,29 +14,32 @@ from torch import Tensor
 
 from cfptq.allocation import Budget
 from cfptq.errors import ModelError
-from cfptq.io.atomic import write_text
 from cfptq.io.progress import track
 from cfptq.network import Head, Network, as_predictor, class_logits
-from cfptq.training.bit_policy import BitCost, BitPolicy, discretized, mean_bits, policy_scores
-from cfptq.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from cfptq.training.bit_policy import BitCost, BitPolicy, compute_mean_bits, discretize_policy, score_by_policy
+from cfptq.training.checkpoint import Checkpoint, get_optimizer_tensors, restore_optimizer
 from cfptq.training.distributed import Workers
-from cfptq.training.objective import Objective, aim, loss
-from cfptq.training.schedule import Schedule, randomness
+from cfptq.training.history import History
+from cfptq.training.objective import Objective, build_margin_target, compute_loss_terms
+from cfptq.training.run_files import RunFiles
+from cfptq.training.schedule import Schedule, create_generator
 from cfptq.training.student import Student
-from cfptq.training.student_recourse import affordable_people, own_recourse
+from cfptq.training.student_recourse import count_affordable_people, find_student_recourse
 from cfptq.training.supervision import Batch, Supervision
-from cfptq.training.validation import ValidationMetrics, judge
+from cfptq.training.validation import ValidationMetrics, validate_student
 
 
 @dataclass(frozen=True)
-class Search:
-    """Learning the widths.
+class PolicySearch:
+    """Settings of learning the widths along with the weights.
 
     Attributes:
         policy: π, trained along with the student.
-        cost: the resource term. weight: λ.
-        budget: what the discretized widths must meet.
-        network: for layer names. pinned: layer -> width it keeps.
+        cost: the resource term of the loss.
+        weight: λ, the weight of ``cost``.
+        budget: the budget that the final widths must meet.
+        network: the network whose layers the policy chooses widths for.
+        pinned: layer name to the width that it keeps.
     """
 
     policy: BitPolicy
@@ -48,77 +50,24 @@ class Search:
     pinned: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where a run keeps itself; None keeps nothing.
-
-    Attributes:
-        checkpoint: one file, replaced after every epoch; a run that finds it goes on from there.
-        log: CSV, one line an epoch.
-    """
-
-    checkpoint: str | os.PathLike[str] | None = None
-    log: str | os.PathLike[str] | None = None
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened.
-
-    Attributes:
-        epochs: one entry an epoch: the loss's terms on training rows, the judgement on rows set aside (None while widths are searched),
-            whether the epoch was eligible by :attr:`Schedule.max_drift`, the widths.
-        best_epoch: the epoch kept; -1 is the start.
-        start: the judgement of the start, under the final widths.
-        bits: final widths. overshot: the policy's own choice was over the budget and was brought back by the knapsack.
-        policy: (L, widths) the learned π; empty where widths were not learned.
-    """
-
-    epochs: tuple[dict[str, Any], ...]
-    best_epoch: int
-    bits: tuple[int, ...]
-    start: dict[str, Any]
-    overshot: bool = False
-    policy: tuple[tuple[float, ...], ...] = ()
-
-    @property
-    def note(self) -> str:
-        """What a user should know of the epoch kept; empty where there is nothing to say."""
-        validated = [entry for entry in self.epochs if entry["validation"] is not None]
-        if not validated or any(entry["eligible"] for entry in validated):
-            return ""
-        least = min(abs(entry["drift"]) for entry in validated)
-        return f"every epoch moved the favourable rate by {100 * least:.1f} points or more: farther than max_drift, and than the start"
-
-    def __str__(self) -> str:
-        kept = self.start if self.best_epoch < 0 else self.epochs[self.best_epoch]
-        which = "the start was kept" if self.best_epoch < 0 else f"epoch {self.best_epoch + 1} of {len(self.epochs)} was kept"
-        drop = kept["validity_drop"]
-        recourse = (
-            "" if drop is None else f", Validity Drop on rows set aside is {drop:.3f} (the start's {self.start['validity_drop']:.3f})"
-        )
-        told = f"{which}: the favourable rate moves by {100 * kept['drift']:+.1f} points{recourse}"
-        return f"{told}; {self.note}" if self.note else told
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a file."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(content: Mapping[str, Any]) -> History:
-        """What :meth:`to_dict` gave."""
-        return History(
-            tuple(dict(entry) for entry in content["epochs"]),
-            int(content["best_epoch"]),
-            tuple(int(bits) for bits in content["bits"]),
-            dict(content["start"]),
-            bool(content["overshot"]),
-            tuple(tuple(float(share) for share in row) for row in content["policy"]),
-        )
-
-
 class Trainer:
-    """One run. ``fit`` is the loop; ``step_loss`` serves trainers of other frameworks as well."""
+    """One training run of a student.
+
+    :meth:`fit` is the loop. Trainers of other frameworks call :meth:`begin_epoch`, :meth:`compute_step_loss`, :meth:`end_epoch` and
+    :meth:`finish` instead. On the same machine and the same versions, a run gives the same plan for the same seed, also after a resume.
+
+    Args:
+        student: the network that is trained, in place.
+        supervision: labelled rows, the teacher's logits and its recourse.
+        objective: terms of the loss.
+        schedule: epochs, rates and the share of rows held out.
+        bits: widths of the start, one per layer.
+        head: meaning of the student's raw output.
+        threshold: decision threshold of a two-class model, as a probability. None is the most likely class.
+        search: settings of learning the widths. None keeps ``bits``.
+        seed: of the split, the batches and all sampling.
+        workers: the processes that train together. None detects them.
+    """
 
     def __init__(
         self,
@@ -130,170 +79,202 @@ class Trainer:
         head: Head,
         threshold: float | None,
         *,
-        search: Search | None = None,
+        search: PolicySearch | None = None,
         seed: int = 0,
         workers: Workers | None = None,
     ) -> None:
         self.student, self.objective, self.search = student, objective, search
         self.bits = tuple(bits)
         self.seed = int(seed)
-        self.workers = workers or Workers.present()
+        self.workers = workers or Workers.detect()
         self.head, self.threshold = head, threshold
-        fitted, aside = schedule.split(len(supervision.rows), self.seed)
-        self.fitted = supervision.select(fitted)
-        self.schedule = schedule.lasting(len(self.fitted.rows))
-        self._everyone = supervision
-        self._teachers = len(self.fitted.person)
-        self._asked = affordable_people(student.network, self.fitted, schedule.own_recourse) if objective.eta > 0 else 0
-        self.held_out = supervision.select(aside).whole(self._generator(-2))
+        training, held_out = schedule.split(len(supervision.rows), self.seed)
+        self.training_rows = supervision.select(training)
+        self.schedule = schedule.extend_to_least_steps(len(self.training_rows.rows))
+        self._all_rows = supervision
+        self._teacher_actions = len(self.training_rows.person)
+        self._recourse_people = (
+            count_affordable_people(student.network, self.training_rows, schedule.student_recourse) if objective.eta > 0 else 0
+        )
+        self.held_out = supervision.select(held_out).to_batch(self._generator(-2))
         self.softness = objective.softness * supervision.median_margin
         self.overshot = False
-        self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self._build_parameter_groups(), weight_decay=0.0)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        #: The start's judgement; the best epoch so far and its own (-1 is the start), its values, and one entry an epoch.
-        self.start = self.judgement()
+        #: Validation metrics of the start.
+        self.start = self.validate()
+        #: Number of the best epoch so far (-1 is the start), and its validation metrics.
         self.best = (-1, self.start)
-        self.start_values = self.best_values = self._values()
-        self.log: list[dict[str, Any]] = []
+        #: Parameter values of the start and of the best epoch.
+        self.start_values = self.best_values = self._copy_values()
+        #: One record per epoch.
+        self.records: list[dict[str, Any]] = []
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
-        return -(-len(self.fitted.rows) // self.schedule.batch_size)
+        """Number of optimizer steps per epoch."""
+        return -(-len(self.training_rows.rows) // self.schedule.batch_size)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """The student's class logits."""
+        """Compute the student's class logits of rows, (N, C)."""
         return class_logits(self.student(rows), self.head, self.threshold)
 
-    def searching(self, epoch: int) -> bool:
-        """Whether the policy is learned in this epoch."""
+    def is_searching(self, epoch: int) -> bool:
+        """Return whether the policy is learned in this epoch."""
         return self.search is not None and epoch < self.schedule.search_epochs
 
-    def batches(self, epoch: int) -> Iterable[Batch]:
-        """This process's share of an epoch's batches; the same for a run that was interrupted."""
-        for batch in self.fitted.batches(self.schedule.batch_size, self._generator(epoch)):
+    def draw_batches(self, epoch: int) -> Iterable[Batch]:
+        """Yield this process's share of an epoch's batches, which depend on the seed and the epoch alone."""
+        for batch in self.training_rows.draw_batches(self.schedule.batch_size, self._generator(epoch)):
             yield batch.shard(self.workers.rank, self.workers.size)
 
-    def step_loss(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
-        """The loss's terms on one batch, rates and temperature set for this step; under the widths that the step samples."""
+    def compute_step_loss(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
+        """Compute the loss terms of one batch, after setting the step's learning rates, temperature and widths.
+
+        Args:
+            batch: this process's share of the batch.
+            epoch: number of the epoch, from 0.
+            step: number of the step within the epoch, from 0.
+
+        Returns:
+            The weighted terms by name. The optimizer minimizes their sum.
+        """
         self._set_rates(epoch, step)
-        if self.searching(epoch) and self.search is not None:
+        if self.is_searching(epoch) and self.search is not None:
             total = self.schedule.search_epochs * self.steps_per_epoch
-            temperature = self.schedule.temperature_at((epoch * self.steps_per_epoch + step) / total)
+            temperature = self.schedule.compute_temperature((epoch * self.steps_per_epoch + step) / total)
             choice = self.search.policy.sample(temperature, self._generator(epoch, step))
-            self.student.choose(choice)
-            bits = mean_bits(choice, self.search.policy.widths)
-            terms = loss(self.objective, self.logits, batch, self.fitted.space, self.softness)
+            self.student.set_bits(choice)
+            bits = compute_mean_bits(choice, self.search.policy.widths)
+            terms = compute_loss_terms(self.objective, self.logits, batch, self.training_rows.space, self.softness)
             return {**terms, "resource": self.search.weight * self.search.cost(bits)}
-        self.student.choose(self.bits)
-        return loss(self.objective, self.logits, batch, self.fitted.space, self.softness)
+        self.student.set_bits(self.bits)
+        return compute_loss_terms(self.objective, self.logits, batch, self.training_rows.space, self.softness)
 
-    def judgement(self) -> ValidationMetrics:
-        """The student on the rows set aside (its drift on all), under the widths last fixed."""
-        self.student.choose(self.bits)
-        return judge(self.objective, self.logits, self.held_out, self._everyone, self.softness)
+    def validate(self) -> ValidationMetrics:
+        """Compute the student's validation metrics under the current widths."""
+        self.student.set_bits(self.bits)
+        return validate_student(self.objective, self.logits, self.held_out, self._all_rows, self.softness)
 
-    def eligible(self, judgement: ValidationMetrics) -> bool:
-        """Whether a student may be kept: recourse that survives because everybody is accepted has not survived."""
+    def is_eligible(self, metrics: ValidationMetrics) -> bool:
+        """Return whether a student with these metrics may be kept.
+
+        A student that accepts everybody keeps all recourse, so its drift is limited.
+        """
         limit = self.schedule.max_drift
-        return limit is None or abs(judgement.drift) <= max(limit, abs(self.start.drift))
+        return limit is None or abs(metrics.drift) <= max(limit, abs(self.start.drift))
 
     def end_search(self) -> None:
-        """Fix the widths: arg max of the policy, brought back to the budget by the knapsack. The start is judged anew under them."""
+        """Fix the widths that the policy prefers within the budget, and validate the start again under them."""
         if self.search is None:
             return
-        scores = policy_scores(self.search.policy, self.search.network)
-        allocation, self.overshot = discretized(scores, self.search.budget, self.search.pinned)
+        scores = score_by_policy(self.search.policy, self.search.network)
+        allocation, self.overshot = discretize_policy(scores, self.search.budget, self.search.pinned)
         if allocation.bits != self.bits:
-            self.bits, reached = allocation.bits, self._values()
-            self._put(self.start_values)
-            self.start = self.judgement()
+            self.bits, current = allocation.bits, self._copy_values()
+            self._restore_values(self.start_values)
+            self.start = self.validate()
             self.best = (-1, self.start)
-            self._put(reached)
+            self._restore_values(current)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Hold the integers where settling starts; from then on look for the student's own recourse, and sweep over the integers."""
-        if epoch < self.schedule.settle_from or not self.student.quantized:
+        """Prepare a settling epoch by freezing integers, adding the student's recourse, and sweeping. Other epochs need nothing."""
+        if epoch < self.schedule.first_settling_epoch or not self.student.is_quantized:
             return
-        self.student.choose(self.bits)
-        if epoch == self.schedule.settle_from:
-            self.student.hold()
-        if self._asked and epoch in self.schedule.asking_epochs:
-            student = as_predictor(self.student, example=self.fitted.rows[:2], head=self.head, threshold=self.threshold, name="student")
-            found = own_recourse(student, self.fitted, self._asked, self._generator(epoch, -1 - self.schedule.sweeps))
-            self.fitted = self.fitted.with_actions(*found)
+        self.student.set_bits(self.bits)
+        if epoch == self.schedule.first_settling_epoch:
+            self.student.freeze_integers()
+        if self._recourse_people and epoch in self.schedule.student_recourse_epochs:
+            example = self.training_rows.rows[:2]
+            student = as_predictor(self.student, example=example, head=self.head, threshold=self.threshold, name="student")
+            generator = self._generator(epoch, -1 - self.schedule.sweeps)
+            found = find_student_recourse(student, self.training_rows, self._recourse_people, generator)
+            self.training_rows = self.training_rows.with_actions(*found)
         for number in range(self.schedule.sweeps):
             # Every row, and as many of the actions as an epoch uses.
-            everybody = next(self.fitted.batches(len(self.fitted.rows), self._generator(epoch, -1 - number)))
-            self.student.sweep(aim(self.objective, everybody, self.softness), self.head, self.threshold)
+            batch = next(self.training_rows.draw_batches(len(self.training_rows.rows), self._generator(epoch, -1 - number)))
+            self.student.sweep(build_margin_target(self.objective, batch, self.softness), self.head, self.threshold)
 
     def end_epoch(self, epoch: int, terms: Mapping[str, float]) -> None:
-        """Fix the widths where the search ends, validate, remember the best and what happened; ``terms`` are means over the epoch.
+        """Record an epoch and its validation metrics, and fix the widths where the search ends.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            terms: mean loss terms over the epoch, by name.
 
         Raises:
             ModelError: a term is not finite.
         """
         if not all(math.isfinite(value) for value in terms.values()):
             raise ModelError(
-                f"training diverged in epoch {epoch}: its loss is {dict(terms)}; lower learning_rate from {self.schedule.learning_rate}"
+                f"Training diverged in epoch {epoch}, where its loss terms are {dict(terms)}. "
+                f"Lower learning_rate from {self.schedule.learning_rate}."
             )
-        if self.searching(epoch) and not self.searching(epoch + 1):
+        if self.is_searching(epoch) and not self.is_searching(epoch + 1):
             self.end_search()
-        found = None if self.searching(epoch + 1) else self.judgement()
-        eligible = None if found is None else self.eligible(found)
-        if found is not None and eligible and found.loss < self.best[1].loss:
-            self.best, self.best_values = (epoch, found), self._values()
-        self.log.append({"epoch": epoch, **terms, **_entry(found), "eligible": eligible, "bits": list(self.bits)})
+        metrics = None if self.is_searching(epoch + 1) else self.validate()
+        is_eligible = None if metrics is None else self.is_eligible(metrics)
+        if metrics is not None and is_eligible and metrics.loss < self.best[1].loss:
+            self.best, self.best_values = (epoch, metrics), self._copy_values()
+        self.records.append({"epoch": epoch, **terms, **_to_record(metrics), "eligible": is_eligible, "bits": list(self.bits)})
 
     def finish(self) -> History:
-        """Leave the student with the values of its best epoch."""
-        self._put(self.best_values)
-        self.student.choose(self.bits)
+        """Restore the best epoch's values to the student, and return the history."""
+        self._restore_values(self.best_values)
+        self.student.set_bits(self.bits)
         for parameter in self.parameters():
             parameter.grad = None
         shares = () if self.search is None else torch.softmax(self.search.policy.logits.detach(), dim=1).tolist()
-        return History(tuple(self.log), self.best[0], self.bits, _entry(self.start), self.overshot, tuple(tuple(row) for row in shares))
+        policy = tuple(tuple(row) for row in shares)
+        return History(tuple(self.records), self.best[0], self.bits, _to_record(self.start), self.overshot, policy, self.schedule.max_drift)
 
-    def fit(self, files: Files | None = None, progress: bool = True) -> History:
-        """Train, and leave the student with the values of its best epoch.
+    def fit(self, files: RunFiles | None = None, progress: bool = True) -> History:
+        """Train the student, leave it with the values of its best epoch, and return the history.
+
+        Args:
+            files: checkpoint and log. None writes neither.
+            progress: show a progress bar.
 
         Raises:
             ModelError: the loss is not finite.
-            FileError: the checkpoint cannot be read or written, or is another run's.
+            FileError: the checkpoint cannot be read or written, or belongs to another run.
         """
-        files = files or Files()
-        epochs = range(self._resumed(files), self.schedule.epochs)
+        files = files or RunFiles()
+        run = self._compute_digest() if files.checkpoint is not None else ""
+        epochs = range(self._resume(files.load_checkpoint(run)), self.schedule.epochs)
         for epoch in track(epochs, "training", enabled=progress and self.workers.rank == 0):
             sums: dict[str, float] = {}
             self.begin_epoch(epoch)
-            for step, batch in enumerate(self.batches(epoch)):
+            for step, batch in enumerate(self.draw_batches(epoch)):
                 self.optimizer.zero_grad(set_to_none=True)
-                terms = self.step_loss(batch, epoch, step)
+                terms = self.compute_step_loss(batch, epoch, step)
                 torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-                self.workers.average(self.parameters())
+                self.workers.average_gradients(self.parameters())
                 self.optimizer.step()
                 for name, term in terms.items():
                     sums[name] = sums.get(name, 0.0) + float(term.detach()) / self.steps_per_epoch
             self.end_epoch(epoch, sums)
             if self.workers.rank == 0:
-                self._keep(files, epoch + 1)
+                files.write_log(self.records)
+                if files.checkpoint is not None:
+                    files.save_checkpoint(self._build_checkpoint(epoch + 1), run)
         return self.finish()
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """Everything that is trained."""
+        """Return all trained parameters."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Parameter groups; rates are shares of each layer's own scale."""
+    def _build_parameter_groups(self) -> list[dict[str, Any]]:
+        """Build the optimizer's parameter groups, with learning rates relative to the size of each layer's weights."""
         rule = self.schedule
         groups: list[dict[str, Any]] = []
         for layer in self.student.layers:
             size = float(layer.weight.detach().square().mean().sqrt()) or 1.0
             groups.append({"params": [layer.weight], "lr": rule.learning_rate * size, "weight_decay": rule.weight_decay})
             groups.append({"params": [layer.bias], "lr": rule.learning_rate * size})
-            if self.student.quantized:
+            if self.student.is_quantized:
                 groups.append({"params": [layer.steps], "lr": rule.quantizer_rate * float(layer.steps.detach().abs().mean())})
-        for clip in self.student.clips if self.student.quantized else ():
+        for clip in self.student.clips if self.student.is_quantized else ():
             if clip.clips is not None:
                 groups.append({"params": [clip.clips], "lr": rule.quantizer_rate * float(clip.clips.detach().abs().mean())})
         if self.search is not None:
@@ -301,81 +282,75 @@ class Trainer:
         return groups
 
     def _set_rates(self, epoch: int, step: int) -> None:
-        factor = self.schedule.rate(epoch + step / self.steps_per_epoch)
+        factor = self.schedule.compute_rate_factor(epoch + step / self.steps_per_epoch)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 
     def _generator(self, epoch: int, step: int = 0) -> torch.Generator:
-        """Randomness of one step: depends on the seed and the place alone, so that a resumed run draws the same."""
-        return randomness(self.seed, epoch, step)
+        """Create the random generator of one step."""
+        return create_generator(self.seed, epoch, step)
 
-    def _values(self) -> dict[str, Tensor]:
+    def _copy_values(self) -> dict[str, Tensor]:
+        """Copy all parameters and frozen integers, by name."""
         values = {str(number): parameter.detach().clone() for number, parameter in enumerate(self.parameters())}
-        return {**values, **{f"held.{name}": integers.clone() for name, integers in self.student.held_integers().items()}}
+        return {**values, **{f"held.{name}": integers.clone() for name, integers in self.student.get_frozen_integers().items()}}
 
-    def _put(self, values: dict[str, Tensor]) -> None:
+    def _restore_values(self, values: dict[str, Tensor]) -> None:
+        """Restore what :meth:`_copy_values` returned."""
         with torch.no_grad():
             for number, parameter in enumerate(self.parameters()):
                 parameter.copy_(values[str(number)])
-        self.student.restore_held({key.removeprefix("held."): value for key, value in values.items() if key.startswith("held.")})
+        frozen = {key.removeprefix("held."): value for key, value in values.items() if key.startswith("held.")}
+        self.student.restore_frozen_integers(frozen)
 
-    def _run(self) -> str:
-        """Digest of all that the run depends on."""
-        parts = hashlib.sha256(
-            json.dumps([asdict(self.objective), self.schedule.to_dict(), self.seed, self.bits, self.search is not None]).encode()
-        )
-        for values in (*self._values().values(), self.fitted.rows, self.fitted.labels, self.fitted.actions, self.held_out.rows):
-            parts.update(values.numpy().tobytes())
-        return parts.hexdigest()
+    def _compute_digest(self) -> str:
+        """Compute the digest of everything that the run depends on."""
+        settings = [asdict(self.objective), self.schedule.to_dict(), self.seed, self.bits, self.search is not None]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        data = self.training_rows
+        for values in (*self._copy_values().values(), data.rows, data.labels, data.actions, self.held_out.rows):
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
 
-    def _resumed(self, files: Files) -> int:
-        """The epoch to go on with: the first, or the one after the checkpoint's, whose values are put in place."""
-        self._name = self._run() if files.checkpoint is not None else ""
-        found = Checkpoint.load(files.checkpoint, self._name) if files.checkpoint is not None else None
-        if found is None:
+    def _resume(self, checkpoint: Checkpoint | None) -> int:
+        """Restore the state of a checkpoint, and return the number of the next epoch, 0 without a checkpoint."""
+        if checkpoint is None:
             return 0
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "moments": {}, "own": {}}
-        for key, value in found.tensors.items():
+        for key, value in checkpoint.tensors.items():
             group, name = key.split("/", 1)
             parts[group][name] = value
-        self._put(parts["now"])
+        self._restore_values(parts["now"])
         restore_optimizer(self.optimizer, parts["moments"])
-        state = found.progress
-        self.bits, self.overshot, self.log = tuple(state["bits"]), bool(state["overshot"]), list(state["log"])
+        state = checkpoint.progress
+        self.bits, self.overshot, self.records = tuple(state["bits"]), bool(state["overshot"]), list(state["log"])
         self.start, self.best = ValidationMetrics(**state["start"]), (int(state["best_epoch"]), ValidationMetrics(**state["best"]))
         self.best_values = parts["best"]
-        self.fitted = self.fitted.with_actions(parts["own"]["person"], parts["own"]["actions"])
+        self.training_rows = self.training_rows.with_actions(parts["own"]["person"], parts["own"]["actions"])
         return int(state["next"])
 
-    def _keep(self, files: Files, following: int) -> None:
-        if files.log is not None:
-            names = list(dict.fromkeys(name for entry in self.log for name in entry))
-            lines = [",".join(names), *(",".join(_cell(entry.get(name)) for name in names) for entry in self.log)]
-            write_text(files.log, "\n".join(lines) + "\n")
-        if files.checkpoint is None:
-            return
-        own = {"person": self.fitted.person[self._teachers :], "actions": self.fitted.actions[self._teachers :]}
-        groups = {"now": self._values(), "best": self.best_values, "moments": optimizer_tensors(self.optimizer), "own": own}
-        tensors = {f"{group}/{name}": value for group, content in groups.items() for name, value in content.items()}
+    def _build_checkpoint(self, next_epoch: int) -> Checkpoint:
+        """Build the checkpoint that a run resumes from at ``next_epoch``."""
+        first, data = self._teacher_actions, self.training_rows
+        groups = {
+            "now": self._copy_values(),
+            "best": self.best_values,
+            "moments": get_optimizer_tensors(self.optimizer),
+            "own": {"person": data.person[first:], "actions": data.actions[first:]},
+        }
         state = {
-            "next": following,
+            "next": next_epoch,
             "best_epoch": self.best[0],
             "best": asdict(self.best[1]),
             "start": asdict(self.start),
             "bits": list(self.bits),
             "overshot": self.overshot,
-            "log": self.log,
+            "log": self.records,
         }
-        Checkpoint(tensors, state).save(files.checkpoint, self._name)
+        return Checkpoint({f"{group}/{name}": value for group, content in groups.items() for name, value in content.items()}, state)
 
 
-def _entry(judgement: ValidationMetrics | None) -> dict[str, Any]:
-    """A judgement in the log's words."""
+def _to_record(metrics: ValidationMetrics | None) -> dict[str, Any]:
+    """Return the metrics under the names of a record, all None where there are none."""
     names = {"validation": "loss", "drift": "drift", "flips": "flips", "validity_drop": "validity_drop"}
-    return {name: None if judgement is None else getattr(judgement, field) for name, field in names.items()}
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return " ".join(map(str, value)) if isinstance(value, list) else f"{value}"
+    return {name: None if metrics is None else getattr(metrics, field) for name, field in names.items()}

@@ -33,9 +33,7 @@ class ValidationMetrics:
     validity_drop: float | None
 
 
-def validate_student(
-    objective: Objective, logits: Logits, held_out: Batch, all_rows: Supervision, softness: float
-) -> ValidationMetrics:
+def validate_student(objective: Objective, logits: Logits, held_out: Batch, all_rows: Supervision, softness: float) -> ValidationMetrics:
     """Compute the validation metrics of a student.
 
     Args:

@@ -10,7 +10,7 @@ from torch import nn
 
 from cfptq.allocation import Budget
 from cfptq.network import capture, count_multiply_adds_by_layer
-from cfptq.training.bit_policy import BitCost, BitPolicy, bops, discretized, mean_bits, policy_scores
+from cfptq.training.bit_policy import BitCost, BitPolicy, compute_bops, compute_mean_bits, discretize_policy, score_by_policy
 
 WIDTHS = (2, 3, 4, 8)
 
@@ -45,10 +45,10 @@ def test_the_gradient_is_that_of_the_soft_sample() -> None:
 def test_costs_are_the_papers_sums() -> None:
     network = _network()
     choice = torch.eye(4)[[0, 2, 3]]
-    bits = mean_bits(choice, WIDTHS)
+    bits = compute_mean_bits(choice, WIDTHS)
     assert bits.tolist() == [2, 4, 8]
     assert count_multiply_adds_by_layer(network) == (30, 20, 8)
-    assert float(bops((30, 20, 8), bits, (8, 8, 8))) == 8 * (60 + 80 + 64)
+    assert float(compute_bops((30, 20, 8), bits, (8, 8, 8))) == 8 * (60 + 80 + 64)
     plain = BitCost.of(network, Budget.average(4), (8, 8, 8), hinge=False)
     assert float(plain(bits)) == pytest.approx((60 + 80 + 64) / (58 * 4))
     hinge = BitCost.of(network, Budget.average(3), (8, 8, 8))
@@ -69,8 +69,8 @@ def test_the_discretized_policy_is_the_likeliest_allocation_that_the_budget_pays
     policy = BitPolicy(3)
     with torch.no_grad():
         policy.logits.copy_(torch.randn(3, 4, generator=torch.Generator().manual_seed(int(budget * 2))).cumsum(dim=1))
-    scores = policy_scores(policy, network)
-    allocation, overshot = discretized(scores, Budget.average(budget))
+    scores = score_by_policy(policy, network)
+    allocation, overshot = discretize_policy(scores, Budget.average(budget))
     assert allocation.average_bits <= budget
     likely = torch.log_softmax(policy.logits.detach().double(), dim=1)
     sizes, best = (30, 20, 8), -float("inf")
@@ -80,5 +80,5 @@ def test_the_discretized_policy_is_the_likeliest_allocation_that_the_budget_pays
             best = max(best, sum(float(likely[layer, : p + 1].max()) for layer, p in enumerate(places)))
     reached = sum(float(likely[layer, : WIDTHS.index(b) + 1].max()) for layer, b in enumerate(allocation.bits))
     assert reached == pytest.approx(best)
-    favourite = policy.bits()
+    favourite = policy.get_most_likely_bits()
     assert overshot == (sum(n * b for n, b in zip(sizes, favourite, strict=True)) > budget * 58)

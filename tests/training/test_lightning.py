@@ -32,7 +32,7 @@ def test_lightning_trains_what_the_loop_trains(learned: bool, tmp_path: Path) ->
     run = trainer(taught, learned=learned)
     history = fit_with(_lightning(SHORT.epochs, tmp_path))(run)
     assert history.bits == expected.bits and history.best_epoch == expected.best_epoch
-    assert run.student.plan("cfq").digest == alone.student.plan("cfq").digest
+    assert run.student.to_plan("cfq").digest == alone.student.to_plan("cfq").digest
 
 
 def test_other_epochs_than_the_schedules_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from cfptq.errors import ConfigurationError, DataError
 from cfptq.network import decide, target_margin
 from cfptq.recourse import ProjectedGradient
 from cfptq.training import Batch, Match, Objective, Student, TeacherSettings
-from cfptq.training.objective import aim, boundary, loss, match
+from cfptq.training.objective import build_margin_target, compute_boundary_loss, compute_loss_terms, compute_match_loss
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +20,16 @@ def taught() -> Lesson:
 
 
 def _batch(taught: Lesson, settings: TeacherSettings | None = None, **more: object) -> Batch:
-    return taught.supervision(settings, **more).whole(torch.Generator().manual_seed(0))
+    return taught.supervision(settings, **more).to_batch(torch.Generator().manual_seed(0))
 
 
 def test_the_papers_objective_is_task_plus_eta_times_validity(taught: Lesson) -> None:
     batch = _batch(taught, TeacherSettings())
     student = Student(taught.start).requires_grad_(False)
-    terms = loss(Objective(eta=0.5), student, batch, taught.space, 1.0)
+    terms = compute_loss_terms(Objective(eta=0.5), student, batch, taught.space, 1.0)
     assert float(terms["task"]) == pytest.approx(float(cross_entropy(student(batch.rows), batch.labels)), rel=1e-5)
     assert float(terms["validity"]) == pytest.approx(0.5 * float(cross_entropy(student(batch.points), batch.wanted)), rel=1e-5)
-    assert set(loss(Objective(eta=0.0), student, batch, taught.space, 1.0)) == {"task"}
+    assert set(compute_loss_terms(Objective(eta=0.0), student, batch, taught.space, 1.0)) == {"task"}
 
 
 def test_the_hinge_is_that_of_section_4_2(taught: Lesson) -> None:
@@ -37,7 +37,7 @@ def test_the_hinge_is_that_of_section_4_2(taught: Lesson) -> None:
     student = Student(taught.start)
     with torch.no_grad():
         margins = target_margin(student(batch.points), batch.wanted)
-        term = loss(Objective(eta=0.0, hinge=2.0, gamma=0.4), student, batch, taught.space, 1.0)["hinge"]
+        term = compute_loss_terms(Objective(eta=0.0, hinge=2.0, gamma=0.4), student, batch, taught.space, 1.0)["hinge"]
     assert float(term) == pytest.approx(2 * float(torch.clamp(0.4 - margins, min=0).mean()), rel=1e-5)
 
 
@@ -45,27 +45,27 @@ def test_the_worst_group_counts_alone(taught: Lesson) -> None:
     groups = torch.arange(len(taught.rows)) % 3
     batch = _batch(taught, TeacherSettings(), groups=groups)
     student = Student(taught.start).requires_grad_(False)
-    term = loss(Objective(worst_group=True), student, batch, taught.space, 1.0)["validity"]
+    term = compute_loss_terms(Objective(worst_group=True), student, batch, taught.space, 1.0)["validity"]
     each = cross_entropy(student(batch.points), batch.wanted, reduction="none")
     assert float(term) == pytest.approx(max(float(each[batch.groups == g].mean()) for g in range(3)), rel=1e-5)
 
 
 def test_the_boundary_term_is_zero_at_the_teacher_and_ignores_a_shift_of_all_logits() -> None:
     teacher = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    assert float(boundary(teacher + 7.0, teacher, 1.0).abs().max()) < 1e-6
+    assert float(compute_boundary_loss(teacher + 7.0, teacher, 1.0).abs().max()) < 1e-6
     apart = teacher + torch.tensor([0.01, 0.0, 0.0])
     top = teacher.topk(2, dim=1).values
     near = torch.exp(-(top[:, 0] - top[:, 1])) + 0.1
     # Quadratic below the bend: half the square over the bend, mean over classes of 2 (d - mean d).
     d = 2 * torch.tensor([0.01 * 2 / 3, -0.01 / 3, -0.01 / 3])
-    assert torch.allclose(boundary(apart, teacher, 1.0), near * (d.square() / 2 / 0.1).mean(), rtol=1e-3)
+    assert torch.allclose(compute_boundary_loss(apart, teacher, 1.0), near * (d.square() / 2 / 0.1).mean(), rtol=1e-3)
 
 
 def test_matching_actions_moves_the_students_parameters(taught: Lesson) -> None:
     low_step = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
     batch = _batch(taught, low_step)
     student = Student(taught.start)
-    term = match(Match(), student, batch, taught.space)
+    term = compute_match_loss(Match(), student, batch, taught.space)
     term.backward()
     assert not batch.actions.requires_grad
     slopes = [layer.weight.grad for layer in student.layers]
@@ -75,7 +75,9 @@ def test_matching_actions_moves_the_students_parameters(taught: Lesson) -> None:
 def test_the_full_precision_model_matches_its_own_actions(taught: Lesson) -> None:
     low_step = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
     batch = _batch(taught, low_step)
-    assert float(match(Match(rows=10_000), taught.predictor.surrogate, batch, taught.space).detach()) == pytest.approx(0, abs=1e-5)
+    assert float(compute_match_loss(Match(rows=10_000), taught.predictor.surrogate, batch, taught.space).detach()) == pytest.approx(
+        0, abs=1e-5
+    )
 
 
 def test_a_reserve_widens_leads_on_both_sides_and_leaves_decisions_alone() -> None:
@@ -86,15 +88,15 @@ def test_a_reserve_widens_leads_on_both_sides_and_leaves_decisions_alone() -> No
     taught = teacher.clone()
     taught[row, top] += (torch.sqrt(lead**2 + 0.5**2) - lead) / 2
     taught[row, second] -= (torch.sqrt(lead**2 + 0.5**2) - lead) / 2
-    assert float(boundary(taught, teacher, 2.0, 0.25).abs().max()) < 1e-6
-    assert float(boundary(teacher, teacher, 2.0, 0.25).min()) > 0
+    assert float(compute_boundary_loss(taught, teacher, 2.0, 0.25).abs().max()) < 1e-6
+    assert float(compute_boundary_loss(teacher, teacher, 2.0, 0.25).min()) > 0
     assert torch.equal(taught.argmax(dim=1), teacher.argmax(dim=1))
 
 
 def test_sweeps_aim_at_the_margins_that_the_boundary_terms_teach(taught: Lesson) -> None:
     batch = _batch(taught)
     objective = Objective(task="boundary", validity="boundary", eta=3.0, reserve=0.2)
-    goal = aim(objective, batch, 0.7)
+    goal = build_margin_target(objective, batch, 0.7)
     margins = torch.cat((target_margin(batch.logits, batch.target), target_margin(batch.point_logits, batch.point_target)))
     assert torch.allclose(goal.margins.abs(), torch.sqrt(margins**2 + 0.14**2), atol=1e-5)
     assert torch.equal(goal.margins.sign()[margins != 0], margins.sign()[margins != 0])
@@ -103,7 +105,7 @@ def test_sweeps_aim_at_the_margins_that_the_boundary_terms_teach(taught: Lesson)
     assert torch.allclose(goal.weights, torch.cat((near[:rows] / rows, 3 * near[rows:] / len(batch.points))), rtol=1e-4)
     # Their error is the loss itself, up to its constant factor, wherever the student is.
     logits = torch.cat((batch.logits, batch.point_logits)) + 0.05 * torch.randn(len(margins), 2, generator=torch.Generator().manual_seed(0))
-    terms = loss(objective, lambda _: logits, batch, taught.space, 0.7)
+    terms = compute_loss_terms(objective, lambda _: logits, batch, taught.space, 0.7)
     given = target_margin(logits, torch.cat((batch.target, batch.point_target)))
     own = goal.error(given) * float(goal.weights.sum())
     assert float(sum(terms.values())) == pytest.approx(own / (2 * 0.1 * 0.7**2), rel=1e-4)
@@ -129,12 +131,12 @@ def test_points_are_recourse_and_lie_on_both_sides_of_the_boundary(taught: Lesso
 
 def test_every_row_and_every_action_is_seen_once_an_epoch(taught: Lesson) -> None:
     supervision = taught.supervision(TeacherSettings())
-    batches = list(supervision.batches(64, torch.Generator().manual_seed(3)))
+    batches = list(supervision.draw_batches(64, torch.Generator().manual_seed(3)))
     seen = torch.cat([batch.rows for batch in batches])
     assert torch.equal(seen.sort(dim=0).values, taught.rows.sort(dim=0).values)
     assert sum(len(batch.people) for batch in batches) == len(supervision.person)
     thirds = taught.supervision(TeacherSettings(share=1 / 3))
-    used = sum(len(batch.people) for batch in thirds.batches(64, torch.Generator().manual_seed(3)))
+    used = sum(len(batch.people) for batch in thirds.draw_batches(64, torch.Generator().manual_seed(3)))
     assert used == round(len(thirds.person) / 3)
 
 

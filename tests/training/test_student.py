@@ -18,7 +18,7 @@ from cfptq.training import Start, Student
 def test_training_starts_at_the_plans_integers(bits: int) -> None:
     taught = lesson(bits=bits)
     student = Student(taught.start)
-    for own, planned in zip(student.plan("start").layers, taught.plan.layers, strict=True):
+    for own, planned in zip(student.to_plan("start").layers, taught.plan.layers, strict=True):
         assert torch.equal(own.integers, planned.integers)
         assert torch.equal(own.scale, planned.scale)
 
@@ -31,11 +31,11 @@ def test_what_is_exported_computes_what_was_trained(learned_clips: bool, held: b
     optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
     for step in range(20):
         if held and step == 10:
-            student.hold()
+            student.freeze_integers()
         optimizer.zero_grad()
         (student(taught.rows) - taught.predictor.logits(taught.rows)).square().mean().backward()
         optimizer.step()
-    plan = student.plan("trained")
+    plan = student.to_plan("trained")
     assert any(not torch.equal(new.integers, old.integers) for new, old in zip(plan.layers, taught.plan.layers, strict=True))
     with torch.no_grad():
         apart = (student(taught.rows) - fake_quantize_network(taught.network, plan)(taught.rows)).abs().amax(dim=1)
@@ -45,14 +45,14 @@ def test_what_is_exported_computes_what_was_trained(learned_clips: bool, held: b
 def test_held_integers_stay_while_the_rest_is_trained() -> None:
     taught = lesson()
     student = Student(taught.start)
-    student.hold()
-    before = student.plan("held")
+    student.freeze_integers()
+    before = student.to_plan("held")
     optimizer = torch.optim.Adam(student.parameters(), lr=0.05)
     for _ in range(5):
         optimizer.zero_grad()
         student(taught.rows).square().mean().backward()
         optimizer.step()
-    after = student.plan("held")
+    after = student.to_plan("held")
     for old, new in zip(before.layers, after.layers, strict=True):
         assert torch.equal(old.integers, new.integers)
         assert not torch.equal(old.scale, new.scale)
@@ -62,14 +62,14 @@ def test_a_choice_with_gradient_computes_with_the_chosen_width_and_tells_the_pol
     taught = lesson()
     student = Student(taught.start)
     choice = torch.eye(4)[[1, 3, 2]].requires_grad_()
-    student.choose(choice)
+    student.set_bits(choice)
     output = student(taught.rows)
     assert student.bits == (3, 8, 4)
     output.square().sum().backward()
     assert bool((choice.grad.abs() > 0).any(dim=1).all()) and int((choice.grad != 0).sum()) == 12
     steps = student.layers[0].steps.grad
     assert bool((steps[1] != 0).any()) and not bool(steps[[0, 2, 3]].any())
-    student.choose((3, 8, 4))
+    student.set_bits((3, 8, 4))
     assert torch.allclose(student(taught.rows), output)
 
 
@@ -82,16 +82,16 @@ def test_pruned_weights_are_zero_and_stay_so() -> None:
         optimizer.zero_grad()
         student(taught.rows).square().mean().backward()
         optimizer.step()
-    for layer in student.plan("pruned").layers:
+    for layer in student.to_plan("pruned").layers:
         assert float((layer.integers == 0).float().mean()) >= 0.5
 
 
 def test_without_quantizers_the_student_is_the_full_precision_model() -> None:
     taught = lesson()
-    student = Student(taught.start, quantized=False)
+    student = Student(taught.start, is_quantized=False)
     with torch.no_grad():
         assert torch.allclose(student(taught.rows), taught.network(taught.rows), atol=1e-6)
-    assert torch.equal(student.trained(taught.network)(taught.rows), taught.network(taught.rows))
+    assert torch.equal(student.transfer_parameters(taught.network)(taught.rows), taught.network(taught.rows))
 
 
 def test_images_and_shared_inputs_are_trained_too() -> None:
@@ -115,11 +115,11 @@ def test_images_and_shared_inputs_are_trained_too() -> None:
     student(rows).square().mean().backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
     with torch.no_grad():
-        apart = (student(rows) - fake_quantize_network(network, student.plan("start"))(rows)).abs()
+        apart = (student(rows) - fake_quantize_network(network, student.to_plan("start"))(rows)).abs()
     assert float(apart.max()) < 1e-2
 
 
 def test_a_plan_for_other_layers_is_refused() -> None:
     other = capture(nn.Sequential(nn.Linear(6, 2)), torch.randn(2, 6))
-    with pytest.raises(ModelError, match="starting plan is for layers"):
+    with pytest.raises(ModelError, match="starting plan must be for the network's layers"):
         Start(other, lesson().plan, {})

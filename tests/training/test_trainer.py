@@ -20,12 +20,12 @@ from cfptq.allocation import Budget
 from cfptq.errors import DataError, FileError, ModelError
 from cfptq.network import Head, as_predictor, decide, target_margin
 from cfptq.quantize import QuantizationPlan, fake_quantize_network
-from cfptq.training import BitCost, BitPolicy, Files, History, Objective, Schedule, Search, Student, TeacherSettings, Trainer
+from cfptq.training import BitCost, BitPolicy, History, Objective, PolicySearch, RunFiles, Schedule, Student, TeacherSettings, Trainer
 
 FAITHFUL = Objective(task="boundary", validity="boundary")
 SHORT = Schedule(epochs=4, batch_size=64, learning_rate=5e-3, search=0.5, settle=0.25, sweeps=1)
 #: Looks for the student's own recourse twice.
-ASKING = replace(SHORT, epochs=5, search=0.4, settle=0.4, own_recourse=0.2)
+ASKING = replace(SHORT, epochs=5, search=0.4, settle=0.4, student_recourse=0.2)
 
 
 def trainer(
@@ -42,7 +42,7 @@ def trainer(
     if learned:
         limit = Budget.average(budget)
         policy = BitPolicy(3, student.widths, student.bits, lean)
-        search = Search(policy, BitCost.of(taught.network, limit, (32, 8, 8)), 1.0, limit, taught.network)
+        search = PolicySearch(policy, BitCost.of(taught.network, limit, (32, 8, 8)), 1.0, limit, taught.network)
     return Trainer(student, taught.supervision(), objective, schedule, student.bits, Head.LOGITS, None, search=search)
 
 
@@ -51,7 +51,7 @@ def assert_same(one: QuantizationPlan, other: QuantizationPlan) -> None:
 
 
 def margin_error(taught: Lesson, plan: QuantizationPlan) -> float:
-    points = taught.supervision(TeacherSettings()).whole(torch.Generator().manual_seed(9))
+    points = taught.supervision(TeacherSettings()).to_batch(torch.Generator().manual_seed(9))
     student = as_predictor(fake_quantize_network(taught.network, plan), example=taught.rows)
 
     def margins(logits: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def test_training_brings_margins_at_recourse_points_nearer_to_the_teachers() -> 
     run = trainer(taught, Schedule(epochs=12, batch_size=64, learning_rate=5e-3, settle=0.25, sweeps=1, max_drift=None))
     history = run.fit(progress=False)
     assert history.best_epoch >= 0
-    assert margin_error(taught, run.student.plan("cfq")) < 0.6 * margin_error(taught, taught.plan)
+    assert margin_error(taught, run.student.to_plan("cfq")) < 0.6 * margin_error(taught, taught.plan)
 
 
 def test_sweeps_gain_on_integers_that_are_only_held() -> None:
@@ -75,13 +75,13 @@ def test_sweeps_gain_on_integers_that_are_only_held() -> None:
     for sweeps in (0, 1):
         run = trainer(taught, replace(schedule, sweeps=sweeps))
         run.fit(progress=False)
-        errors.append(margin_error(taught, run.student.plan("cfq")))
+        errors.append(margin_error(taught, run.student.to_plan("cfq")))
     assert errors[1] < 0.9 * errors[0]
 
 
 def test_a_reserve_keeps_decisions_next_to_the_boundary_away_from_it() -> None:
     taught = lesson(rows=1500, bits=8)
-    everyone = taught.supervision().whole(torch.Generator().manual_seed(9))
+    everyone = taught.supervision().to_batch(torch.Generator().manual_seed(9))
     wanted = target_margin(everyone.point_logits, everyone.point_target)
     schedule = Schedule(epochs=8, batch_size=64, learning_rate=2e-3, quantizer_rate=0.0, settle=0.5, sweeps=1, max_drift=None)
     distances = []
@@ -89,7 +89,7 @@ def test_a_reserve_keeps_decisions_next_to_the_boundary_away_from_it() -> None:
         run = trainer(taught, schedule, replace(FAITHFUL, reserve=reserve))
         run.fit(progress=False)
         near = wanted.abs() < 0.25 * 0.4 * run.softness
-        student = as_predictor(fake_quantize_network(taught.network, run.student.plan("cfq")), example=taught.rows)
+        student = as_predictor(fake_quantize_network(taught.network, run.student.to_plan("cfq")), example=taught.rows)
         margins = target_margin(student.logits(everyone.points[near]), everyone.point_target[near])
         distances.append(float((wanted[near].sign() * margins).mean()))
     assert distances[1] > 1.3 * distances[0] > 0
@@ -102,7 +102,7 @@ def test_two_runs_give_the_same_bytes() -> None:
         run = trainer(taught, learned=True)
         torch.manual_seed(len(plans))  # the global generator has no say
         run.fit(progress=False)
-        plans.append(run.student.plan("cfq"))
+        plans.append(run.student.to_plan("cfq"))
     assert_same(*plans)
 
 
@@ -110,23 +110,23 @@ def test_two_runs_give_the_same_bytes() -> None:
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(learned: bool, after: int, tmp_path: Path) -> None:
     taught = lesson()
     whole = trainer(taught, ASKING, learned=learned)
-    expected = whole.fit(Files(log=tmp_path / "whole.csv"), progress=False)
+    expected = whole.fit(RunFiles(log=tmp_path / "whole.csv"), progress=False)
     broken = trainer(taught, ASKING, learned=learned)
     steps = iter(range(after * broken.steps_per_epoch + 3))
-    inner = broken.step_loss
+    inner = broken.compute_step_loss
 
     def failing(*given: object) -> dict[str, Tensor]:
         if next(steps, None) is None:
             raise KeyboardInterrupt
         return inner(*given)  # type: ignore[arg-type]
 
-    broken.step_loss = failing  # type: ignore[method-assign]
-    files = Files(tmp_path / "run.safetensors", tmp_path / "run.csv")
+    broken.compute_step_loss = failing  # type: ignore[method-assign]
+    files = RunFiles(tmp_path / "run.safetensors", tmp_path / "run.csv")
     with pytest.raises(KeyboardInterrupt):
         broken.fit(files, progress=False)
     resumed = trainer(taught, ASKING, learned=learned)
     assert resumed.fit(files, progress=False) == expected
-    assert_same(resumed.student.plan("cfq"), whole.student.plan("cfq"))
+    assert_same(resumed.student.to_plan("cfq"), whole.student.to_plan("cfq"))
     assert (tmp_path / "run.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
@@ -139,15 +139,15 @@ import torch
 torch.set_num_threads(1)
 from small_lesson import lesson
 from test_trainer import trainer
-from cfptq.training import Files
+from cfptq.training import RunFiles
 run = trainer(lesson())
-inner = run.step_loss
+inner = run.compute_step_loss
 def slow(*given):
     time.sleep(0.02)
     return inner(*given)
-run.step_loss = slow
-run.fit(Files(Path(sys.argv[2]) / "run.safetensors"), progress=False)
-run.student.plan("cfq").save(Path(sys.argv[2]) / "plan")
+run.compute_step_loss = slow
+run.fit(RunFiles(Path(sys.argv[2]) / "run.safetensors"), progress=False)
+run.student.to_plan("cfq").save(Path(sys.argv[2]) / "plan")
 """
 
 
@@ -164,24 +164,24 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     run = trainer(lesson())
     run.fit(progress=False)
-    assert_same(QuantizationPlan.load(tmp_path / "plan"), run.student.plan("cfq"))
+    assert_same(QuantizationPlan.load(tmp_path / "plan"), run.student.to_plan("cfq"))
 
 
 def test_the_checkpoint_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:
     taught = lesson()
     file = tmp_path / "run.safetensors"
-    trainer(taught).fit(Files(file), progress=False)
+    trainer(taught).fit(RunFiles(file), progress=False)
     before = file.read_bytes()
     with pytest.raises(FileError, match="another run"):
-        trainer(taught, objective=Objective()).fit(Files(file), progress=False)
+        trainer(taught, objective=Objective()).fit(RunFiles(file), progress=False)
     assert file.read_bytes() == before
     file.write_bytes(before[: len(before) // 2])
-    with pytest.raises(FileError, match="delete it"):
-        trainer(taught).fit(Files(file), progress=False)
+    with pytest.raises(FileError, match="Delete it"):
+        trainer(taught).fit(RunFiles(file), progress=False)
 
 
 def test_the_log_has_one_line_an_epoch(tmp_path: Path) -> None:
-    trainer(lesson()).fit(Files(log=tmp_path / "log.csv"), progress=False)
+    trainer(lesson()).fit(RunFiles(log=tmp_path / "log.csv"), progress=False)
     with open(tmp_path / "log.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["epoch"] for line in lines] == ["0", "1", "2", "3"]
@@ -196,12 +196,12 @@ def one_sided(max_drift: float | None) -> Trainer:
 
 def test_an_epoch_that_drifts_is_not_kept_however_low_its_loss() -> None:
     run = one_sided(max_drift=0.005)
-    start = run.student.plan("cfq")
+    start = run.student.to_plan("cfq")
     history = run.fit(progress=False)
     assert all(entry["drift"] > 0.005 and not entry["eligible"] for entry in history.epochs)
     assert min(entry["validation"] for entry in history.epochs) < history.start["validation"]
-    assert history.best_epoch == -1 and "farther than max_drift" in str(history)
-    assert_same(run.student.plan("cfq"), start)
+    assert history.best_epoch == -1 and "No epoch kept the favourable rate within max_drift (0.5 points" in str(history)
+    assert_same(run.student.to_plan("cfq"), start)
 
 
 def test_without_a_limit_the_loss_alone_decides() -> None:
@@ -215,7 +215,7 @@ def test_the_judgement_is_what_the_plan_does_to_people() -> None:
     run = trainer(taught, replace(SHORT, max_drift=None))
     history = run.fit(progress=False)
     people = run.held_out
-    quantized = as_predictor(fake_quantize_network(taught.network, run.student.plan("cfq")), example=taught.rows)
+    quantized = as_predictor(fake_quantize_network(taught.network, run.student.to_plan("cfq")), example=taught.rows)
     own, given = decide(quantized.logits(people.rows)), decide(people.logits)
     told = history.epochs[history.best_epoch]
     assert history.best_epoch >= 0
@@ -234,7 +234,7 @@ def test_few_rows_are_gone_through_more_often() -> None:
 
 def test_nothing_is_left_to_train_on_is_said() -> None:
     taught = lesson()
-    with pytest.raises(DataError, match="at least 2 rows: one to train on and one set aside"):
+    with pytest.raises(DataError, match="at least 2 rows, one to train on and one held out"):
         trainer(taught, Schedule(validation_share=0.9999))
 
 
@@ -250,7 +250,7 @@ def test_learned_widths_meet_the_budget_and_an_overshoot_is_told(budget: float) 
     taught = lesson(bits=8)
     run = trainer(taught, learned=True, budget=budget, lean=6.0)  # leans to 8 bits, far beyond the budget
     history = run.fit(progress=False)
-    plan = run.student.plan("cfq")
+    plan = run.student.to_plan("cfq")
     assert plan.average_bits <= budget
     assert tuple(plan.bits.values()) == history.bits
     assert history.overshot
@@ -267,7 +267,7 @@ def test_the_resource_term_teaches_the_policy_to_spend_less() -> None:
 
 
 def test_a_diverging_run_is_stopped_with_a_reason() -> None:
-    with pytest.raises(ModelError, match="lower learning_rate"):
+    with pytest.raises(ModelError, match="Lower learning_rate"):
         trainer(lesson(), Schedule(epochs=3, batch_size=64, learning_rate=5e36)).fit(progress=False)
 
 
@@ -285,7 +285,7 @@ from test_trainer import ASKING, trainer
 for sweeps in (0, 1):
     run = trainer(lesson(), replace(ASKING, sweeps=sweeps))
     run.fit(progress=False)
-    run.student.plan("cfq").save(Path(sys.argv[2]) / f"{sweeps} sweeps, process {distributed.get_rank()}")
+    run.student.to_plan("cfq").save(Path(sys.argv[2]) / f"{sweeps} sweeps, process {distributed.get_rank()}")
 distributed.destroy_process_group()
 """
 
@@ -310,7 +310,7 @@ def test_two_processes_train_what_one_trains(sweeps: int, trained_by_two: Path) 
     taught = lesson()
     alone = trainer(taught, replace(ASKING, sweeps=sweeps))
     alone.fit(progress=False)
-    single = alone.student.plan("cfq")
+    single = alone.student.to_plan("cfq")
     together, other = (QuantizationPlan.load(trained_by_two / f"{sweeps} sweeps, process {rank}") for rank in (0, 1))
     assert_same(together, other)
     if sweeps:
