@@ -1,6 +1,6 @@
 """Quantize a classifier without breaking the recourse that people were promised.
 
-Every name below is loaded when it is first used, so that ``import cfptq`` costs nothing and needs no optional toolchain.
+Every name is loaded when it is first used, so that ``import cfptq`` is fast and needs no optional toolchain.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cfptq.pipeline.method import Method
     from cfptq.pipeline.result import Result
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "ActionSet",

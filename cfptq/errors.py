@@ -1,6 +1,6 @@
-"""Every error that cfptq raises on purpose.
+"""The errors and warnings that cfptq raises on purpose.
 
-A message says what is wrong, where it was found, and how to mend it. Catch :class:`CfptqError` to catch them all.
+A message says what is wrong, where it was found, and what to do. Catch :class:`CfptqError` to catch all errors.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 
 class CfptqError(Exception):
-    """Base of all errors raised by cfptq. Whatever raised it has changed nothing: no model, no file."""
+    """Base of all errors raised by cfptq. No model and no file was changed by the call that raised it."""
 
 
 class ActionSetError(CfptqError):
-    """An action set contradicts itself, names something unknown, or a row breaks its rules."""
+    """An action set that contradicts itself or names something unknown, or a row that breaks its rules."""
 
 
 class DataError(CfptqError):
-    """Rows that cannot be used: NaN, a wrong shape or dtype, an empty loader, labels that do not fit."""
+    """Rows or labels that cannot be used, such as NaN, a wrong shape or dtype, or an empty loader."""
 
 
 class ModelError(CfptqError):
@@ -29,11 +29,11 @@ class BudgetError(CfptqError):
 
 
 class FileError(CfptqError):
-    """A file that is missing, cut off, corrupt, or not what its name promises."""
+    """A file that is missing, cut off, corrupt, or not of the expected kind."""
 
 
 class MissingDependencyError(CfptqError):
-    """An optional toolchain is not installed; the message names the extra that brings it."""
+    """An optional package that is not installed. The message names the extra that installs it."""
 
 
 class ConfigurationError(CfptqError):
@@ -41,15 +41,15 @@ class ConfigurationError(CfptqError):
 
 
 class RecipeError(ConfigurationError):
-    """An experiment file that cannot be read, or that does not make sense."""
+    """A recipe that cannot be read, or that does not make sense."""
 
 
 class SaturationWarning(UserWarning):
-    """A written file decides otherwise in a default session of ONNX Runtime, because int8 products saturate on this processor."""
+    """A file whose decisions change in a default session of ONNX Runtime, because int8 products saturate on this processor."""
 
 
 def name_rows(rows: Sequence[int], most: int = 10) -> str:
-    """Row numbers for a message: the first ``most``, then how many more there are."""
+    """Format row numbers for a message, the first ``most`` and the number of others."""
     shown = ", ".join(str(int(row)) for row in rows[:most])
     more = len(rows) - most
     return f"{shown} and {more} more" if more > 0 else shown

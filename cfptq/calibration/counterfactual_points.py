@@ -15,7 +15,7 @@ from cfptq.errors import DataError, name_rows
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVERY, CalibrationSet
-from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, find_single_feature_actions, solve, resolve_target
+from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, find_single_feature_actions, resolve_target, solve
 from cfptq.recourse.minimal_cost import EVALUATIONS_PER_ROW
 
 #: Recourse settings of appendix F, to the letter. Three steps are made, and the final iterate is kept even if it misses the target.

@@ -1,4 +1,4 @@
-"""A bounded, seeded sample of a loader's rows, the same whatever the size of its batches."""
+"""Draw a bounded, seeded sample of a loader's rows that does not depend on the size of its batches."""
 
 from __future__ import annotations
 
@@ -14,49 +14,52 @@ from cfptq.errors import DataError, name_rows
 from cfptq.io.progress import track
 from cfptq.network.state import preserved_state
 
-#: Names under which a batch that is a mapping may hold its rows and its labels, tried in this order.
+#: Names of rows in a batch that is a mapping, in the order of trial.
 ROW_NAMES = ("x", "input", "inputs", "features", "columns", "data", "image", "images", "pixel_values")
+
+#: Names of labels in a batch that is a mapping, in the order of trial.
 LABEL_NAMES = ("y", "label", "labels", "target", "targets")
 
+#: Turns a DataFrame batch into columns (n, d).
 Encode = Callable[[pd.DataFrame], Tensor]
 
 
 def draw_rows(
     loader: Iterable[Any], *, max_rows: int = 4096, seed: int = 0, encode: Encode | None = None, progress: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """At most ``max_rows`` rows of a loader, each equally likely, in the loader's order.
+    """Draw at most ``max_rows`` rows of a loader, each equally likely, in the loader's order.
 
-    Every row of the stream gets a random key and the smallest ``max_rows`` keys stay. Keys are drawn one a row in the order of the
-    stream, so the same rows are kept however they are batched, and memory holds ``2 * max_rows`` rows and a batch, however long the
-    loader. The loader is read to its end, once; global random states are left as they were before it was read.
+    Every row gets a random key, and the rows with the smallest keys are kept. Keys are drawn one a row in the loader's order, so the
+    sample does not depend on batching. Memory holds ``2 * max_rows`` rows and one batch. The loader is read to its end, once. Global
+    random states are restored afterwards.
 
     Args:
         loader: an iterable of batches, or one table. A batch is a float tensor or array (n, ...), a DataFrame (with ``encode``), a
             pair (rows, labels), or a mapping with one of the names in :data:`ROW_NAMES` and perhaps one of :data:`LABEL_NAMES`.
         max_rows: most rows kept.
-        seed: of the keys.
-        encode: turns a DataFrame batch into columns, such as ``action_set.encode``.
-        progress: draw a bar if it takes long and standard error is a terminal.
+        seed: seed of the keys.
+        encode: turns a DataFrame batch into columns, such as ``action_set.encode``. Without it, DataFrames are refused.
+        progress: whether a progress bar may be shown.
 
     Returns:
-        Rows (n, ...) float32, and labels (n,) int64, or ``None`` where the loader gives none.
+        Rows (n, ...) float32, and labels (n,) int64, or None where the loader gives none.
 
     Raises:
-        DataError: an empty loader, NaN or infinity (rows are named), rows that are no floats, a width that changes, labels that are
-            no integers or do not fit the rows.
+        DataError: the loader is empty, rows hold NaN or infinity, are no floats or change their shape, or labels are no integers or
+            do not fit the rows.
     """
     if max_rows < 1:
-        raise DataError(f"max_rows is {max_rows}; it must be at least 1")
+        raise DataError(f"max_rows must be at least 1, got {max_rows}.")
     reservoir = _Reservoir(max_rows, seed)
     with preserved_state():
-        for number, batch in enumerate(track(_batches(loader), "drawing rows", total=_length(loader), enabled=progress)):
+        for number, batch in enumerate(track(_list_batches(loader), "drawing rows", total=_count_batches(loader), enabled=progress)):
             rows, labels = _split(batch, number, encode)
             reservoir.offer(_as_rows(rows, number), None if labels is None else _as_labels(labels, number), number)
     return reservoir.contents()
 
 
 class _Reservoir:
-    """The rows with the smallest random keys so far."""
+    """A sample of the rows that were offered so far, those with the smallest random keys."""
 
     def __init__(self, capacity: int, seed: int) -> None:
         self.capacity = capacity
@@ -70,39 +73,42 @@ class _Reservoir:
         self.parts: list[tuple[np.ndarray, np.ndarray, Tensor, Tensor | None]] = []
 
     def offer(self, rows: Tensor, labels: Tensor | None, number: int) -> None:
+        """Draw keys for the rows of batch ``number``, and keep the rows whose keys are small enough."""
         if len(rows) == 0:
             return
-        self._compare(rows, labels, number)
+        self._check(rows, labels, number)
         keys = self.generator.random(len(rows))
         taken = np.flatnonzero(keys < self.limit)
-        # A large batch is taken in pieces so that memory stays bounded.
+        # A large batch is taken in pieces, to bound memory.
         for piece in np.array_split(taken, max(1, -(-len(taken) // self.capacity))):
             piece = piece[keys[piece] < self.limit]
             if len(piece) == 0:
                 continue
             index = torch.from_numpy(piece)
-            # Indexing copies: nothing of the loader's own buffers is kept.
+            # Indexing copies, so that none of the loader's own buffers is kept.
             self.parts.append((keys[piece], self.seen + piece, rows[index].to(torch.float32), None if labels is None else labels[index]))
             self.pending += len(piece)
             if self.pending > 2 * self.capacity:
-                self._settle()
+                self._shrink()
         self.seen += len(rows)
 
     def contents(self) -> tuple[Tensor, Tensor | None]:
+        """Return the sampled rows and labels, in the order of the loader."""
         if self.seen == 0:
-            raise DataError("the loader gave no rows; a generator can be read only once: give a fresh one, or a list of batches")
-        self._settle()
+            raise DataError("the loader gave no rows. A generator can be read only once. Give a fresh one, or a list of batches.")
+        self._shrink()
         _, positions, rows, labels = self.parts[0]
         order = torch.from_numpy(np.argsort(positions))
         return rows[order], None if labels is None else labels[order]
 
-    def _settle(self) -> None:
+    def _shrink(self) -> None:
+        """Drop all but the rows with the smallest keys."""
         keys, positions = (np.concatenate([part[i] for part in self.parts]) for i in (0, 1))
         rows = torch.cat([part[2] for part in self.parts])
         given = [part[3] for part in self.parts if part[3] is not None]
         labels = torch.cat(given) if given else None
         if len(keys) > self.capacity:
-            # Ties in the key (they do not happen in practice) go to the earlier row.
+            # Ties go to the earlier row.
             kept = np.lexsort((positions, keys))[: self.capacity]
             index = torch.from_numpy(kept)
             keys, positions, rows, labels = keys[kept], positions[kept], rows[index], None if labels is None else labels[index]
@@ -111,36 +117,37 @@ class _Reservoir:
         self.parts = [(keys, positions, rows, labels)]
         self.pending = len(keys)
 
-    def _compare(self, rows: Tensor, labels: Tensor | None, number: int) -> None:
-        """Everything that a batch must share with those before it, and what no batch may hold."""
+    def _check(self, rows: Tensor, labels: Tensor | None, number: int) -> None:
+        """Check that a batch fits those before it and holds finite numbers."""
         if self.shape is None:
             self.shape, self.labelled = tuple(rows.shape[1:]), labels is not None
         if tuple(rows.shape[1:]) != self.shape:
             raise DataError(
-                f"batch {number} has rows of shape {tuple(rows.shape[1:])}, the first one {self.shape}; all rows need the same columns"
+                f"all rows must have the shape of the first batch, {self.shape}, got {tuple(rows.shape[1:])} in batch {number}."
             )
         if (labels is not None) != self.labelled:
             has, had = ("has labels", "had none") if labels is not None else ("has no labels", "had some")
-            raise DataError(f"batch {number} {has} and the first one {had}; give labels with every batch or with none")
+            raise DataError(f"labels must come with every batch or with none. Batch {number} {has}, and the first one {had}.")
         if labels is not None and len(labels) != len(rows):
-            raise DataError(f"batch {number} has {len(rows)} rows and {len(labels)} labels; give one label a row")
+            raise DataError(f"batch {number} must have one label for each of its {len(rows)} rows, got {len(labels)} labels.")
         if not bool(torch.isfinite(rows.sum())):
             bad = (~torch.isfinite(rows).flatten(1).all(1)).nonzero()[:, 0]
             if len(bad):
                 named = name_rows((bad + self.seen).tolist())
-                raise DataError(f"rows {named} of the loader (batch {number}) hold NaN or infinity; impute or drop them first")
+                raise DataError(f"rows must be finite, and rows {named} of the loader (batch {number}) hold NaN or infinity. Drop them.")
 
 
-def _batches(loader: Iterable[Any]) -> Iterable[Any]:
+def _list_batches(loader: Iterable[Any]) -> Iterable[Any]:
+    """Return the loader's batches. A table is one batch."""
     if isinstance(loader, Tensor | np.ndarray | pd.DataFrame | Mapping) or _is_pair(loader):
         return (loader,)
     if isinstance(loader, str | bytes) or not isinstance(loader, Iterable):
-        raise DataError(f"a {type(loader).__name__} is no loader; give an iterable of batches, a tensor, an array or a DataFrame")
+        raise DataError(f"a loader must be an iterable of batches, a tensor, an array or a DataFrame, got a {type(loader).__name__}.")
     return loader
 
 
 def _is_pair(loader: Any) -> bool:
-    """(rows, labels) for a whole table, as against a tuple of two batches."""
+    """Tell a pair (rows, labels) of a whole table from a tuple of two batches."""
     if not (isinstance(loader, tuple) and len(loader) == 2):
         return False
     rows, labels = loader
@@ -148,7 +155,8 @@ def _is_pair(loader: Any) -> bool:
     return isinstance(rows, table) and isinstance(labels, table) and rows.ndim >= 2 and labels.ndim == 1
 
 
-def _length(loader: Any) -> int | None:
+def _count_batches(loader: Any) -> int | None:
+    """Return the number of batches, or None where the loader does not know."""
     try:
         return len(loader) if not isinstance(loader, Tensor | np.ndarray | pd.DataFrame | Mapping) else 1
     except TypeError:
@@ -156,55 +164,57 @@ def _length(loader: Any) -> int | None:
 
 
 def _split(batch: Any, number: int, encode: Encode | None) -> tuple[Tensor | np.ndarray, Any]:
-    """Rows and labels of one batch, rows as columns."""
+    """Return rows and labels of one batch, rows as columns."""
     labels = None
     rows = batch
     if isinstance(batch, Mapping):
         row_name = next((name for name in ROW_NAMES if name in batch), None)
         if row_name is None:
-            raise DataError(f"batch {number} is a mapping with {sorted(map(str, batch))}; call its rows one of {', '.join(ROW_NAMES)}")
+            raise DataError(f"batch {number} must name its rows one of {', '.join(ROW_NAMES)}, got {sorted(map(str, batch))}.")
         rows, labels = batch[row_name], next((batch[name] for name in LABEL_NAMES if name in batch), None)
     elif isinstance(batch, tuple | list):
         if len(batch) not in (1, 2):
-            raise DataError(f"batch {number} has {len(batch)} parts; give rows, or a pair (rows, labels)")
+            raise DataError(f"batch {number} must be rows or a pair (rows, labels), got {len(batch)} parts.")
         rows, labels = batch[0], batch[1] if len(batch) == 2 else None
     if isinstance(rows, pd.DataFrame):
         if encode is None:
-            raise DataError(f"batch {number} is a DataFrame of raw features; give encode=action_set.encode, or columns as a tensor")
+            raise DataError(f"batch {number} is a DataFrame of raw features, and needs encode=action_set.encode, or columns.")
         rows = encode(rows)
     if not isinstance(rows, Tensor | np.ndarray):
-        raise DataError(f"batch {number} holds its rows as a {type(rows).__name__}; give a tensor, an array or a DataFrame")
+        raise DataError(f"rows of batch {number} must be a tensor, an array or a DataFrame, got a {type(rows).__name__}.")
     return rows, labels
 
 
 def _as_rows(rows: Tensor | np.ndarray, number: int) -> Tensor:
+    """Return rows as a floating-point tensor (n, ...) on the CPU."""
     try:
-        x = torch.as_tensor(_writable(rows))
+        x = torch.as_tensor(_make_writable(rows))
     except TypeError as error:
-        raise DataError(f"batch {number} is an array of {rows.dtype}; give floats") from error
+        raise DataError(f"rows of batch {number} must be floats, got {rows.dtype}. Encode raw features.") from error
     if not x.dtype.is_floating_point:
-        raise DataError(f"batch {number} holds {x.dtype}; give floats as the model takes them (rows.float(); encode raw features)")
+        raise DataError(f"rows of batch {number} must be floats, got {x.dtype}. Call rows.float(), or encode raw features.")
     if x.dim() < 2:
-        raise DataError(f"batch {number} has shape {tuple(x.shape)}; give batches (n, d): wrap a dataset of single rows in a DataLoader")
+        raise DataError(f"batch {number} must have the shape (n, ...), got {tuple(x.shape)}. Wrap single rows in a DataLoader.")
     return x.detach().cpu()
 
 
 def _as_labels(labels: Any, number: int) -> Tensor:
+    """Return labels as class indices (n,) int64 on the CPU."""
     try:
-        y = torch.as_tensor(_writable(labels)).detach().cpu()
+        y = torch.as_tensor(_make_writable(labels)).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"batch {number} has labels that are no numbers ({error}); give class indices") from error
+        raise DataError(f"labels of batch {number} must be class indices, and are no numbers ({error}).") from error
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dim() != 1:
-        raise DataError(f"batch {number} has labels of shape {tuple(y.shape)}; give one class index a row, (n,)")
+        raise DataError(f"labels of batch {number} must have the shape (n,), got {tuple(y.shape)}. Give one class index a row.")
     if y.dtype.is_floating_point and not bool((y == y.round()).all()):
-        raise DataError(f"batch {number} has labels that are no whole numbers; give class indices")
+        raise DataError(f"labels of batch {number} must be class indices, and are no whole numbers.")
     return y.to(torch.int64)
 
 
-def _writable(values: Any) -> Any:
-    """PyTorch warns of arrays that it could not write to, such as those inside a DataFrame: those are copied."""
+def _make_writable(values: Any) -> Any:
+    """Copy arrays that are read-only, such as those inside a DataFrame, because PyTorch warns of them."""
     if isinstance(values, pd.Series | pd.DataFrame):
         values = values.to_numpy()
     return np.require(values, requirements="W") if isinstance(values, np.ndarray) else values
