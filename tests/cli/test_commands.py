@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from typer.testing import CliRunner, Result
 import cfptq
 from cfptq import api
 from cfptq.cli import app
+from cfptq.experiments import run
 from cfptq.network import capture, to_onnx_model
 from cfptq.pipeline.comparison import Comparison
 
@@ -142,7 +144,8 @@ class TestAudit:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(api, "audit", interrupt)
-        assert audited(desk, "fp32.onnx").exit_code == 130
+        result = audited(desk, "fp32.onnx")
+        assert (result.exit_code, result.stderr) == (130, "cfptq: interrupted.\n")
 
 
 class TestCalibrate:
@@ -178,15 +181,15 @@ class TestCalibrate:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (("--groups", "sex"), "no feature of the action set"),
+            (("--groups", "sex"), "'sex'"),
             (("--groups", "age"), "coarser groups"),
             (("--save", "nowhere/plan"), "nowhere is not a writable folder"),
             (("--save", str(Path(__file__).parent)), "it holds other files"),
-            (("--pareto", "curve.doc"), "no .svg, .png or .pdf file"),
+            (("--pareto", "curve.doc"), "must be a .svg, .png or .pdf file"),
             (("--layer", "nolayer=8"), "no quantizable layer of that name"),
             (("--layer", "head"), "must be NAME=BITS"),
             (("--budget", "1"), "at least"),
-            (("--method", "magic"), "no method 'magic'"),
+            (("--method", "magic"), "got 'magic'"),
             (("--label", "absent"), "no column 'absent'"),
             (("--budget", "4", "--max-validity-drop", "0.1"), "not both"),
         ],
@@ -262,10 +265,10 @@ class TestRun:
     def test_a_recipe_is_run_for_each_seed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], folders: dict[int, str]
     ) -> None:
-        def measured(*_: object, seed: int, methods: tuple[str, ...], max_rows: int, **__: object) -> Comparison:
-            return Comparison("synthetic", seed, {"accuracy": max_rows}, {"4.0": {name: {} for name in methods}}, "4.0")
+        def measured(*arguments: Any, seed: int, max_rows: int, **_: object) -> Comparison:
+            return Comparison("synthetic", seed, {"accuracy": max_rows}, {"4.0": {name: {} for name in arguments[4]}}, "4.0")
 
-        monkeypatch.setattr(api, "compare", measured)
+        monkeypatch.setattr(run, "compare_methods", measured)
         (tmp_path / "small.yaml").write_text(RECIPE)
         result = cfptq_says("run", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out"), *more)
         assert result.exit_code == 0, result.stderr
@@ -300,7 +303,7 @@ class TestDatasets:
     def test_an_unknown_name_is_refused(self) -> None:
         result = cfptq_says("datasets", "iris")
         assert result.exit_code == 2
-        assert "no data set 'iris'" in result.stderr
+        assert "got 'iris'" in result.stderr
 
 
 @pytest.mark.slow
@@ -309,6 +312,8 @@ def test_the_quickstart_leaves_all_that_the_audit_it_proposes_needs(tmp_path: Pa
     result = cfptq_says("quickstart", "--out", str(out))
     assert result.exit_code == 0, result.stderr
     assert "SYNTHETIC" in result.stdout
+    assert len(result.stdout.splitlines()) <= 25
+    assert all((out / name).is_file() for name in ("results.json", "timings.json", "comparison.txt") if name in result.stdout)
     results = json.loads((out / "results.json").read_text())
     assert set(results["methods"]) | set(results.get("unavailable", {})) == set(api.COMPARED)
     proposed = result.stdout.replace("\\\n", " ").split("  cfptq ")[-1].split()
