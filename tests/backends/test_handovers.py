@@ -254,7 +254,7 @@ def test_compiled_with_freezing_pt2e_runs_integer_kernels() -> None:
     with torch.no_grad(), inductor.patch(freezing=True):
         output, code = run_and_get_code(torch.compile(converted), rows)
     assert "onednn.qlinear_pointwise" in "".join(code)
-    # A sum in another order rounds single activations to the next step: where 0.3 % of rows do so on one processor, a wrong kernel shows in all.
+    # A sum in another order rounds single activations to the next step, in 0.4 % of rows on one processor; a wrong kernel shows in all.
     apart = (output - result.module()(rows)).abs().amax(dim=1)
     assert float((apart < 1e-3).float().mean()) >= 0.99
 
