@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import cfptq
-from cfptq import datasets, models
+from cfptq import datasets
 from cfptq.actions import ActionSet
 from cfptq.allocation import LayerScores, greedy
 from cfptq.errors import CfptqError, DataError, MissingDependencyError, ModelError
@@ -22,31 +22,6 @@ from cfptq.pareto import Pareto
 from cfptq.quantize import integer_limit
 from cfptq.quantize import nearest as plain_rounding
 from cfptq.teacher import prepare
-
-
-@pytest.fixture(scope="module")
-def people() -> datasets.Dataset:
-    return datasets.load("synthetic")
-
-
-@pytest.fixture(scope="module")
-def columns(people: datasets.Dataset) -> datasets.Columns:
-    return datasets.encode(people)
-
-
-@pytest.fixture(scope="module")
-def action_set(people: datasets.Dataset, columns: datasets.Columns) -> ActionSet:
-    return ActionSet.from_frame(
-        people.train, immutable=["age", "sex"], increase_only=["education"], ordinal=people.ordinal, max_changes=3, favourable=1
-    ).encoded_by(columns.encoder)
-
-
-@pytest.fixture(scope="module")
-def model(columns: datasets.Columns) -> nn.Module:
-    model = models.MLP(columns.train.shape[1], 2, hidden=(32, 16), seed=0)
-    models.train(model, columns.train, columns.train_labels, seed=0, settings=models.TrainingSettings(epochs=6), progress=False)
-    return model
-
 
 Calibrated = Callable[..., cfptq.Result]
 
