@@ -303,7 +303,6 @@ class TestDatasets:
         assert "no data set 'iris'" in result.stderr
 
 
-@pytest.mark.slow
 def test_the_quickstart_leaves_all_that_the_audit_it_proposes_needs(tmp_path: Path) -> None:
     out = tmp_path / "first"
     result = cfptq_says("quickstart", "--out", str(out))
