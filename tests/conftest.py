@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_vnni") is None:
         return
-    from cfptq.network.onnx_session import int8_saturates
+    from cfptq.network.onnx.session import int8_saturates
 
     # One saturating product a process tells.
     if int8_saturates():
