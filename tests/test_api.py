@@ -30,35 +30,6 @@ from cfptq.pipeline.task import QuantizationTask
 PRESETS = ("faithful", "ptq", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq")
 
 
-@pytest.fixture(scope="module")
-def people() -> datasets.Dataset:
-    return datasets.load("synthetic")
-
-
-@pytest.fixture(scope="module")
-def columns(people: datasets.Dataset) -> datasets.Columns:
-    return datasets.encode(people)
-
-
-@pytest.fixture(scope="module")
-def action_set(people: datasets.Dataset, columns: datasets.Columns) -> ActionSet:
-    return ActionSet.from_frame(
-        people.train,
-        immutable=["age", "sex"],
-        increase_only=["education"],
-        ordinal=people.ordinal,
-        max_changes=3,
-        favourable=people.favourable,
-    ).encoded_by(columns.encoder)
-
-
-@pytest.fixture(scope="module")
-def model(columns: datasets.Columns) -> nn.Module:
-    model = models.MLP(columns.train.shape[1], 2, hidden=(32, 16), seed=0)
-    models.train(model, columns.train, columns.train_labels, seed=0, settings=models.TrainingSettings(epochs=6), progress=False)
-    return model
-
-
 def batches(columns: datasets.Columns, size: int = 200) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(columns.train.split(size), columns.train_labels.split(size), strict=True))
 

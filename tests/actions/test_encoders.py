@@ -169,7 +169,7 @@ def test_nested_transformers_selectors_and_a_remainder_are_followed() -> None:
 def test_missing_values_follow_the_imputer() -> None:
     frame = people()
     frame.loc[:9, "income"] = np.nan
-    frame.loc[5:14, "job"] = None
+    frame.loc[5:14, "job"] = np.nan
     frame.loc[0:3, "hours"] = np.nan
     encoder = ColumnTransformer(
         [
@@ -318,7 +318,8 @@ def test_encoding_refuses_frames_that_do_not_fit() -> None:
     gap.loc[[3, 8], "age"] = np.nan
     with pytest.raises(DataError, match="age: no value in rows 3, 8"):
         action_set.encode(gap)
-    with pytest.raises(DataError, match=r"income: .*'much'"):
+    # How the value stands in quotation marks is pandas' choice, and has changed.
+    with pytest.raises(DataError, match=r"income: .*['\"]much['\"]"):
         action_set.encode(frame.astype({"income": object}).assign(income="much"))
     with pytest.raises(DataError, match=r"region: unknown value '10' in rows 0, .* \(the level 10 has another type\)"):
         action_set.encode(frame.assign(region="10"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -50,8 +52,9 @@ def convolutional() -> nn.Module:
 MODELS = {"mlp": (mlp, (12,)), "batch norm": (batch_norm_mlp, (12,)), "residual": (Residual, (12,)), "cnn": (convolutional, (1, 8, 8))}
 
 
+@cache
 def made(kind: str, seed: int = 0) -> tuple[Network, torch.Tensor]:
-    """A random model whose BatchNorm has seen data, captured; and rows for it."""
+    """A random model whose BatchNorm has seen data, captured; and rows for it. Nobody changes them."""
     build, shape = MODELS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

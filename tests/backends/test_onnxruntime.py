@@ -180,7 +180,8 @@ def test_what_an_old_opset_lacks_is_named() -> None:
 
 
 def test_the_same_plan_gives_the_same_bytes() -> None:
-    first, second = (to_onnx_model(*(lambda network, rows: (network, planned(network, rows)))(*made("residual"))) for _ in range(2))
+    twice = (made.__wrapped__("residual") for _ in range(2))  # captured anew
+    first, second = (to_onnx_model(network, planned(network, rows)) for network, rows in twice)
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
 
 
@@ -240,6 +241,15 @@ def test_a_checked_file_says_where_a_default_session_decides_otherwise(tmp_path:
     said = [str(warning.message) for warning in told if warning.category is SaturationWarning]
     assert bool(said) is int8_saturates()
     assert all("session.x64quantprecision" in sentence and "portable=True" in sentence for sentence in said)
+
+
+@pytest.mark.needs_vnni
+@pytest.mark.parametrize("kind", MODELS)
+def test_full_range_weights_are_right_in_a_default_session(kind: str) -> None:
+    network, rows = made(kind)
+    model = to_onnx_model(network, planned(network, rows, (8,)))
+    default = session(model).run(None, {"input": rows.numpy()})[0]
+    assert np.abs(default - run(model, rows)).max() <= 1e-5
 
 
 def test_by_default_a_file_is_right_in_a_default_session_on_every_processor(tmp_path: Path) -> None:

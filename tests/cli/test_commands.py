@@ -306,7 +306,6 @@ class TestDatasets:
         assert "got 'iris'" in result.stderr
 
 
-@pytest.mark.slow
 def test_the_quickstart_leaves_all_that_the_audit_it_proposes_needs(tmp_path: Path) -> None:
     out = tmp_path / "first"
     result = cfptq_says("quickstart", "--out", str(out))

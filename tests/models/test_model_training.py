@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfptq import datasets
+from cfptq.datasets import Columns
 from cfptq.errors import CfptqError, DataError, ModelError
 from cfptq.models import MLP, LogisticRegression, TrainingSettings, train
 
@@ -29,10 +29,9 @@ def test_an_mlp_learns_what_a_line_cannot() -> None:
     assert train(line, x, y, settings=settings).validation_accuracy < 0.65
 
 
-def test_logistic_regression_reaches_the_optimum_that_scikit_learn_finds() -> None:
+def test_logistic_regression_reaches_the_optimum_that_scikit_learn_finds(columns: Columns) -> None:
     from sklearn.linear_model import LogisticRegression as Reference
 
-    columns = datasets.encode(datasets.load("synthetic"))
     ours = LogisticRegression(columns.train.shape[1])
     train(ours, columns.train, columns.train_labels, settings=TrainingSettings(epochs=60, learning_rate=1e-2, weight_decay=0.0))
     reference = Reference(C=1e6, max_iter=5_000).fit(columns.train.numpy(), columns.train_labels.numpy())
@@ -41,8 +40,7 @@ def test_logistic_regression_reaches_the_optimum_that_scikit_learn_finds() -> No
     assert np.abs(chance - reference.predict_proba(columns.test.numpy())[:, 1]).mean() < 0.02
 
 
-def test_the_synthetic_data_set_can_be_learnt() -> None:
-    columns = datasets.encode(datasets.load("synthetic"))
+def test_the_synthetic_data_set_can_be_learnt(columns: Columns) -> None:
     model = MLP(columns.train.shape[1])
     train(model, columns.train, columns.train_labels)
     with torch.no_grad():

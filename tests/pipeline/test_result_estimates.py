@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import cfptq
-from cfptq import datasets, models
+from cfptq import datasets
 from cfptq.actions import ActionSet
 from cfptq.allocation import LayerScores, allocate_greedily
 from cfptq.errors import CfptqError, DataError, MissingDependencyError, ModelError
@@ -23,31 +23,6 @@ from cfptq.pipeline.pareto import Pareto
 from cfptq.pipeline.task import build_task
 from cfptq.quantize import integer_limit
 from cfptq.quantize import round_nearest as plain_rounding
-
-
-@pytest.fixture(scope="module")
-def people() -> datasets.Dataset:
-    return datasets.load("synthetic")
-
-
-@pytest.fixture(scope="module")
-def columns(people: datasets.Dataset) -> datasets.Columns:
-    return datasets.encode(people)
-
-
-@pytest.fixture(scope="module")
-def action_set(people: datasets.Dataset, columns: datasets.Columns) -> ActionSet:
-    return ActionSet.from_frame(
-        people.train, immutable=["age", "sex"], increase_only=["education"], ordinal=people.ordinal, max_changes=3, favourable=1
-    ).encoded_by(columns.encoder)
-
-
-@pytest.fixture(scope="module")
-def model(columns: datasets.Columns) -> nn.Module:
-    model = models.MLP(columns.train.shape[1], 2, hidden=(32, 16), seed=0)
-    models.train(model, columns.train, columns.train_labels, seed=0, settings=models.TrainingSettings(epochs=6), progress=False)
-    return model
-
 
 Calibrated = Callable[..., cfptq.Result]
 

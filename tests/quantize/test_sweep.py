@@ -8,7 +8,7 @@ from statistics import geometric_mean
 
 import pytest
 import torch
-from margin_cases import MODELS, error_ratios, margin_error, margins, network_and_rows, planned
+from margin_cases import MANY, MODELS, TELLING, error_ratios, margin_error, margins, network_and_rows, planned
 from torch import nn
 
 import cfptq.quantize.sweep as sweep_module
@@ -21,16 +21,25 @@ def aim(network: Network, rows: CalibrationSet, head: Head) -> MarginTarget:
     return MarginTarget(rows.rows, rows.target, margins(network, rows.rows, rows.target, head), rows.weights)
 
 
+def swept_and_start(network: Network, rows: CalibrationSet, head: Head, bits: int) -> tuple[QuantizationPlan, QuantizationPlan]:
+    start = plan = planned(network, rows, head, round_compensated, bits)
+    for _ in range(3):
+        plan = sweep_plan(network, plan, aim(network, rows, head), head, None)
+    return plan, start
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_margins_err_less_after_sweeps(kind: str) -> None:
-    def plans(network: Network, rows: CalibrationSet, head: Head, bits: int) -> tuple[QuantizationPlan, QuantizationPlan]:
-        start = plan = planned(network, rows, head, round_compensated, bits)
-        for _ in range(3):
-            plan = sweep_plan(network, plan, aim(network, rows, head), head, None)
-        return plan, start
+    (known,), (others,) = error_ratios(kind, swept_and_start, [TELLING[kind]])
+    assert known < 0.8 and others < 0.9
 
-    known, others = error_ratios(kind, plans)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_margins_err_less_on_average_after_sweeps(kind: str) -> None:
+    known, others = error_ratios(kind, swept_and_start, MANY)
     assert max(known) <= 1
+    # Another order of sums moves these means by up to 0.01; the largest one is 0.82 on known rows and 0.91 on others.
     assert geometric_mean(known) < 0.85
     assert geometric_mean(others) < 0.95
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cfptq
-from cfptq import datasets, models
+from cfptq import datasets
 from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol
 from cfptq.errors import ConfigurationError, DataError, ModelError
@@ -19,26 +19,6 @@ from cfptq.network import as_predictor, decide
 from cfptq.training import QAT_METHODS, Match, Objective, QatMethod, Schedule, TeacherSettings
 
 BRIEF = Schedule(epochs=3, search=0.3, settle=0.3)
-
-
-@pytest.fixture(scope="module")
-def columns() -> datasets.Columns:
-    return datasets.encode(datasets.load("synthetic"))
-
-
-@pytest.fixture(scope="module")
-def action_set(columns: datasets.Columns) -> ActionSet:
-    people = datasets.load("synthetic")
-    return ActionSet.from_frame(
-        people.train, immutable=["age", "sex"], ordinal=people.ordinal, max_changes=3, favourable=people.favourable
-    ).encoded_by(columns.encoder)
-
-
-@pytest.fixture(scope="module")
-def model(columns: datasets.Columns) -> nn.Module:
-    model = models.MLP(columns.train.shape[1], 2, hidden=(32, 16), seed=0)
-    models.train(model, columns.train, columns.train_labels, seed=0, settings=models.TrainingSettings(epochs=6), progress=False)
-    return model
 
 
 def batches(columns: datasets.Columns, size: int = 500) -> list[tuple[Tensor, Tensor]]:
