@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""Printed output of the commands."""
 
 from __future__ import annotations
 
