@@ -277,10 +277,10 @@ def test_a_diverging_run_is_stopped_with_a_reason() -> None:
 def gradients(run: Trainer) -> Tensor:
     """The gradient of each of an epoch's batches at the start, averaged over the processes, (steps, parameters)."""
     found = []
-    for step, batch in enumerate(run.batches(0)):
+    for step, batch in enumerate(run.draw_batches(0)):
         run.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(run.step_loss(batch, 0, step).values())).sum().backward()
-        run.workers.average(run.parameters())
+        torch.stack(list(run.compute_step_loss(batch, 0, step).values())).sum().backward()
+        run.workers.average_gradients(run.parameters())
         found.append(torch.cat([torch.zeros_like(it).flatten() if it.grad is None else it.grad.flatten() for it in run.parameters()]))
     return torch.stack(found)
 
