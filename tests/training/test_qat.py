@@ -67,7 +67,7 @@ def test_a_saved_result_tells_what_training_did(model: nn.Module, columns: datas
     assert loaded.training == result.training
     assert loaded.plan.digest == result.plan.digest
     assert loaded.plan.average_bits <= 3.0
-    with pytest.raises(ModelError, match="a trained result has no curve"):
+    with pytest.raises(ModelError, match="pareto needs a result without training"):
         result.pareto()
 
 
