@@ -44,6 +44,10 @@ class RecipeError(ConfigurationError):
     """A recipe that cannot be read, or that does not make sense."""
 
 
+class DataWarning(UserWarning):
+    """Rows that are read in a way that their owner may not have meant."""
+
+
 class SaturationWarning(UserWarning):
     """A file whose decisions change in a default session of ONNX Runtime, because int8 products saturate on this processor."""
 

@@ -19,14 +19,15 @@ from cfptq.actions.columns import require_one_feature_per_column, require_shape,
 from cfptq.actions.compiled import CompiledFeatures, compile_features
 from cfptq.actions.cost import Norm, Weights, compute_column_weights, compute_row_costs, parse_norm, parse_weights
 from cfptq.actions.describe import describe_actions, format_table
-from cfptq.actions.encoding import decode_columns, encode_frame
+from cfptq.actions.encoding import compute_float32_rounding, decode_columns, encode_frame, encode_people
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
 from cfptq.actions.infer_features import infer_from_columns, infer_from_frame
 from cfptq.actions.projection import compute_counterfactual_points, compute_gradient_mask, project_rows
+from cfptq.actions.remarks import Remark, examine_frame, warn_of
 from cfptq.actions.scikit_learn import map_to_encoder
 from cfptq.actions.straight_through import straight_through
 from cfptq.actions.suggestions import did_you_mean
-from cfptq.actions.validation import to_python_value
+from cfptq.actions.validation import parse_column_number, to_python_value
 from cfptq.actions.violations import find_violations_in_columns, find_violations_in_frame, require_valid_columns
 from cfptq.actions.yaml_format import construct, format_yaml, read_yaml
 from cfptq.errors import ActionSetError
@@ -41,7 +42,8 @@ class ActionSet:
     :meth:`encoded_by`, with :meth:`from_columns`, or with :meth:`load`.
 
     The action that changes nothing is always feasible. An observed range never makes a row invalid, and the row's own value always
-    counts as within bounds. Declared bounds and domains make a row invalid, which :meth:`check` and :meth:`validate` report.
+    counts as within bounds. :meth:`validate` lists rows outside declared bounds. Their actions keep the value or move it towards the
+    bounds. Codes outside a domain and torn one-hot groups make a row invalid, which :meth:`check` refuses.
 
     Attributes:
         features: the features in the order of the frame. Ties in sparsity go to the earlier feature.
@@ -66,6 +68,8 @@ class ActionSet:
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
+        if isinstance(self.features, str) or not isinstance(self.features, Iterable):
+            raise ActionSetError(f"features must be a list of features, got {self.features!r}.")
         features = tuple(self.features)
         if not features:
             raise ActionSetError("An action set must have at least one feature, got none.")
@@ -86,10 +90,13 @@ class ActionSet:
         object.__setattr__(self, "weights", parse_weights(self.weights))
         if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float) or not 0 < self.epsilon < 1:
             raise ActionSetError(f"epsilon must lie between 0 and 1, both excluded, got {self.epsilon!r}.")
-        object.__setattr__(self, "unseen", tuple(self.unseen))
+        if isinstance(self.unseen, str) or not isinstance(self.unseen, Iterable):
+            raise ActionSetError(f"unseen must be a list of names, got {self.unseen!r}.")
+        object.__setattr__(self, "unseen", tuple(map(str, self.unseen)))
         if self.width is None:
             object.__setattr__(self, "column_names", None)
         else:
+            object.__setattr__(self, "width", parse_column_number(self.width, "width"))
             require_one_feature_per_column(features, self.width)
             object.__setattr__(self, "column_names", resolve_column_names(self.width, self.column_names))
 
@@ -122,6 +129,9 @@ class ActionSet:
         dtype :class:`Ordinal`. Strings, booleans and other categories become :class:`Categorical`. Ranges and frequencies follow from
         the values.
 
+        A column whose values are all different and seem to number the rows becomes immutable, with a warning. So does no column that
+        a keyword names. Numbers that look like codes for a missing value, and dates as text, are warned of.
+
         Args:
             frame: training rows with raw features, one person a row. Ranges and σ are computed from them.
             immutable: names of features that an action may not change.
@@ -142,29 +152,31 @@ class ActionSet:
             weights: rule for the cost of one unit, ``"std"``, ``"uniform"`` or ``"mad"``. Default: ``"std"``.
 
         Raises:
-            ActionSetError: a name is unknown, declarations contradict one another, or bounds leave no value.
+            ActionSetError: a name is unknown, declarations contradict one another, bounds leave no value or hold no training row, or
+                mutable columns are one one-hot group.
             DataError: the frame is empty, repeats a column name, holds infinity, or has a dtype that is none of the above.
         """
-        features = infer_from_frame(
+        features, remarks = infer_from_frame(
             frame,
             immutable=immutable,
             increase_only=increase_only,
             decrease_only=decrease_only,
-            bounds=bounds or {},
-            bounds_share=bounds_share or {},
-            reachable=reachable or {},
-            effort=effort or {},
+            bounds={} if bounds is None else bounds,
+            bounds_share={} if bounds_share is None else bounds_share,
+            reachable={} if reachable is None else reachable,
+            effort={} if effort is None else effort,
             continuous=continuous,
             integer=integer,
-            ordinal=ordinal or {},
+            ordinal={} if ordinal is None else ordinal,
             categorical=categorical,
         )
+        warn_of(remarks)
         return cls(features=features, max_changes=max_changes, favourable=favourable, norm=norm, weights=weights)
 
     @classmethod
     def from_columns(
         cls,
-        columns: Tensor | npt.NDArray[Any],
+        columns: Tensor | npt.NDArray[Any] | pd.DataFrame,
         features: Sequence[AnyFeature],
         *,
         means: Sequence[float] | None = None,
@@ -180,7 +192,8 @@ class ActionSet:
         Example features are ``Continuous("hours", column=3)`` and ``Categorical("job", levels=("a", "b"), columns=(4, 5))``.
 
         Args:
-            columns: training rows as the model sees them, ``(N, d)``. Statistics are computed from them.
+            columns: training rows as the model sees them, ``(N, d)``. Statistics are computed from them. A DataFrame of columns
+                gives their names too.
             features: features with their ``column`` or ``columns``. Each remaining column becomes an immutable feature.
             means: mean of each column before standardization, ``(d,)``, so that raw = column · scale + mean. Default: 0.
                 Numeric features with an ``offset`` or ``scale`` of their own ignore ``means`` and ``scales``.
@@ -356,10 +369,22 @@ class ActionSet:
         self._check_shape(x)
         return compute_column_bounds(self.features, x)
 
-    def describe(self, x: Tensor, delta: Tensor) -> list[str]:
-        """Describe each row's action in words, as in ``"hours-per-week 40 → 46; occupation Sales → Tech-support"``."""
+    def describe(self, x: Tensor, delta: Tensor, people: pd.DataFrame | None = None) -> list[str]:
+        """Describe each row's action in words, as in ``"hours-per-week 40 → 46; occupation Sales → Tech-support"``.
+
+        Args:
+            x: rows, float32 ``(N, d)``.
+            delta: actions, float32 ``(N, d)``.
+            people: raw rows that ``x`` was encoded from, which tell what is missing. Without them, a value that the encoder also fills in
+                for a missing one is marked ``(assumed if missing)``.
+
+        Raises:
+            DataError: shapes do not fit, or ``people`` are other rows.
+        """
         self._check_shape(x, delta)
-        return describe_actions(self.features, x, self.apply(x, delta.detach()), delta.detach())
+        if people is not None:
+            encode_people(self.features, x, people)
+        return describe_actions(self.features, x, self.apply(x, delta.detach()), delta.detach(), people)
 
     # Rows ---------------------------------------------------------------------------------------------------------------------------
 
@@ -371,13 +396,48 @@ class ActionSet:
 
         Raises:
             DataError: a feature is missing from the frame, a category is unknown, or a value is missing without a rule for it.
-        """
-        return encode_frame(self.features, self._encoded_width(), frame)
 
-    def decode(self, columns: Tensor) -> pd.DataFrame:
-        """Return raw rows for the model's columns ``(N, d)``. Values that the encoder imputed remain imputed."""
+        Warns:
+            DataWarning: rows are read in a way that their owner may not have meant. :meth:`examine` lists these and more.
+        """
+        columns = encode_frame(self.features, self._encoded_width(), frame)
+        warn_of(examine_frame(self.features, frame))
+        return columns
+
+    def examine(self, frame: pd.DataFrame) -> tuple[Remark, ...]:
+        """Return remarks on how raw rows are read, by column and number of rows.
+
+        They tell of unknown and missing categories, imputed values, codes for missing values, other units, rows outside declared
+        bounds, numbers that are not whole, and digits that float32 loses.
+
+        Args:
+            frame: raw rows with a column for each feature.
+
+        Raises:
+            DataError: a feature is missing from the frame, or a number cannot be read.
+        """
+        return examine_frame(self.features, frame)
+
+    def decode(self, columns: Tensor, people: pd.DataFrame | None = None) -> pd.DataFrame:
+        """Return raw rows for the model's columns ``(N, d)``, which the encoder encodes as these columns.
+
+        A value that the encoder imputed remains imputed, unless ``people`` tells that it is missing. A fill that is no value of the
+        feature, such as 31.5 of a whole number, is missing again.
+
+        Args:
+            columns: the model's columns, float32 ``(N, d)``.
+            people: raw rows that the columns come from. Each cell that is unchanged keeps its raw value, missing ones too.
+
+        Raises:
+            DataError: the width differs, or ``people`` are other rows.
+        """
         self._check_shape(columns)
-        return decode_columns(self.features, columns)
+        return decode_columns(self.features, columns, people)
+
+    def rounding(self, x: Tensor) -> Tensor:
+        """Return the largest change of each column that raw values rounded to float32 cause, like ``x`` ``(N, d)``."""
+        self._check_shape(x)
+        return compute_float32_rounding(self.features, x)
 
     def validate(self, rows: pd.DataFrame | Tensor | npt.NDArray[Any]) -> pd.DataFrame:
         """List each violation of a declared rule. Observed ranges are no rule.
@@ -396,11 +456,13 @@ class ActionSet:
         return find_violations_in_columns(self.features, to_columns(self._encoded_width(), rows))
 
     def check(self, x: Tensor) -> None:
-        """Raise unless every row of ``x`` ``(N, d)`` is valid.
+        """Raise unless every row of ``x`` ``(N, d)`` is one that the encoder gives.
+
+        A row outside declared bounds passes. Its actions keep the value or move it towards the bounds, and :meth:`validate` lists it.
 
         Raises:
             DataError: the width or dtype is wrong, or a value is NaN or infinite.
-            ActionSetError: a row breaks declared bounds or a domain, or a one-hot group is not one-hot.
+            ActionSetError: a code is in no domain, or a one-hot group is not one-hot.
         """
         require_valid_columns(self.features, to_columns(self._encoded_width(), x), self.column_names or ())
 

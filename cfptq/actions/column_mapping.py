@@ -29,6 +29,7 @@ class TracedColumn:
         fill: raw value that an imputer puts in place of a missing one.
         missing_code: code of a missing value.
         unknown: treatment of an unlisted value, as in :class:`cfptq.actions.Categorical`. A code is in units of the base.
+        missing_as: category for a missing value, as in :class:`cfptq.actions.Categorical`.
     """
 
     feature: str
@@ -41,6 +42,7 @@ class TracedColumn:
     fill: Level = None
     missing_code: float | None = None
     unknown: str | float = "error"
+    missing_as: str = "none"
 
     def rescale(self, offset: float, scale: float) -> TracedColumn:
         """Return the column after a further step ``(value - offset) / scale``."""
@@ -77,7 +79,13 @@ def map_to_columns(feature: AnyFeature, own: list[tuple[int, TracedColumn]]) -> 
     if first.base == "raw":
         return _map_numbers(feature, number, first)
     levels = _merge_levels(feature, first)
-    common: dict[str, Any] = {**_NO_COLUMNS, "fill": first.fill, "unknown": first.unknown, "frequencies": None}
+    common: dict[str, Any] = {
+        **_NO_COLUMNS,
+        "fill": first.fill,
+        "unknown": first.unknown,
+        "missing_as": first.missing_as,
+        "frequencies": None,
+    }
     if feature.frequencies is not None:
         frequency_of = dict(zip(feature.states, feature.frequencies, strict=True))
         common["frequencies"] = tuple(frequency_of.get(level, 0.0) for level in levels)

@@ -24,6 +24,8 @@ WEIGHTINGS: tuple[Weights, ...] = ("std", "uniform", "mad")
 MAD_TO_STD = 1.4826
 """Factor that makes the MAD of a normal sample an estimate of its σ, so that costs under both rules are comparable."""
 
+_MIN_WEIGHT, _MAX_WEIGHT = 1e-20, 1e20  # Beyond them, costs and their squares would leave float32.
+
 
 def parse_norm(norm: object) -> Norm:
     """Return ``norm`` in its canonical form.
@@ -63,7 +65,7 @@ def compute_column_weights(features: Sequence[AnyFeature], width: int, weights: 
         epsilon: ε of eq. 13, which is added to σ.
 
     Raises:
-        ActionSetError: a mutable feature has no statistics.
+        ActionSetError: a mutable feature has no statistics, or float32 cannot hold its weight.
     """
     result = torch.ones(width, dtype=torch.float64)
     for feature in features:
@@ -80,7 +82,15 @@ def compute_column_weights(features: Sequence[AnyFeature], width: int, weights: 
                     'Build the action set with from_frame or from_columns, or use weights="uniform".'
                 )
             result[column] = feature.effort / (spread + epsilon)
-    return result.to(torch.float32)
+    weights_in_float32 = result.to(torch.float32)
+    for feature in features:
+        own = weights_in_float32[list(feature.model_columns)]
+        if not feature.is_immutable and not bool(((own >= _MIN_WEIGHT) & (own <= _MAX_WEIGHT)).all()):
+            raise ActionSetError(
+                f"{feature.name}: the weight of a change, effort / (std + epsilon), must lie between {_MIN_WEIGHT:g} and {_MAX_WEIGHT:g}, "
+                f"got {result[list(feature.model_columns)].tolist()[0]:g}. Correct its std or effort."
+            )
+    return weights_in_float32
 
 
 def compute_row_costs(weighted: Tensor, norm: Norm) -> Tensor:

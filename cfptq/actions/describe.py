@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pandas as pd
 from torch import Tensor
 
 from cfptq.actions.cost import Norm, Weights
-from cfptq.actions.encoding import decode_feature
+from cfptq.actions.encoding import decode_feature, is_fill
 from cfptq.actions.features import AnyFeature, Continuous, Mutability, Ordinal
 from cfptq.actions.validation import Level
 
 NO_CHANGE = "no change"
+MISSING = "(missing)"
+ASSUMED = " (assumed if missing)"
+"""Mark of a value that is the person's own, or the encoder's in place of a missing one."""
 
 _MAX_SHOWN_LEVELS = 4  # The table lists this many levels and then their number.
 _MUTABILITY_WORDS = {
@@ -23,7 +27,9 @@ _MUTABILITY_WORDS = {
 }
 
 
-def describe_actions(features: Sequence[AnyFeature], x: Tensor, point: Tensor, delta: Tensor) -> list[str]:
+def describe_actions(
+    features: Sequence[AnyFeature], x: Tensor, point: Tensor, delta: Tensor, people: pd.DataFrame | None = None
+) -> list[str]:
     """Describe for each row the changes between ``x`` and ``point``, or :data:`NO_CHANGE`.
 
     Args:
@@ -31,6 +37,7 @@ def describe_actions(features: Sequence[AnyFeature], x: Tensor, point: Tensor, d
         x: rows, ``(N, d)``.
         point: counterfactual points, ``(N, d)``.
         delta: actions, ``(N, d)``. A feature is listed where one of its columns is not zero.
+        people: raw rows that ``x`` comes from. Without them, a value that the encoder also fills in is marked as perhaps missing.
     """
     parts: list[list[str]] = [[] for _ in range(len(x))]
     for feature in features:
@@ -40,8 +47,14 @@ def describe_actions(features: Sequence[AnyFeature], x: Tensor, point: Tensor, d
         if not len(rows):
             continue
         before, after = decode_feature(feature, x[rows]), decode_feature(feature, point[rows])
-        for row, old, new in zip(rows.tolist(), before.tolist(), after.tolist(), strict=True):
-            parts[row].append(f"{feature.name} {' → '.join(format_pair(old, new))}")
+        is_assumed = is_fill(feature, x[rows])
+        if people is not None:
+            before = before.astype(object).mask(people[feature.name].iloc[rows.numpy()].isna().to_numpy(), None)
+            is_assumed[:] = False
+        for row, old, new, assumed in zip(rows.tolist(), before.tolist(), after.tolist(), is_assumed.tolist(), strict=True):
+            first, second = format_pair(old, new)
+            mark = ASSUMED if assumed and first != MISSING else ""
+            parts[row].append(f"{feature.name} {first}{mark} → {second}")
     return ["; ".join(changes) or NO_CHANGE for changes in parts]
 
 
@@ -58,7 +71,7 @@ def format_pair(old: Level, new: Level) -> tuple[str, str]:
 def format_value(value: Level) -> str:
     """Format one raw value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "(missing)"
+        return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     return _format_number(value, 6) if isinstance(value, float) else str(value)

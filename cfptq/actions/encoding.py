@@ -19,6 +19,9 @@ from cfptq.errors import DataError, name_rows
 
 _MAX_SHOWN_LEVELS = 12  # A message lists this many levels and then an ellipsis.
 
+_NO_LEVEL = "(unknown)"
+"""Raw value of a row at no level, where a missing value is a level of its own."""
+
 
 def encode_frame(features: Sequence[AnyFeature], width: int, frame: pd.DataFrame) -> Tensor:
     """Return the model's columns for raw rows, float32 ``(N, width)``, computed in float64 and rounded once."""
@@ -41,21 +44,92 @@ def encode_frame(features: Sequence[AnyFeature], width: int, frame: pd.DataFrame
     return torch.from_numpy(result)
 
 
-def decode_columns(features: Sequence[AnyFeature], columns: Tensor) -> pd.DataFrame:
-    """Return raw rows for the model's columns ``(N, d)``. Encoding them gives the same columns."""
+def decode_columns(features: Sequence[AnyFeature], columns: Tensor, people: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return raw rows for the model's columns ``(N, d)``. Encoding them gives the same columns.
+
+    Args:
+        features: features placed on the columns.
+        columns: the model's columns, ``(N, d)``.
+        people: raw rows that the columns come from, ``(N, …)``. A cell whose columns are unchanged keeps its raw value, so that a
+            missing value remains missing. The result has their index.
+
+    Raises:
+        DataError: ``people`` has another number of rows, or cannot be encoded.
+    """
     rows = columns.detach().to(torch.float32)
-    return pd.DataFrame({feature.name: decode_feature(feature, rows) for feature in features})
+    decoded = {feature.name: decode_feature(feature, rows) for feature in features}
+    if people is None:
+        return pd.DataFrame(decoded)
+    before = encode_people(features, rows, people)
+    for feature in features:
+        own = list(feature.model_columns)
+        is_same = (rows[:, own] == before[:, own]).all(1).numpy()
+        decoded[feature.name] = _keep_unchanged(feature, decoded[feature.name], people[feature.name], is_same)
+    result = pd.DataFrame(decoded)
+    result.index = people.index
+    return result
+
+
+def encode_people(features: Sequence[AnyFeature], rows: Tensor, people: pd.DataFrame) -> Tensor:
+    """Encode the raw rows of ``rows`` ``(N, d)``, refusing another number of them."""
+    before = encode_frame(features, rows.shape[1], people)
+    if len(before) != len(rows):
+        raise DataError(f"people must hold one row for each of the {len(rows)} rows of columns, got {len(before)}.")
+    return before
+
+
+def _keep_unchanged(feature: AnyFeature, decoded: pd.Series[Any], given: pd.Series[Any], is_same: npt.NDArray[np.bool_]) -> pd.Series[Any]:
+    """Return decoded values with those of ``given`` where nothing changed."""
+    if is_same.all():
+        return given.reset_index(drop=True)
+    values = [old if same else new for old, new, same in zip(given.tolist(), decoded.tolist(), is_same.tolist(), strict=True)]
+    if isinstance(feature, Continuous):
+        numbers = [np.nan if to_python_value(value) is None else value for value in values]
+        return pd.Series(numbers)
+    return pd.Series(values, dtype=object) if any(to_python_value(value) is None for value in values) else pd.Series(values)
+
+
+def is_fill(feature: AnyFeature, rows: Tensor) -> npt.NDArray[np.bool_]:
+    """Return where a feature's columns ``(N, d)`` show the value that the encoder fills in for a missing one, ``(N,)``."""
+    if feature.fill is None or not feature.model_columns:
+        return np.zeros(len(rows), dtype=bool)
+    if isinstance(feature, Continuous):
+        assert isinstance(feature.fill, int | float)
+        return _encodes_to(feature, np.full(len(rows), float(feature.fill)), rows[:, feature.column].numpy())
+    return np.equal(read_level_numbers(feature, rows), feature.states.index(feature.fill))
+
+
+def compute_float32_rounding(features: Sequence[AnyFeature], x: Tensor) -> Tensor:
+    """Return the largest change of each column that raw values rounded to float32 cause, like ``x`` ``(N, d)``."""
+    result = torch.zeros_like(x)
+    for feature in features:
+        if isinstance(feature, Continuous) and feature.column is not None:
+            column = x[:, feature.column].double()
+            raw = column * feature.scale + feature.offset
+            result[:, feature.column] = (raw.abs() / feature.scale * 2.0**-23 + column.abs() * 2.0**-22).float()
+    return result
 
 
 def decode_feature(feature: AnyFeature, rows: Tensor) -> pd.Series[Any]:
-    """Return one feature's raw values ``(N,)`` for the model's columns ``(N, d)``, missing for a row at no level."""
+    """Return one feature's raw values ``(N,)`` for the model's columns ``(N, d)``, missing for a row at no level.
+
+    A row at no level of a feature that knows a missing value as a level is ``"(unknown)"``.
+    """
     if isinstance(feature, Continuous):
         values = _decode_numbers(feature, rows[:, feature.column].numpy())
+        if isinstance(feature, Integer) and feature.fill is not None:
+            # No whole number encodes to a fill such as a mean of 31.5, so that the value must have been missing.
+            values = np.where(is_fill(feature, rows) & (values != np.rint(values)), np.nan, values)
         if isinstance(feature, Integer) and bool(np.all(values == np.rint(values))):
             return pd.Series(values.astype(np.int64))
         return pd.Series(values)
     numbers = read_level_numbers(feature, rows)
-    return pd.Series([None if number < 0 else feature.states[number] for number in numbers.tolist()])
+    missing = np.nan if feature.missing_as == "nan" else None
+    beside = _NO_LEVEL if None in feature.states else missing
+    levels = [beside if n < 0 else missing if (state := feature.states[n]) is None else state for n in numbers.tolist()]
+    # pandas would read None among strings as NaN, which is another category to an encoder.
+    is_complete = all(number >= 0 and feature.states[number] is not None for number in set(numbers.tolist()))
+    return pd.Series(levels) if is_complete else pd.Series(levels, dtype=object)
 
 
 def _decode_numbers(feature: Continuous, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

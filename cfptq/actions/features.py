@@ -7,6 +7,7 @@ are frozen and checked at construction.
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
@@ -22,6 +23,8 @@ from cfptq.actions.validation import (
     to_python_value,
 )
 from cfptq.errors import ActionSetError
+
+_MAX_LEVEL = 2**63  # Whole numbers from here on cannot be levels, because no encoder holds them.
 
 
 class Mutability(StrEnum):
@@ -113,6 +116,11 @@ class Feature:
         return self.mutability is Mutability.IMMUTABLE
 
     @property
+    def immutable(self) -> bool:
+        """Former name of :attr:`is_immutable`."""
+        return self.is_immutable
+
+    @property
     def model_columns(self) -> tuple[int, ...]:
         """Columns of the model that show this feature, none before encoding."""
         raise TypeError("Feature is abstract. Construct a Continuous, Integer, Ordinal or Categorical.")
@@ -154,8 +162,12 @@ class Continuous(Feature):
             if first > last:
                 raise ActionSetError(f"{self.name}: bounds_share must not start above its end {last:g}, got {first:g}.")
             object.__setattr__(self, "bounds_share", (first, last))
-            if self.statistics is None:
-                raise ActionSetError(f"{self.name}: bounds_share needs the observed range. Give statistics, or bounds in raw units.")
+        if self.statistics is not None and not isinstance(self.statistics, Statistics):
+            raise ActionSetError(
+                f"{self.name}: statistics must be a mapping of mean, std, mad, minimum and maximum, got {self.statistics!r}."
+            )
+        if self.bounds_share is not None and self.statistics is None:
+            raise ActionSetError(f"{self.name}: bounds_share needs the observed range. Give statistics, or bounds in raw units.")
         if self.fill is not None:
             object.__setattr__(self, "fill", parse_finite_number(self.fill, f"{self.name}: fill"))
         object.__setattr__(self, "offset", parse_finite_number(self.offset, f"{self.name}: offset"))
@@ -184,6 +196,11 @@ class Continuous(Feature):
             if self.bounds[1] is None:
                 high = max(self.statistics.maximum, low)
         return low, high
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Former name of :attr:`reachable_bounds`."""
+        return self.reachable_bounds
 
     @property
     def model_columns(self) -> tuple[int, ...]:
@@ -219,6 +236,7 @@ class _LevelFeature(Feature):
         off: value of each of ``columns`` when it is off. Default: 0.
         on: value of each of ``columns`` when it is on. Default: 1.
         unknown: the encoder's treatment of an unlisted value, ``"error"``, ``"zeros"`` (all columns off) or a code.
+        missing_as: value that the encoder knows as missing where ``None`` is a state, ``"none"`` or ``"nan"``. Default: ``"none"``.
     """
 
     frequencies: tuple[float, ...] | None = None
@@ -228,6 +246,7 @@ class _LevelFeature(Feature):
     off: tuple[float, ...] | None = None
     on: tuple[float, ...] | None = None
     unknown: str | float = "error"
+    missing_as: str = "none"
 
     @property
     def states(self) -> tuple[Level, ...]:
@@ -260,10 +279,14 @@ class _LevelFeature(Feature):
         if not states:
             raise ActionSetError(f"{self.name}: {field_name} must not be empty. Give the values that the feature can take.")
         for state in states:
-            if not (state is None or isinstance(state, str | int | float | bool)) or (
-                isinstance(state, float) and not math.isfinite(state)
+            if (
+                not (state is None or isinstance(state, str | int | float | bool))
+                or (isinstance(state, float) and not math.isfinite(state))
+                or (isinstance(state, int) and abs(state) >= _MAX_LEVEL)
             ):
-                raise ActionSetError(f"{self.name}: {field_name} must hold strings, finite numbers, booleans or None, got {state!r}.")
+                raise ActionSetError(
+                    f"{self.name}: {field_name} must hold strings, finite numbers, booleans or None, got {reprlib.repr(state)}."
+                )
         seen: set[Level] = set()
         for state in states:
             if state in seen:
@@ -313,8 +336,11 @@ class _LevelFeature(Feature):
                 raise ActionSetError(f"{self.name}: off and on must hold one value for each of the {count} columns, off below on.")
             object.__setattr__(self, "off", off)
             object.__setattr__(self, "on", on)
-        if not (self.unknown in ("error", "zeros") or isinstance(self.unknown, int | float)):
+        is_code = isinstance(self.unknown, int | float) and not isinstance(self.unknown, bool) and math.isfinite(self.unknown)
+        if not (is_code or (isinstance(self.unknown, str) and self.unknown in ("error", "zeros"))):
             raise ActionSetError(f'{self.name}: unknown must be "error", "zeros" or a code, got {self.unknown!r}.')
+        if self.missing_as not in ("none", "nan"):
+            raise ActionSetError(f'{self.name}: missing_as must be "none" or "nan", got {self.missing_as!r}.')
 
     def _default_codes(self) -> tuple[float, ...]:
         if all(isinstance(state, int | float) for state in self.states):
@@ -336,6 +362,8 @@ class Ordinal(_LevelFeature):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.domain, set | frozenset):
+            raise ActionSetError(f"{self.name}: domain must be a list in order, lowest first, got a set without an order.")
         object.__setattr__(self, "domain", parse_levels(self.domain, f"{self.name}: domain"))
         self._check_levels("domain")
         if None in self.domain[:-1]:

@@ -12,14 +12,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cfptq.actions.columns import require_one_feature_per_column, resolve_column_names
+from cfptq.actions.columns import as_matrix, require_one_feature_per_column, resolve_column_names
+from cfptq.actions.dummy_columns import find_dummy_groups
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal
+from cfptq.actions.identifiers import has_dates, is_identifier
+from cfptq.actions.missing_codes import find_missing_codes
 from cfptq.actions.raw_values import list_levels, parse_level_numbers, parse_numbers, read_level_numbers
+from cfptq.actions.remarks import Remark
 from cfptq.actions.statistics import compute_level_shares, compute_statistics
 from cfptq.actions.suggestions import did_you_mean
-from cfptq.actions.validation import to_python_value
+from cfptq.actions.validation import parse_levels, to_python_value
 from cfptq.actions.violations import require_valid_columns
 from cfptq.errors import ActionSetError, DataError, name_rows
+
+_MAX_SHOWN_NAMES = 12  # A message lists this many columns and then an ellipsis.
 
 
 def infer_from_frame(
@@ -36,19 +42,32 @@ def infer_from_frame(
     integer: Iterable[str],
     ordinal: Mapping[str, Sequence[Any]],
     categorical: Iterable[str],
-) -> tuple[AnyFeature, ...]:
-    """Infer one feature for each column of ``frame``. :meth:`cfptq.actions.ActionSet.from_frame` explains the arguments."""
+) -> tuple[tuple[AnyFeature, ...], tuple[Remark, ...]]:
+    """Infer one feature for each column of ``frame``. :meth:`cfptq.actions.ActionSet.from_frame` explains the arguments.
+
+    Returns:
+        The features, and remarks on columns that are read in a way their owner may not have meant.
+    """
     _require_frame(frame)
+    for keyword, mapping in (
+        ("bounds", bounds),
+        ("bounds_share", bounds_share),
+        ("reachable", reachable),
+        ("effort", effort),
+        ("ordinal", ordinal),
+    ):
+        if not isinstance(mapping, Mapping):
+            raise ActionSetError(f"{keyword} must map names of features to values, got {mapping!r}. Write {keyword}={{name: value}}.")
     mutabilities = {
-        "immutable": (Mutability.IMMUTABLE, _to_names(immutable)),
-        "increase_only": (Mutability.INCREASE, _to_names(increase_only)),
-        "decrease_only": (Mutability.DECREASE, _to_names(decrease_only)),
+        "immutable": (Mutability.IMMUTABLE, _to_names(immutable, "immutable")),
+        "increase_only": (Mutability.INCREASE, _to_names(increase_only, "increase_only")),
+        "decrease_only": (Mutability.DECREASE, _to_names(decrease_only, "decrease_only")),
     }
     kinds = {
-        "continuous": (Continuous, _to_names(continuous)),
-        "integer": (Integer, _to_names(integer)),
+        "continuous": (Continuous, _to_names(continuous, "continuous")),
+        "integer": (Integer, _to_names(integer, "integer")),
         "ordinal": (Ordinal, tuple(ordinal)),
-        "categorical": (Categorical, _to_names(categorical)),
+        "categorical": (Categorical, _to_names(categorical, "categorical")),
     }
     declared = {
         **{keyword: names for keyword, (_, names) in (mutabilities | kinds).items()},
@@ -65,7 +84,9 @@ def infer_from_frame(
                 raise ActionSetError(f"{keyword}: the frame has no column {name!r}{meant}. It has {', '.join(known)}.")
     mutability_of = _group_by_name(mutabilities)
     kind_of = _group_by_name(kinds)
+    explained = {*kind_of, *bounds, *bounds_share, *reachable, *mutability_of}  # Their owner has said what they are.
     features: list[AnyFeature] = []
+    remarks: list[Remark] = []
     for name in known:
         series = frame[name]
         kind: type[AnyFeature] = kind_of.get(name) or _infer_kind(series)
@@ -80,11 +101,64 @@ def infer_from_frame(
                     f"bounds_share: {name} has levels and no range. Give it bounds if it is ordinal, or reachable if it is categorical."
                 )
             features.append(_infer_levels(series, name, kind, common, ordinal.get(name), bounds.get(name), reachable.get(name)))
-    return tuple(features)
+        if name not in explained and (remark := _remark_on_identity(series)) is not None:
+            remarks.append(remark)
+            if remark.kind == "identifier":
+                features[-1] = dataclasses.replace(features[-1], mutability=Mutability.IMMUTABLE)
+        if isinstance(features[-1], Continuous):
+            remarks.extend(_check_observed_range(series, features[-1]))
+    _refuse_dummy_columns(frame, features, kind_of)
+    return tuple(features), tuple(remarks)
+
+
+def _remark_on_identity(series: pd.Series[Any]) -> Remark | None:
+    """Return a remark on a column that numbers the rows or holds dates as text."""
+    name, rows = str(series.name), len(series)
+    if has_dates(series):
+        return Remark(name, "date", rows, rows, series.dropna().iloc[0], "They are read as categories. Convert them to a number of days.")
+    if is_identifier(series):
+        reading = "The column seems to number the rows and is read as immutable. Drop it, or list it under integer= or categorical=."
+        return Remark(name, "identifier", rows, rows, to_python_value(series.dropna().iloc[0]), reading)
+    return None
+
+
+def _check_observed_range(series: pd.Series[Any], feature: Continuous) -> list[Remark]:
+    """Refuse declared bounds that exclude every row, and remark on codes for missing values that set the observed range."""
+    values = parse_numbers(series)
+    present = values[~np.isnan(values)]
+    low, high = feature.declared_bounds
+    if feature.bounds_share is None and not bool(((present >= low) & (present <= high)).any()):
+        raise ActionSetError(
+            f"{feature.name}: bounds must hold a training row, got {low:g} to {high:g} for values from {present.min():g} to "
+            f"{present.max():g}. Check their unit."
+        )
+    if feature.is_immutable:
+        return []
+    reading = "It is read as a number that actions may lead to. Replace it by a missing value, or declare bounds."
+    remarks = []
+    for code in find_missing_codes(present):
+        is_reachable = feature.reachable_bounds[0] <= code <= feature.reachable_bounds[1]
+        if is_reachable and feature.bounds[0 if code <= np.median(present) else 1] is None:
+            remarks.append(Remark(feature.name, "code for missing", int((present == code).sum()), len(values), code, reading))
+    return remarks
+
+
+def _refuse_dummy_columns(frame: pd.DataFrame, features: Sequence[AnyFeature], kind_of: Mapping[str, Any]) -> None:
+    """Refuse mutable columns of one one-hot group, which an action would change apart from one another."""
+    feature_of = {feature.name: feature for feature in features}
+    for group in find_dummy_groups(frame):
+        if not any(feature_of[name].is_immutable is False and name not in kind_of for name in group):
+            continue
+        shown = ", ".join(group[:_MAX_SHOWN_NAMES]) + (", …" if len(group) > _MAX_SHOWN_NAMES else "")
+        raise ActionSetError(
+            f"The columns {shown} must be one feature, because at most one of them is 1 in every row. "
+            f"Give the frame one column of categories (pandas.from_dummies) and encode it with a OneHotEncoder, or list all as immutable. "
+            f"ActionSet.from_columns takes Categorical(name, levels=…, columns=…) for columns that are encoded already."
+        )
 
 
 def infer_from_columns(
-    columns: Tensor | npt.NDArray[Any],
+    columns: Tensor | npt.NDArray[Any] | pd.DataFrame,
     features: Sequence[AnyFeature],
     *,
     means: Sequence[float] | None,
@@ -98,9 +172,14 @@ def infer_from_columns(
     Returns:
         The features, with an immutable one for each column that none declares, and the names of the d columns.
     """
-    rows = torch.as_tensor(columns)
+    if column_names is None and isinstance(columns, pd.DataFrame):
+        column_names = [str(name) for name in columns.columns]
+    rows = as_matrix(columns, "columns")
     if rows.ndim != 2 or not len(rows) or not rows.shape[1]:
         raise DataError(f"columns must have shape (N, d) with at least one row and one column, got {tuple(rows.shape)}.")
+    for feature in features:
+        if not isinstance(feature, Continuous | Ordinal | Categorical):
+            raise ActionSetError(f"Features must be Continuous, Integer, Ordinal or Categorical, got {feature!r}.")
     if not (rows.is_floating_point() or rows.dtype in (torch.int64, torch.int32, torch.uint8, torch.bool)):
         raise DataError(f"columns must hold real numbers, got {rows.dtype}.")
     rows = rows.detach().to(torch.float32)
@@ -116,7 +195,7 @@ def infer_from_columns(
     placed = (*features, *rest)
     require_one_feature_per_column(placed, width)
     scaled = tuple(_apply_scaling(feature, means, scales) for feature in placed)
-    require_valid_columns([_drop_declared_bounds(feature) for feature in scaled], rows, names)
+    require_valid_columns(scaled, rows, names)
     return tuple(_add_statistics(feature, rows) for feature in scaled), names
 
 
@@ -127,15 +206,6 @@ def _apply_scaling(feature: AnyFeature, means: Sequence[float] | None, scales: S
     offset = 0.0 if means is None else float(means[feature.column])
     scale = 1.0 if scales is None else float(scales[feature.column])
     return dataclasses.replace(feature, offset=offset, scale=scale)
-
-
-def _drop_declared_bounds(feature: AnyFeature) -> AnyFeature:
-    """Remove declared bounds, because training rows may lie outside them. One-hot groups are still checked."""
-    if isinstance(feature, Continuous):
-        return dataclasses.replace(feature, bounds=(None, None), bounds_share=None, statistics=None)
-    if isinstance(feature, Ordinal):
-        return dataclasses.replace(feature, bounds=(None, None))
-    return feature
 
 
 def _add_statistics(feature: AnyFeature, rows: Tensor) -> AnyFeature:
@@ -174,8 +244,12 @@ def _require_frame(frame: pd.DataFrame) -> None:
             raise DataError(f"Column names must be strings, got {name!r}. Convert them with frame.rename(columns=str).")
 
 
-def _to_names(names: Iterable[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _to_names(names: Iterable[str], keyword: str) -> tuple[str, ...]:
+    if isinstance(names, str):
+        return (names,)
+    if not isinstance(names, Iterable) or isinstance(names, bytes):
+        raise ActionSetError(f"{keyword} must be a list of names, got {names!r}. Give names of columns.")
+    return tuple(names)
 
 
 def _group_by_name(declared: Mapping[str, tuple[Any, tuple[str, ...]]]) -> dict[str, Any]:
@@ -240,7 +314,7 @@ def _infer_levels(
     bounds: tuple[Any, Any] | None,
     reachable: Sequence[Any] | None,
 ) -> Ordinal | Categorical:
-    levels = list_levels(series) if domain is None else Ordinal(name, domain=tuple(domain)).domain
+    levels = list_levels(series) if domain is None else Ordinal(name, domain=parse_levels(domain, f"{name}: domain")).domain
     if not levels:
         raise DataError(f"{name}: every value is missing. Drop the column.")
     numbers = parse_level_numbers(series, levels)
@@ -259,4 +333,10 @@ def _infer_levels(
         raise ActionSetError(
             f"bounds: {name} is categorical and has no order. Use reachable, or declare ordinal={{{name!r}: [its values in order]}}."
         )
-    return Categorical(name, levels=levels, frequencies=frequencies, reachable=None if reachable is None else tuple(reachable), **common)
+    return Categorical(
+        name,
+        levels=levels,
+        frequencies=frequencies,
+        reachable=None if reachable is None else parse_levels(reachable, f"{name}: reachable"),
+        **common,
+    )

@@ -50,9 +50,13 @@ def parse_numbers(series: pd.Series[Any]) -> npt.NDArray[np.float64]:
     Raises:
         DataError: a value is infinite or no number.
     """
+    if pd.api.types.is_datetime64_any_dtype(series.dtype) or pd.api.types.is_timedelta64_dtype(series.dtype):
+        raise DataError(f"{series.name}: values must be numbers, got dates ({series.dtype}). Convert them to a number of days.")
+    if pd.api.types.is_complex_dtype(series.dtype):
+        raise DataError(f"{series.name}: values must be real numbers, got dtype {series.dtype}.")
     try:
         values = pd.to_numeric(series).to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{series.name}: {error}. Correct the values, or list the feature as categorical.") from error
     infinite = np.flatnonzero(np.isinf(values))
     if len(infinite):

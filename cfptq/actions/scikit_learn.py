@@ -223,6 +223,7 @@ def _trace_one_hot(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
             categories=categories,
             group=id(step),
             unknown="error" if step.handle_unknown == "error" else "zeros",
+            missing_as=_get_missing_marker(step.categories_[place]),
         )
         result.extend(dataclasses.replace(common, place=slot) for slot in range(len(categories)) if slot != dropped)
     return result
@@ -246,10 +247,16 @@ def _trace_ordinal(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
                 base="code",
                 categories=categories,
                 unknown=unknown,
+                missing_as=_get_missing_marker(step.categories_[place]),
                 missing_code=None if missing is None else float(missing),
             )
         )
     return result
+
+
+def _get_missing_marker(categories: Any) -> str:
+    """Return the form in which an encoder knows a missing value, ``"none"`` or ``"nan"``."""
+    return "none" if any(category is None for category in categories) else "nan"
 
 
 def _get_categories(step: Any, place: int, column: TracedColumn) -> tuple[Level, ...]:
@@ -263,6 +270,10 @@ def _get_categories(step: Any, place: int, column: TracedColumn) -> tuple[Level,
                 "them apart. Fit it without min_frequency and max_categories, or merge the categories in the frame first."
             )
     categories = tuple(to_python_value(category) for category in step.categories_[place])
+    if categories.count(None) > 1:
+        raise ActionSetError(
+            f"The {type(step).__name__} knows both None and NaN as categories of {column.feature!r}. Replace None by NaN first."
+        )
     if column.fill is not None and column.fill not in categories:
         raise ActionSetError(
             f"{column.feature!r}: missing values are filled with {column.fill!r}, which the {type(step).__name__} does not know. "

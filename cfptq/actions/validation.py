@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from cfptq.errors import ActionSetError
@@ -22,6 +23,8 @@ def to_python_value(value: Any) -> Any:
 
 def parse_levels(values: Any, label: str) -> tuple[Level, ...]:
     """Return ``values`` as a tuple of Python values. ``label`` begins the error message, here and below."""
+    if isinstance(values, Mapping):
+        raise ActionSetError(f"{label} must be a list of values that holds for every row, got the mapping {values!r}. List the values.")
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise ActionSetError(f"{label} must be a list of values, got {values!r}. Write [{values!r}] for a single value.")
     return tuple(to_python_value(value) for value in values)
@@ -32,7 +35,10 @@ def parse_number(value: Any, label: str) -> float:
     number = to_python_value(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ActionSetError(f"{label} must be a number, got {value!r}.")
-    return float(number)
+    try:
+        return float(number)
+    except OverflowError:
+        raise ActionSetError(f"{label} must be a number that float64 can hold, got a longer one.") from None
 
 
 def parse_finite_number(value: Any, label: str) -> float:
@@ -45,7 +51,7 @@ def parse_finite_number(value: Any, label: str) -> float:
 
 def parse_pair(value: Any, label: str) -> tuple[Any, Any]:
     """Return ``value`` as a tuple of two elements."""
-    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
+    if isinstance(value, str | Mapping | set) or not hasattr(value, "__len__") or len(value) != 2:
         raise ActionSetError(f"{label} must be a pair (lowest, highest), got {value!r}.")
     first, second = value
     return first, second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ _SHOWN_DIGITS = 6
 
 
 def require_valid_columns(features: Sequence[AnyFeature], rows: Tensor, names: Sequence[str]) -> None:
-    """Raise unless every row ``(N, d)`` is finite and keeps the declared rules.
+    """Raise unless every row ``(N, d)`` is finite and at values that the encoder gives. Declared bounds may be exceeded.
 
     Args:
         features: features placed on the columns.
@@ -50,9 +51,16 @@ def require_valid_columns(features: Sequence[AnyFeature], rows: Tensor, names: S
         raise DataError(
             f"Values must be finite, got NaN or infinity in column {column} ({label}), rows {name_rows(numbers)}. Impute or drop them."
         )
-    found = find_violations_in_columns(features, rows)
+    found = find_violations_in_columns([_drop_bounds(feature) for feature in features], rows)
     if len(found):
         raise ActionSetError(summarize_violations(found))
+
+
+def _drop_bounds(feature: AnyFeature) -> AnyFeature:
+    """Remove declared bounds, which say where actions may lead and not where a row may be."""
+    if isinstance(feature, Continuous):
+        return dataclasses.replace(feature, bounds=(None, None), bounds_share=None)
+    return dataclasses.replace(feature, bounds=(None, None)) if isinstance(feature, Ordinal) else feature
 
 
 def summarize_violations(found: pd.DataFrame) -> str:
@@ -64,7 +72,7 @@ def summarize_violations(found: pd.DataFrame) -> str:
     hidden = len(parts) - _MAX_SUMMARIZED_RULES
     if hidden > 0:
         parts[_MAX_SUMMARIZED_RULES:] = [f"{hidden} further rules are broken."]
-    return f"{' '.join(parts)} Correct or drop the rows, or widen the declaration. ActionSet.validate lists all violations."
+    return f"{' '.join(parts)} Correct or drop the rows. ActionSet.validate lists all violations."
 
 
 def find_violations_in_columns(features: Sequence[AnyFeature], rows: Tensor) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,7 @@ from cfptq.io.yaml import RepeatedKeyError, UniqueKeyLoader
 
 FORMAT = "cfptq-action-set"
 VERSION = 1
+MAX_FILE_BYTES = 2**26  # Larger files are refused. A feature with statistics takes about 300 bytes.
 
 _KINDS: dict[str, type[AnyFeature]] = {"continuous": Continuous, "integer": Integer, "ordinal": Ordinal, "categorical": Categorical}
 _SEQUENCES = ("bounds", "bounds_share", "domain", "levels", "reachable", "frequencies", "codes", "columns", "off", "on")
@@ -41,8 +43,14 @@ def format_yaml(features: Sequence[AnyFeature], settings: Mapping[str, Any]) -> 
 
 def read_yaml(path: str | os.PathLike[str], known: Iterable[str]) -> dict[str, Any]:
     """Read the fields of an action set from a file, as :func:`parse_yaml` does."""
+    if not isinstance(path, str | os.PathLike):
+        raise FileError(f"path must be the path of an action-set file, got {path!r}.")
     source = Path(path)
     try:
+        if source.exists() and not source.is_file():
+            raise FileError(f"{source} must be a regular file, and it is a folder, a device or a pipe.")
+        if source.is_file() and source.stat().st_size > MAX_FILE_BYTES:
+            raise FileError(f"{source} must have at most {MAX_FILE_BYTES} bytes, got {source.stat().st_size}.")
         text = source.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileError(f"There is no action-set file {source}. ActionSet.save writes one.") from None
@@ -75,12 +83,12 @@ def parse_yaml(text: str, known: Iterable[str], source: str) -> dict[str, Any]:
         raise FileError(f"{source} is not an action set. Its first line must be `format: {FORMAT}`.")
     version = document.get("version")
     if version != VERSION:
-        raise FileError(f"{source}: version must be {VERSION}, got {version!r}. Update cfptq, or save the action set again.")
+        raise FileError(f"{source}: version must be {VERSION}, got {reprlib.repr(version)}. Update cfptq, or save the action set again.")
     fields = {key: value for key, value in document.items() if key not in ("format", "version")}
     _require_known_keys(fields, list(known), source)
     entries = fields.pop("features", None)
     if not isinstance(entries, list):
-        raise FileError(f"{source}: features must be a list with one entry for each feature, got {entries!r}.")
+        raise FileError(f"{source}: features must be a list with one entry for each feature, got {reprlib.repr(entries)}.")
     _lists_to_tuples(fields, _SETTING_SEQUENCES)
     return {"features": tuple(_parse_feature(entry, source) for entry in entries), **fields}
 
@@ -106,16 +114,21 @@ def _format_feature(feature: AnyFeature) -> dict[str, Any]:
 
 def _parse_feature(entry: Any, source: str) -> AnyFeature:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-        raise FileError(f"{source}: each feature must be a mapping with a name, got {entry!r}.")
+        raise FileError(f"{source}: each feature must be a mapping with a name, got {reprlib.repr(entry)}.")
     name = entry["name"]
     kind = entry.get("kind")
-    if kind not in _KINDS:
-        raise FileError(f"{source}: {name}: kind must be one of {', '.join(_KINDS)}, got {kind!r}{did_you_mean(kind, _KINDS)}.")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise FileError(f"{source}: {name}: kind must be one of {', '.join(_KINDS)}, got {reprlib.repr(kind)}{did_you_mean(kind, _KINDS)}.")
     fields = {key: value for key, value in entry.items() if key not in ("name", "kind")}
     _require_known_keys(fields, [field.name for field in dataclasses.fields(_KINDS[kind]) if field.name != "name"], f"{source}: {name}")
     _lists_to_tuples(fields, _SEQUENCES)
-    if isinstance(fields.get("statistics"), Mapping):
-        fields["statistics"] = construct(Statistics, fields["statistics"], f"{source}: {name}")
+    statistics = fields.get("statistics")
+    if statistics is not None:
+        known = [field.name for field in dataclasses.fields(Statistics)]
+        if not isinstance(statistics, Mapping):
+            raise FileError(f"{source}: {name}: statistics must be a mapping of {', '.join(known)}, got {reprlib.repr(statistics)}.")
+        _require_known_keys(statistics, known, f"{source}: {name}: statistics")
+        fields["statistics"] = construct(Statistics, statistics, f"{source}: {name}")
     return construct(_KINDS[kind], {"name": name, **fields}, source)
 
 

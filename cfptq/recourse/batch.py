@@ -171,17 +171,18 @@ class RecourseBatch:
         share = torch.where(self.cost > 0, (self.cost - self.bound).clamp_min(0) / self.cost.clamp_min(1e-12), 0.0)
         return torch.where(self.found, share, unknown)
 
-    def decode(self, action_set: ActionSet) -> pd.DataFrame:
+    def decode(self, action_set: ActionSet, people: pd.DataFrame | None = None) -> pd.DataFrame:
         """Decode the counterfactual points into raw rows.
 
         Encoding these rows again gives the same points, so they stay valid in the model.
 
         Args:
             action_set: Action set that the recourse was found with.
+            people: Raw rows that the factual rows were encoded from. Unchanged cells keep their raw value, missing ones too.
         """
-        return action_set.decode(self.points)
+        return action_set.decode(self.points, people)
 
-    def to_frame(self, action_set: ActionSet) -> pd.DataFrame:
+    def to_frame(self, action_set: ActionSet, people: pd.DataFrame | None = None) -> pd.DataFrame:
         """Return a table in raw units with one row per person and columns in two levels.
 
         ``recourse`` holds ``found``, ``changes`` (in words), ``cost``, ``status``, ``reason`` (empty where there is an action) and
@@ -190,6 +191,8 @@ class RecourseBatch:
 
         Args:
             action_set: Action set that the recourse was found with.
+            people: Raw rows that the factual rows were encoded from. With them, a missing value is shown as missing, and not as the
+                value that the encoder fills in. The table has their index.
 
         Raises:
             DataError: ``action_set`` is not an :class:`~cfptq.actions.ActionSet`, or the batch has other columns.
@@ -206,14 +209,15 @@ class RecourseBatch:
         answer = pd.DataFrame(
             {
                 "found": self.found.tolist(),
-                "changes": action_set.describe(self.factual, self.delta),
+                "changes": action_set.describe(self.factual, self.delta, people),
                 "cost": self.cost.tolist(),
                 "status": [status.name.lower().replace("_", " ") for status in self.statuses],
                 "reason": self.reasons,
                 "target": self.target.tolist(),
             }
         )
-        parts = {"recourse": answer, "factual": action_set.decode(self.factual), "counterfactual": self.decode(action_set)}
+        factual, counterfactual = action_set.decode(self.factual, people), self.decode(action_set, people)
+        parts = {"recourse": answer.set_axis(factual.index), "factual": factual, "counterfactual": counterfactual}
         return pd.concat(parts, axis=1)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -174,10 +174,10 @@ def _step_one_feature(
     best = whole.argmin(1, keepdim=True)
     is_stalled = whole.gather(1, best).isinf()
     is_single = problem.is_single[best]
-    change = torch.where(
-        is_single & ~is_stalled, gradient.gather(1, best).sign() * reach.gather(1, problem.single_position[best].clamp_min(0)), 0.0
-    )
-    result = total.scatter_add(1, best, change)
+    result = total.clone()
+    if len(problem.single_columns):
+        length = reach.gather(1, problem.single_position[best].clamp_min(0))
+        result = total.scatter_add(1, best, torch.where(is_single & ~is_stalled, gradient.gather(1, best).sign() * length, 0.0))
     changing_level = (~(is_single | is_stalled))[:, 0].nonzero()[:, 0]
     if len(changing_level):
         column = best[changing_level]

@@ -103,7 +103,7 @@ def solve(
                 destination[part] = piece
         delta, points, cost, margin, status, bound = whole
     proofs = {"status": status, "bound": bound} if isinstance(settings, Exact) else {}
-    found = _has_reached(margin, settings)
+    found = _has_reached(margin, settings) | (margins > 0)
     return RecourseBatch(x.clone(), points, delta, cost, found, margin, wanted, _get_name(settings), _get_confidence(settings), **proofs)
 
 
@@ -116,7 +116,8 @@ def _solve_chunk(
     """
     delta = space.zero(x)
     points, margin = x.clone(), margin.clone()
-    left = (~_has_reached(margin, settings)).nonzero()[:, 0]
+    # A row that has the target already needs no action, whatever the confidence.
+    left = (~(_has_reached(margin, settings) | (margin > 0))).nonzero()[:, 0]
     status = torch.full((len(x),), int(Status.FAVOURABLE), dtype=torch.int8)
     bound = torch.zeros(len(x))
     if len(left):
