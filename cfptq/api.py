@@ -26,7 +26,7 @@ from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import build_task
 from cfptq.pipeline.train_task import ALL_ROWS, CALIBRATION_ROWS, train_with
 from cfptq.pipeline.tuning import TuningScore, build_tuning_score
-from cfptq.quantize import Activations, InputBits
+from cfptq.quantize import Activations, InputBits, check_keep
 from cfptq.recourse import Target
 from cfptq.training import History, QatMethod, RunFiles, Trainer, as_qat_method
 
@@ -53,6 +53,7 @@ def calibrate(
     portable: bool = True,
     repair: bool = False,
     groups: Groups | None = None,
+    keep: Sequence[str] | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
     max_rows: int = 4096,
@@ -82,6 +83,8 @@ def calibrate(
             held-out people; ``result.repair`` reports on both.
         groups: reweight the groups of people so that the worst group's Validity Drop falls (eq. 33): a feature of the action set, or a
             function from rows (N, ...) to N labels. ``result.worst_group`` reports on each group. By default all weigh alike.
+        keep: structure of the weights that is kept. "zeros" keeps every exact zero at 0, and "signs" keeps every integer from the opposite
+            sign of its weight. By default the method's own, which is both. ``()`` keeps nothing.
         head: what the model puts out. By default it is inferred from the output.
         threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
         max_rows: most calibration rows kept. From a longer loader they are drawn evenly.
@@ -102,7 +105,12 @@ def calibrate(
     check_layers(layers)
     check_budget_or_limit(budget, max_validity_drop)
     chosen = as_method(method).with_activations(activation_bits, input_bits)
-    chosen = replace(chosen, repair=repair or chosen.repair, groups=groups if groups is not None else chosen.groups)
+    chosen = replace(
+        chosen,
+        repair=repair or chosen.repair,
+        groups=groups if groups is not None else chosen.groups,
+        keep=chosen.keep if keep is None else check_keep(keep),
+    )
     module = as_module(model)
     with preserved_state(module, threads=1):
         task = build_task(
@@ -137,6 +145,7 @@ def qat(
     activation_bits: int = 8,
     input_bits: InputBits = None,
     portable: bool = True,
+    keep: Sequence[str] | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
     max_rows: int = ALL_ROWS,
@@ -183,6 +192,9 @@ def qat(
         input_bits: bits of the model's input. By default it is chosen by what the first layer costs.
         portable: keep weights behind integer inputs within ±63 (7 bits), so that the file is right on processors without VNNI too. False
             allows the full range of 8 bits.
+        keep: structure of the weights that is kept. "zeros" keeps every exact zero at 0, and "signs" keeps every integer from the opposite
+            sign of its weight. By default the method's own, which is both in ``cfq-qat`` and nothing
+            in the presets that reproduce the paper's training. ``()`` keeps nothing.
         head: what the model puts out. By default it is inferred from the output.
         threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
         max_rows: most training rows kept. By default all.
@@ -209,6 +221,7 @@ def qat(
     check_seed(seed)
     check_layers(layers)
     chosen = as_qat_method(method)
+    chosen = chosen if keep is None else replace(chosen, keep=check_keep(keep))
     module = as_module(model)
     with preserved_state(module, threads=1):
         task = build_task(

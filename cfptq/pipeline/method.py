@@ -24,12 +24,14 @@ from cfptq.allocation import (
     score_by_output_distance,
 )
 from cfptq.errors import CfptqError, ConfigurationError
-from cfptq.network import Head, Network
+from cfptq.network import DecisionRule, Network
 from cfptq.quantize import (
+    STRUCTURE,
     Activations,
     InputBits,
     QuantizationPlan,
     Rounding,
+    check_keep,
     quantize,
     round_by_margins,
     round_compensated,
@@ -88,6 +90,8 @@ class Method:
             :mod:`cfptq.quantize.repair`.
         groups: reweight the groups of people so that the worst group's Validity Drop falls (eq. 33): a feature's name, or a function
             from rows (N, ...) to N labels. None weighs all alike.
+        keep: structure of the weights that is kept. "zeros" keeps every exact zero at 0, and "signs" keeps every integer from the opposite
+            sign of its weight. The default is both. An empty tuple keeps nothing.
     """
 
     name: str
@@ -100,6 +104,7 @@ class Method:
     sequential: bool = False
     repair: bool = False
     groups: Groups | None = None
+    keep: tuple[str, ...] = STRUCTURE
 
     def __post_init__(self) -> None:
         if self.rows not in ("factual", "augmented", "boundary"):
@@ -113,6 +118,7 @@ class Method:
             raise ConfigurationError(
                 f"rounding 'margin' of method {self.name!r} requires sequential=True. Set it, or choose rounding='compensated'."
             )
+        object.__setattr__(self, "keep", check_keep(self.keep, f"Method {self.name!r}: "))
         if not (self.groups is None or isinstance(self.groups, str) or callable(self.groups)):
             raise ConfigurationError(
                 f"groups of method {self.name!r} must be a feature's name or a function from rows (N, ...) to one label each, got a "
@@ -150,8 +156,7 @@ class Method:
         calibration: CalibrationSet,
         allocation: BitAllocation,
         *,
-        head: Head,
-        threshold: float | None,
+        decision: DecisionRule,
         seed: int = 0,
         portable: bool = False,
         progress: bool = True,
@@ -162,8 +167,7 @@ class Method:
             network: the full-precision network.
             calibration: the calibration rows.
             allocation: bits of each layer.
-            head: what the network puts out.
-            threshold: decision threshold of a binary model, or None for the arg max.
+            decision: head of the network's raw output and decision threshold.
             seed: seed that the plan records.
             portable: keep weights behind integer inputs within ±63.
             progress: whether a progress bar may be shown.
@@ -178,9 +182,9 @@ class Method:
             activations=self.activations,
             equalize=self.equalize,
             sequential=self.sequential,
-            head=head,
-            threshold=threshold,
+            decision=decision,
             portable=portable,
+            keep=self.keep,
             progress=progress,
         )
 
@@ -192,8 +196,8 @@ class Method:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Method:
-        """Build a method from what :meth:`to_dict` returned."""
-        return Method(**{**content, "activations": Activations(**content["activations"])})
+        """Build a method from what :meth:`to_dict` returned. An older file without ``keep`` kept no structure."""
+        return Method(**{"keep": (), **content, "activations": Activations(**content["activations"])})
 
 
 def _look_up(choice: str | T, known: Mapping[str, T]) -> T:

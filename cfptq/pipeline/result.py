@@ -22,7 +22,7 @@ from cfptq.backends.prepared_model import build_prepared_module
 from cfptq.backends.quantize_static import RowReader, build_quantize_static_arguments
 from cfptq.errors import DataError, ModelError
 from cfptq.io.tables import as_html
-from cfptq.network import INPUT, OUTPUT, Head, Network, OnnxModule, Predictor, as_predictor
+from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network, OnnxModule, Predictor, as_predictor
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
 from cfptq.pipeline.handover import (
@@ -37,7 +37,15 @@ from cfptq.pipeline.handover import (
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.pareto import Pareto, trace_pareto_curve
 from cfptq.pipeline.saving import read_result, write_result
-from cfptq.quantize import COUNTERFACTUAL, CalibrationSet, QuantizationPlan, fake_quantize_network, keep_first_points
+from cfptq.quantize import (
+    COUNTERFACTUAL,
+    CalibrationSet,
+    KeptStructure,
+    QuantizationPlan,
+    count_kept_structure,
+    fake_quantize_network,
+    keep_first_points,
+)
 from cfptq.quantize.repair import Repair
 from cfptq.recourse import RecourseBatch
 from cfptq.training import History
@@ -90,6 +98,11 @@ class Result:
     tensor_names: tuple[str, str] = (INPUT, OUTPUT)
 
     @property
+    def decision(self) -> DecisionRule:
+        """The head and the threshold as one value."""
+        return DecisionRule(self.head, self.threshold)
+
+    @property
     def bits(self) -> dict[str, int]:
         """Bits of each quantized layer, by name."""
         return self.plan.bits
@@ -98,6 +111,11 @@ class Result:
     def skipped(self) -> dict[str, str]:
         """Layers that were left in float, each with the reason."""
         return dict(self.network.skipped)
+
+    @cached_property
+    def structure(self) -> KeptStructure:
+        """Counts of the zeros and signs of the network's weights that the plan keeps. ``plan.keep`` says which had to be."""
+        return count_kept_structure(self.network, self.plan)
 
     @property
     def activation_bits(self) -> int:
@@ -145,8 +163,9 @@ class Result:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about the scores, training, groups, repair and the search for the fewest bits, where there are any."""
+        """Sentences about the scores, structure, training, groups, repair and the search for the fewest bits, where there are any."""
         found = [f"Note: {self.sensitivity.note}"] if self.sensitivity.note else []
+        found.append(str(self.structure))
         found += [f"Training: {self.training}"] if self.training is not None else []
         found += [str(part) for part in (self.fewest_bits, self.worst_group, self.repair) if part is not None]
         return [f"{note[0].upper()}{note[1:].removesuffix('.')}." for note in found]
@@ -188,8 +207,7 @@ class Result:
             self.method,
             self.allocation,
             self.plan,
-            head=self.head,
-            threshold=self.threshold,
+            decision=self.decision,
             pinned=self.pinned,
             held_out=held_out,
             progress=progress,
@@ -304,8 +322,7 @@ class Result:
         return build_onnx(
             self.network,
             self.plan,
-            head=self.head,
-            threshold=self.threshold,
+            decision=self.decision,
             tensor_names=self.tensor_names,
             packed=packed,
             weight_only=weight_only,
@@ -341,7 +358,7 @@ class Result:
             write_onnx(model, path)
             return
         rows = None if self.calibration is None else self.calibration.rows
-        write_checked_onnx(model, path, self.network, self.plan, rows, head=self.head, threshold=self.threshold, weight_only=weight_only)
+        write_checked_onnx(model, path, self.network, self.plan, rows, decision=self.decision, weight_only=weight_only)
 
     def save(self, folder: str | os.PathLike[str], *, rows: bool = True) -> None:
         """Write the result into a folder of its own, which :func:`cfptq.load` reads without the original model.

@@ -83,7 +83,7 @@ def train_with(
     numbers = None if groups is None else _number_groups(groups, len(task.rows))
 
     def build_supervision(module: nn.Module, settings: TeacherSettings) -> Supervision:
-        predictor = as_predictor(module, example=task.rows[:PROBE_ROWS], head=task.head, threshold=task.threshold)
+        predictor = as_predictor(module, example=task.rows[:PROBE_ROWS], head=task.decision.head, threshold=task.decision.threshold)
         return supervise(
             task.rows, task.labels, predictor, task.space, target=task.target, settings=settings, groups=numbers,
             seed=task.seed, progress=progress,
@@ -94,9 +94,9 @@ def train_with(
         start = Start(task.network, plain.plan, {})
         network = pretrain_for_robust_recourse(
             method.pretraining, task.network, start, lambda module: build_supervision(module, replace(method.teacher, share=1.0)),
-            method.schedule.pretraining, task.head, task.threshold, task.seed,
+            method.schedule.pretraining, task.decision, task.seed, method.keep,
         )  # fmt: skip
-        predictor = as_predictor(network.graph, example=task.rows[:PROBE_ROWS], head=task.head, threshold=task.threshold, name="fp32")
+        predictor = as_predictor(network.graph, example=task.rows[:PROBE_ROWS], head=task.decision.head, threshold=task.decision.threshold, name="fp32")
         task = replace(task, network=network, predictor=predictor)
     rule = _choose_start(method, activations)
     # A start that is fitted to rows must not see those that choose the epoch.
@@ -137,7 +137,7 @@ def _train_once(
     progress: bool,
 ) -> tuple[float, Result]:
     """Train once, and return the accuracy on held-out rows and the result."""
-    student = Student(start, learned_clips=method.learned_clips, per_channel=method.per_channel)
+    student = Student(start, learned_clips=method.learned_clips, per_channel=method.per_channel, keep=method.keep)
     student.prune(method.sparsity)
     search = None
     if method.bits == "learned":
@@ -147,7 +147,7 @@ def _train_once(
         cost = BitCost.of(start.network, budget, widths, method.resource, method.hinge)
         search = PolicySearch(policy, cost, weight, budget, start.network, dict(pinned or {}))
     trainer = Trainer(
-        student, supervision, method.objective.with_eta(eta), method.schedule, student.bits, task.head, task.threshold,
+        student, supervision, method.objective.with_eta(eta), method.schedule, student.bits, task.decision,
         search=search, seed=task.seed,
     )  # fmt: skip
     history = trainer.fit(files, progress) if fit is None else fit(trainer)
@@ -172,7 +172,8 @@ def _train_once(
 
 def _choose_start(method: QatMethod, activations: Activations | None) -> Method:
     """Return the training-free method that training starts from, with the training's activation formats."""
-    rule = replace(as_method(method.start), activations=activations or Activations(input_bits=None, clip=False))
+    formats = activations or Activations(input_bits=None, clip=False)
+    rule = replace(as_method(method.start), activations=formats, keep=method.keep)
     return replace(rule, score=score_by_task_hessian, allocator=allocate_exactly) if method.bits == "trace" else rule
 
 
@@ -186,7 +187,7 @@ def _build_start(task: QuantizationTask, rule: Method, first: Result, widths: Se
     # Every width's first steps are for the weights that training starts from, so these are not equalized again.
     uniform = {
         width: replace(rule, equalize=False).plan(
-            source, calibration, BitAllocation(names, sizes, (width,) * len(names)), head=task.head, threshold=task.threshold,
+            source, calibration, BitAllocation(names, sizes, (width,) * len(names)), decision=task.decision,
             seed=task.seed, portable=portable, progress=False,
         )
         for width in widths

@@ -14,6 +14,7 @@ from cfptq.quantize.formats import (
     fake_quantize,
     integer_limit,
 )
+from cfptq.quantize.kept_structure import KeptStructure, count_kept_structure
 from cfptq.quantize.margin_rounding import round_by_margins
 from cfptq.quantize.partial_run import LayerwiseRun, RecordedRun
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
@@ -21,6 +22,7 @@ from cfptq.quantize.quantizer import Activations, InputBits, build_layer_problem
 from cfptq.quantize.reconstruct import round_nearest, round_nearest_full_range
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight, Rounding
 from cfptq.quantize.row_sampling import sample_affordable_rows
+from cfptq.quantize.structure import STRUCTURE, SignBounds, check_keep
 from cfptq.quantize.sweep import MarginTarget, sweep_plan
 from cfptq.quantize.variants import Variability, sample_variants
 
@@ -31,11 +33,13 @@ __all__ = [
     "FINE_ZERO_POINT",
     "HOLD_OUT_EVERY",
     "PORTABLE_WIDTHS",
+    "STRUCTURE",
     "WIDTHS",
     "ActivationFormat",
     "Activations",
     "CalibrationSet",
     "InputBits",
+    "KeptStructure",
     "LayerPlan",
     "LayerProblem",
     "LayerwiseRun",
@@ -44,10 +48,13 @@ __all__ = [
     "RecordedRun",
     "RoundedWeight",
     "Rounding",
+    "SignBounds",
     "Variability",
     "build_layer_problem",
+    "check_keep",
     "check_matches",
     "container_bits",
+    "count_kept_structure",
     "equalize_network",
     "equalize_on_calibration",
     "factorize_hessian",

@@ -155,8 +155,10 @@ def round_compensated(problem: LayerProblem, factors: HessianFactors | None = No
     full = compute_channel_scale(problem.weight, problem.limit).reshape(groups, out)
     integers, scale = torch.empty(groups, out, k), torch.empty(groups, out)
     search = search and problem.weight.numel() // groups <= MAX_SEARCHED_WEIGHTS
+    lowest, highest = order_bounds(problem, factors)
     for group in range(groups):
-        found, scale[group] = _round_group(factors, group, full[group], problem.limit, search)
+        bounds = lowest[group], highest[group]
+        found, scale[group] = _round_group(factors, group, full[group], problem.limit, bounds, search)
         integers[group][:, factors.order[group]] = found.mT
     rounded = integers * scale[:, :, None]
     bias = factors.moments.wanted_mean - (rounded @ factors.moments.seen_mean[:, :, None])[:, :, 0]
@@ -200,13 +202,30 @@ def _round_plainly(problem: LayerProblem, mean: torch.Tensor, variance: torch.Te
     full = compute_channel_scale(problem.weight, problem.limit).reshape(weight.shape[:2])
     clips = [_choose_clips(*group, problem.limit) for group in zip(weight.mT, variance, full, strict=True)]
     scale = full * torch.stack(clips)
-    integers = torch.round(weight / scale[:, :, None]).clamp_(-problem.limit, problem.limit)
+    lowest, highest = problem.bounds
+    integers = torch.round(weight / scale[:, :, None]).clamp_(problem.grouped(lowest), problem.grouped(highest))
     mean_error = ((weight - integers * scale[:, :, None]) @ mean[:, :, None]).flatten()
     bias = mean_error if problem.bias is None else problem.bias + mean_error
     return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias)
 
 
-def _round_group(factors: HessianFactors, group: int, full: torch.Tensor, limit: int, search: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def order_bounds(problem: LayerProblem, factors: HessianFactors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the least and the largest value of each integer in the order of the factors, (groups, k, out / groups) each."""
+    ordered = []
+    for bound in problem.bounds:
+        grouped = problem.grouped(bound)
+        ordered.append(torch.stack([part[:, columns].mT for part, columns in zip(grouped, factors.order, strict=True)]))
+    return ordered[0], ordered[1]
+
+
+def _round_group(
+    factors: HessianFactors,
+    group: int,
+    full: torch.Tensor,
+    limit: int,
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    search: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Round one group, and return its integers (k, out) and scales (out,).
 
     Args:
@@ -214,21 +233,23 @@ def _round_group(factors: HessianFactors, group: int, full: torch.Tensor, limit:
         group: position of the group.
         full: scales that put each channel's largest weight on ``limit``, (out,).
         limit: the largest integer.
+        bounds: the least and the largest value of each integer, (k, out) each.
         search: search clips and integers.
     """
     wanted, hessian, propagation = factors.wanted[group], factors.hessian[group], factors.propagation[group]
     if not search:
         scale = full * _choose_clips(wanted, factors.variance[group], full, limit)
-        return _round_columns(wanted, propagation, scale, limit), scale
+        return _round_columns(wanted, propagation, scale, *bounds), scale
     # The same column of every candidate clip is rounded in one step.
     candidates = full * torch.tensor(WEIGHT_CLIPS[::2])[:, None]
-    found = _round_columns(wanted.repeat(1, len(candidates)), propagation, candidates.flatten(), limit)
+    goals, lowest, highest = (part.repeat(1, len(candidates)) for part in (wanted, *bounds))
+    found = _round_columns(goals, propagation, candidates.flatten(), lowest, highest)
     found = found.reshape(len(wanted), *candidates.shape)
     change = (found * candidates - wanted[:, None]).flatten(1)
     best = ((hessian @ change) * change).sum(dim=0).reshape(candidates.shape).argmin(dim=0)
     channels = torch.arange(len(full))
     integers, scale = found[:, best, channels].contiguous(), candidates[best, channels]
-    descend_channels(integers, wanted, hessian, scale, limit)
+    descend_channels(integers, wanted, hessian, scale, *bounds)
     return integers, scale
 
 
@@ -245,8 +266,10 @@ def _choose_clips(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tens
     return chosen
 
 
-def _round_columns(wanted: torch.Tensor, propagation: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
-    """Round column by column, each after it has taken up its part of the errors before it."""
+def _round_columns(
+    wanted: torch.Tensor, propagation: torch.Tensor, scale: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor
+) -> torch.Tensor:
+    """Round column by column within bounds, each after it has taken up its part of the errors before it."""
     goals, integers, errors = wanted.clone(), torch.empty_like(wanted), torch.empty_like(wanted)
 
     def round_columns(start: int, end: int) -> None:
@@ -259,7 +282,7 @@ def _round_columns(wanted: torch.Tensor, propagation: torch.Tensor, scale: torch
             return
         for column in range(start, end):
             goal = torch.addmv(goals[column], errors[start:column].mT, propagation[start:column, column])
-            torch.div(goal, scale, out=integers[column]).round_().clamp_(-limit, limit)
+            torch.div(goal, scale, out=integers[column]).round_().clamp_(lowest[column], highest[column])
             torch.addcmul(wanted[column], integers[column], scale, value=-1, out=errors[column])
 
     round_columns(0, len(wanted))

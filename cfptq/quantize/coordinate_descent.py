@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 MAX_SWEEPS = 6
 
 
-def descend_channels(integers: torch.Tensor, wanted: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor, limit: int) -> None:
+def descend_channels(
+    integers: torch.Tensor, wanted: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor
+) -> None:
     """Lower the error (ŵ − w)ᵀ H (ŵ − w) of every channel by moving ``integers`` in place.
 
     Args:
@@ -25,29 +27,42 @@ def descend_channels(integers: torch.Tensor, wanted: torch.Tensor, hessian: torc
         wanted: the real weights w, (k, out).
         hessian: H, (k, k), the same for all channels.
         scale: step of each channel, (out,).
-        limit: largest magnitude of an integer.
+        lowest: least value of each integer, (k, out).
+        highest: largest value of each integer, (k, out).
     """
     slope = (integers * scale - wanted).mT @ hessian
     curvature = hessian.diagonal()
     for _ in range(MAX_SWEEPS):
         # Only columns in which some channel has a gain at the start of the sweep are visited.
-        columns = (_compute_step(integers, slope.mT, curvature[:, None], scale, limit) != 0).any(dim=1).nonzero()[:, 0].tolist()
+        columns = (_compute_step(integers, slope.mT, curvature[:, None], scale, lowest, highest) != 0).any(dim=1).nonzero()[:, 0].tolist()
         for column in columns:
-            step = _compute_step(integers[column], slope[:, column], curvature[column], scale, limit)
+            step = _compute_step(integers[column], slope[:, column], curvature[column], scale, lowest[column], highest[column])
             integers[column] += step
             slope.addr_(step * scale, hessian[column])
         if not columns:
             return
 
 
-def _compute_step(integers: torch.Tensor, slope: torch.Tensor, curvature: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
+def _compute_step(
+    integers: torch.Tensor,
+    slope: torch.Tensor,
+    curvature: torch.Tensor,
+    scale: torch.Tensor,
+    lowest: torch.Tensor,
+    highest: torch.Tensor,
+) -> torch.Tensor:
     """Compute the change of ``integers`` that lowers the error most, 0 where none lowers it."""
-    step = (integers - slope / curvature / scale).round_().clamp_(-limit, limit) - integers
+    step = (integers - slope / curvature / scale).round_().clamp_(lowest, highest) - integers
     return step * (step * scale * (2 * slope + curvature * step * scale) < 0)
 
 
 def descend_channel(
-    integers: NDArray[np.float32], slope: NDArray[np.float32], hessian: NDArray[np.float32], scale: float, limit: int
+    integers: NDArray[np.float32],
+    slope: NDArray[np.float32],
+    hessian: NDArray[np.float32],
+    scale: float,
+    lowest: NDArray[np.float32],
+    highest: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """Find the changes of one channel's integers that lower a quadratic error.
 
@@ -56,7 +71,8 @@ def descend_channel(
         slope: half the error's gradient in the weights, (k,). It is overwritten.
         hessian: half the error's second derivatives, (k, k).
         scale: step of the channel.
-        limit: largest magnitude of an integer.
+        lowest: least value of each integer, (k,).
+        highest: largest value of each integer, (k,).
 
     Returns:
         The change of each integer, (k,).
@@ -64,13 +80,14 @@ def descend_channel(
     moved = np.zeros_like(integers)
     curvature = hessian.diagonal() * scale
     for _ in range(MAX_SWEEPS):
-        steps = np.clip(np.round(integers + moved - slope / curvature), -limit, limit) - integers - moved
+        steps = np.clip(np.round(integers + moved - slope / curvature), lowest, highest) - integers - moved
         columns = np.flatnonzero(steps)
         if len(columns) == 0:
             break
         for column in columns.tolist():
             here = integers[column] + moved[column]
-            step = min(max(round(float(here - slope[column] / curvature[column])), -limit), limit) - float(here)
+            goal = round(float(here - slope[column] / curvature[column]))
+            step = min(max(goal, float(lowest[column])), float(highest[column])) - float(here)
             if step * (2 * slope[column] + curvature[column] * step) < 0:
                 moved[column] += step
                 slope += hessian[column] * (step * scale)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cfptq.quantize.compensate import MAX_SEARCHED_WEIGHTS, HessianFactors, factorize_hessian, round_compensated
+from cfptq.quantize.compensate import MAX_SEARCHED_WEIGHTS, HessianFactors, factorize_hessian, order_bounds, round_compensated
 from cfptq.quantize.coordinate_descent import descend_channel
 from cfptq.quantize.formats import fake_quantize
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight
@@ -88,6 +88,7 @@ class _LayerDescent:
         groups, k, out = factors.wanted.shape
         grouped = start.integers.to(torch.float32).reshape(groups, out, k)
         self.integers = torch.stack([part[:, order] for part, order in zip(grouped, factors.order, strict=True)])
+        self.lowest, self.highest = order_bounds(problem, factors)
         self.scale = start.scale.reshape(groups, out)
         self.mean = factors.moments.seen_mean.gather(1, factors.order)
         wanted = factors.moments.wanted_mean
@@ -147,7 +148,8 @@ class _LayerDescent:
             (slope - mixed * (level_gradient / level_curvature)).numpy(),
             curvature.addr_(mixed, mixed, alpha=-1 / level_curvature).numpy(),
             scale,
-            self.problem.limit,
+            self.lowest[group, :, channel].numpy(),
+            self.highest[group, :, channel].numpy(),
         )
         moved = torch.from_numpy(change) * scale
         shift = -(level_gradient + float(mixed @ moved)) / level_curvature

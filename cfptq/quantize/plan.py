@@ -121,6 +121,7 @@ class QuantizationPlan:
         seed: seed of the calibration draw.
         portable: weights behind integer inputs stay within ±63, so that int8 kernels are right on processors without VNNI too.
         input_choice: reason for the format of the model's input.
+        keep: parts of the network's structure that the integers keep, "zeros" and "signs"; see :mod:`cfptq.quantize.structure`.
 
     Raises:
         ModelError: no layer is quantized, a name occurs twice, a format is missing, or a portable plan has weights beyond ±63.
@@ -133,6 +134,7 @@ class QuantizationPlan:
     seed: int
     portable: bool = False
     input_choice: str = ""
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         formats = {form.tensor for form in self.activations}
@@ -203,6 +205,7 @@ class QuantizationPlan:
             "seed": self.seed,
             "portable": self.portable,
             "input_choice": self.input_choice,
+            "keep": list(self.keep),
             "network": self.network,
             "layers": [{"name": it.name, "kind": it.kind, "bits": it.bits, "input": it.input} for it in self.layers],
             "activations": [asdict(it) for it in self.activations],
@@ -275,6 +278,7 @@ class QuantizationPlan:
                 seed=int(head["seed"]),
                 portable=bool(head["portable"]),
                 input_choice=str(head["input_choice"]),
+                keep=tuple(map(str, head.get("keep", ()))),
             )
         except OSError as error:
             raise FileError(

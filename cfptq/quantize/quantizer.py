@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 
 from cfptq.errors import BudgetError, ModelError
 from cfptq.io.progress import track
-from cfptq.network import Head, Layer, Network, class_logits, target_margin
+from cfptq.network import DecisionRule, Layer, Network, target_margin
 from cfptq.network.serialize import digest
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.cross_layer_equalization import equalize_network
@@ -22,6 +22,7 @@ from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.reconstruct import fit_activation_format, round_nearest
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight, Rounding
 from cfptq.quantize.row_sampling import every_nth, sample_affordable_rows
+from cfptq.quantize.structure import SignBounds, check_keep
 
 #: Weights fed by the model's input up to which a float input costs next to nothing at any batch size. Beyond, integer kernels pay.
 #: Measured with ONNX Runtime on one thread, at batches of 1, 256 and 4,096.
@@ -78,9 +79,9 @@ def quantize(
     activations: Activations | None = None,
     equalize: bool = False,
     sequential: bool = False,
-    head: Head | None = None,
-    threshold: float | None = None,
+    decision: DecisionRule | None = None,
     portable: bool = False,
+    keep: Sequence[str] = (),
     progress: bool = True,
 ) -> QuantizationPlan:
     """Round every layer and choose the formats of the tensors that feed them (eq. 22).
@@ -95,15 +96,16 @@ def quantize(
         activations: formats of the hidden tensors and of the input. None means 8 bits each.
         equalize: equalize the scales of hidden channels across layers first.
         sequential: let each layer see the output of the quantized layers before it. Its target stays the full-precision output.
-        head: meaning of the network's raw output. With ``sequential``, ``rounding`` is then given the effect on margins.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. With ``sequential``, ``rounding`` is then given the effect on
+            margins.
         portable: the plan refuses weights beyond ±63 behind integer inputs, for processors without VNNI.
+        keep: parts of the weights' structure that the integers keep, "zeros" and "signs"; see :mod:`cfptq.quantize.structure`.
         progress: show a bar when it takes long.
 
     Raises:
         BudgetError: ``bits`` misses a layer or names one that does not exist.
     """
-    settings = activations or Activations()
+    settings, kept_structure = activations or Activations(), check_keep(keep)
     names = [layer.name for layer in network.layers]
     if set(names) != set(bits):
         raise BudgetError(f"bits must name exactly the layers {', '.join(names)}, got {', '.join(bits)}.")
@@ -112,7 +114,7 @@ def quantize(
     source = equalize_network(network, rows, _find_fine_layers(bits, settings)) if equalize else network
     wanted = source.observe(rows, {layer.input for layer in network.layers})
     prefix = LayerwiseRun(source, rows) if sequential else None
-    probe = None if prefix is None or head is None else _MarginProbe(prefix, source, rows, calibration.target[kept], head, threshold)
+    probe = None if prefix is None or decision is None else _MarginProbe(prefix, source, rows, calibration.target[kept], decision)
     input_bits, reason = _choose_input_bits(network, settings.input_bits)
     formats: dict[str, ActivationFormat] = {}
     layers: list[LayerPlan] = []
@@ -124,11 +126,16 @@ def quantize(
             formats[tensor] = _fit_format(source, tensor, values, format_bits, settings.clip)
         form, width = formats[tensor], bits[layer.name]
         problem = build_layer_problem(source, layer, width, wanted[tensor], seen, form, weights)
-        rounded = rounding(problem if probe is None else replace(problem, margins=probe.margins(layer, problem)))
-        layers.append(LayerPlan(layer.name, layer.kind, width, rounded.integers, rounded.scale, rounded.bias, tensor))
+        # The bounds are those of the weights as they were given. Equalization changes neither zeros nor signs.
+        signs = SignBounds.of(network.weight(layer.name), kept_structure)
+        problem = replace(problem, signs=signs, margins=None if probe is None else probe.margins(layer, problem))
+        rounded = rounding(problem)
+        # A user's own rule may not know of bounds.
+        integers = rounded.integers if signs is None else signs.clamp(rounded.integers)
+        layers.append(LayerPlan(layer.name, layer.kind, width, integers, rounded.scale, rounded.bias, tensor))
         if prefix:
             prefix.set_output(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
-    return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, reason)
+    return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, reason, kept_structure)
 
 
 def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:
@@ -170,11 +177,9 @@ def find_candidate_widths(network: Network, activations: Activations, portable: 
 class _MarginProbe:
     """Effect of rounding one layer more on the rows' target margins."""
 
-    def __init__(
-        self, prefix: LayerwiseRun, network: Network, rows: torch.Tensor, target: torch.Tensor, head: Head, threshold: float | None
-    ) -> None:
+    def __init__(self, prefix: LayerwiseRun, network: Network, rows: torch.Tensor, target: torch.Tensor, decision: DecisionRule) -> None:
         self.prefix, self.network, self.rows = prefix, network, rows
-        self.target, self.head, self.threshold = target, head, threshold
+        self.target, self.decision = target, decision
 
     @cached_property
     def wanted(self) -> torch.Tensor:
@@ -197,7 +202,7 @@ class _MarginProbe:
         return measure
 
     def _compute_margin(self, output: torch.Tensor) -> torch.Tensor:
-        return target_margin(class_logits(output, self.head, self.threshold), self.target)
+        return target_margin(self.decision.class_logits(output), self.target)
 
 
 def flatten_positions(values: torch.Tensor, layer: Layer) -> torch.Tensor:

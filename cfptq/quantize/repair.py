@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import ModelError
-from cfptq.network import Head, Network, class_logits
+from cfptq.network import DecisionRule, Network
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, hold_out_people
 from cfptq.quantize.fake_quantized import fake_quantize_network, run_prefix
 from cfptq.quantize.formats import fake_quantize, integer_limit
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
+from cfptq.quantize.structure import SignBounds
 
 #: Target margin that a decision must have, in logits. The fake-quantized module and a file's integer kernels may differ by so much.
 MIN_MARGIN_LOGITS = 1e-3
@@ -130,8 +131,7 @@ def repair_last_layer(
     trial: QuantizationPlan,
     people: CalibrationSet,
     *,
-    head: Head,
-    threshold: float | None,
+    decision: DecisionRule,
 ) -> tuple[QuantizationPlan, Repair]:
     """Repair the last layer of a plan, unless that harms held-out people.
 
@@ -140,8 +140,7 @@ def repair_last_layer(
         plan: the plan to repair.
         trial: the same method's plan at the same widths, calibrated without the rows that :func:`hold_out_people` holds out.
         people: factual rows, and the points where their recourse ends.
-        head: meaning of the network's raw output.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold.
 
     Returns:
         The repaired plan, or ``plan`` itself, and a report.
@@ -152,12 +151,12 @@ def repair_last_layer(
     """
 
     def count(candidate: QuantizationPlan, rows: CalibrationSet) -> DecisionCounts:
-        return count_decisions(network, candidate, rows, head=head, threshold=threshold)
+        return count_decisions(network, candidate, rows, decision=decision)
 
     kept, held_out = hold_out_people(people)
     held_out_before = count(trial, held_out)
-    held_out_after = count(find_repair(network, trial, kept, head=head, threshold=threshold)[0], held_out)
-    found, moves = find_repair(network, plan, people, head=head, threshold=threshold)
+    held_out_after = count(find_repair(network, trial, kept, decision=decision)[0], held_out)
+    found, moves = find_repair(network, plan, people, decision=decision)
     max_drift = max(abs(held_out_before.drift), MAX_DRIFT)
     is_harmless = held_out_after.wrong <= held_out_before.wrong and abs(held_out_after.drift) <= max_drift
     final = found if is_harmless else plan
@@ -165,21 +164,18 @@ def repair_last_layer(
     return final, report
 
 
-def count_decisions(
-    network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None
-) -> DecisionCounts:
+def count_decisions(network: Network, plan: QuantizationPlan, people: CalibrationSet, *, decision: DecisionRule) -> DecisionCounts:
     """Count the decisions of a quantized model that differ from the full-precision model's.
 
     Args:
         network: the captured full-precision network.
         plan: the plan of the quantized model.
         people: factual rows and recourse points. Points that the network itself refuses are left out.
-        head: meaning of the network's raw output.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold.
     """
     with torch.no_grad():
-        wanted = class_logits(network(people.rows), head, threshold).argmax(dim=1)
-        given = class_logits(fake_quantize_network(network, plan)(people.rows), head, threshold).argmax(dim=1)
+        wanted = decision.decide(network(people.rows))
+        given = decision.decide(fake_quantize_network(network, plan)(people.rows))
     factual = people.origin != COUNTERFACTUAL
     points = ~factual & (wanted == people.target)
     granted, before = given == people.target, wanted == people.target
@@ -193,21 +189,20 @@ def count_decisions(
 
 
 def find_repair(
-    network: Network, plan: QuantizationPlan, people: CalibrationSet, *, head: Head, threshold: float | None
+    network: Network, plan: QuantizationPlan, people: CalibrationSet, *, decision: DecisionRule
 ) -> tuple[QuantizationPlan, int]:
     """Search for changes of the last layer that break fewer recourse points.
 
-    Each move changes one integer by 1 (within its width's range), or shifts one bias so that one more row gets its wanted decision. It is
-    the move that lowers the weighted sum of max(0, MIN_MARGIN_LOGITS − margin) most. The search ends when no recourse point is broken or no
-    move lowers the sum. Of all states on the way, it returns the one with the fewest wrong decisions among those that flip no more factual
-    decisions than ``plan``.
+    Each move changes one integer by 1 (within its width's range and the structure that the plan keeps), or shifts one bias so that one more
+    row gets its wanted decision. It is the move that lowers the weighted sum of max(0, MIN_MARGIN_LOGITS − margin) most. The search ends
+    when no recourse point is broken or no move lowers the sum. Of all states on the way, it returns the one with the fewest wrong decisions
+    among those that flip no more factual decisions than ``plan``.
 
     Args:
         network: the captured full-precision network.
         plan: the plan to repair.
         people: factual rows and recourse points.
-        head: meaning of the network's raw output.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold.
 
     Returns:
         The changed plan, and the number of moves.
@@ -217,17 +212,17 @@ def find_repair(
     """
     last = plan.layers[-1]
     with torch.no_grad():
-        wanted = class_logits(network(people.rows), head, threshold).argmax(dim=1)
+        wanted = decision.decide(network(people.rows))
     point = people.origin == COUNTERFACTUAL
     used = ~point | (wanted == people.target)
     point = point[used]
-    problem = _build_problem(network, plan, people.rows[used], wanted[used], head, threshold)
+    problem = _build_problem(network, plan, people.rows[used], wanted[used], decision)
     start = _State(last.integers.to(torch.float32), last.bias, 0)
-    limit = integer_limit(last.bits)
+    bounds = _find_bounds(network, plan)
     best, rank = start, _rank_state(problem.gaps(start), point)
     flips_allowed = rank[1]
     for flip_weight in FLIP_WEIGHTS:
-        for state in _iterate_descent(problem, start, torch.where(point, 1.0, flip_weight), point, limit):
+        for state in _iterate_descent(problem, start, torch.where(point, 1.0, flip_weight), point, bounds):
             reached = _rank_state(problem.gaps(state), point)
             if reached[1] <= flips_allowed and reached < rank:
                 best, rank = state, reached
@@ -267,14 +262,22 @@ def _rank_state(gaps: Tensor, point: Tensor) -> tuple[int, int, float]:
     return int(wrong.sum()), int((wrong & ~point).sum()), float((MIN_MARGIN_LOGITS - margin).clamp_min(0).sum())
 
 
-def _iterate_descent(problem: _Problem, state: _State, weights: Tensor, point: Tensor, limit: int) -> Iterator[_State]:
+def _find_bounds(network: Network, plan: QuantizationPlan) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest value of each integer of the last layer."""
+    last = plan.layers[-1]
+    limit = torch.full(last.integers.shape, float(integer_limit(last.bits)))
+    signs = SignBounds.of(network.weight(last.name), plan.keep)
+    return (-limit, limit) if signs is None else (-limit * signs.negative, limit * signs.positive)
+
+
+def _iterate_descent(problem: _Problem, state: _State, weights: Tensor, point: Tensor, bounds: tuple[Tensor, Tensor]) -> Iterator[_State]:
     """Yield the state after each best move, until no recourse point is broken or no move helps."""
     for _ in range(MAX_MOVES):
         gaps = problem.gaps(state)
         margin = gaps.amin(dim=1)
         if not bool(((margin <= 0) & point).any()):
             return
-        moves = [problem.find_best_step(gaps, weights, state.integers, limit)]
+        moves = [problem.find_best_step(gaps, weights, state.integers, bounds)]
         if state.bias is not None:
             moves += problem.find_best_shifts(gaps, weights)
         best = min(moves, key=lambda move: move.loss)
@@ -326,7 +329,7 @@ class _Problem:
             z = z + state.bias
         return torch.einsum("nc,cnk->nk", z, self.slopes) + self.rest + self.other
 
-    def find_best_step(self, gaps: Tensor, weights: Tensor, integers: Tensor, limit: int) -> _Move:
+    def find_best_step(self, gaps: Tensor, weights: Tensor, integers: Tensor, bounds: tuple[Tensor, Tensor]) -> _Move:
         """Find the change of one integer by 1 that leads to the least loss.
 
         Rows whose margin no single change can bring below MIN_MARGIN_LOGITS are skipped.
@@ -341,7 +344,9 @@ class _Problem:
             for other in range(gaps.shape[1]):
                 margin = torch.minimum(margin, torch.addcmul(gaps[:, other, None], change, slopes[channel, :, other, None]))
             loss = weights @ (MIN_MARGIN_LOGITS - margin).clamp_min_(0)
-            loss = torch.where((integers[channel] + step).abs() > limit, torch.inf, loss)
+            changed = integers[channel] + step
+            is_allowed = (changed >= bounds[0][channel]) & (changed <= bounds[1][channel])
+            loss = torch.where(is_allowed, loss, torch.inf)
             column = int(loss.argmin())
             moves.append(_Move(float(loss[column]), channel, column, step))
         return min(moves, key=lambda move: move.loss)
@@ -363,7 +368,7 @@ class _Problem:
         return moves
 
 
-def _build_problem(network: Network, plan: QuantizationPlan, rows: Tensor, wanted: Tensor, head: Head, threshold: float | None) -> _Problem:
+def _build_problem(network: Network, plan: QuantizationPlan, rows: Tensor, wanted: Tensor, decision: DecisionRule) -> _Problem:
     """Find the last layer's inputs, and the slopes of class logits in its output by shifting one output at a time by 1."""
     last = plan.layers[-1]
     formats = {form.tensor: form for form in plan.activations}
@@ -373,7 +378,7 @@ def _build_problem(network: Network, plan: QuantizationPlan, rows: Tensor, wante
     def logits(bias: Tensor | None) -> Tensor:
         changed = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=bias)))
         with torch.no_grad():
-            return class_logits(fake_quantize_network(network, changed)(rows), head, threshold)
+            return decision.class_logits(fake_quantize_network(network, changed)(rows))
 
     def subtract_first(values: Tensor) -> Tensor:
         return values - values[:, :1]

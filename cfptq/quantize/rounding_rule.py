@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cfptq.quantize.formats import ActivationFormat, align_with_channels, integer_limit
+from cfptq.quantize.structure import SignBounds
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LayerProblem:
         margins: function from a rounding of this layer to its effect on the decision, with the layers before it quantized and those behind
             it not. It returns each row's target margin minus the full-precision model's, (N,), and the margin's gradient in the layer's
             output, (N, out, positions). None where layers are rounded independently of each other, or no head is known.
+        signs: signs that each integer may have, so that the structure of the weights is kept. None allows all.
     """
 
     name: str
@@ -41,11 +43,20 @@ class LayerProblem:
     patches: Callable[[torch.Tensor], torch.Tensor]
     row_weights: torch.Tensor
     margins: Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]] | None = None
+    signs: SignBounds | None = None
 
     @property
     def limit(self) -> int:
         """The largest integer magnitude that the weight may take."""
         return integer_limit(self.bits)
+
+    @property
+    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The least and the largest value of each integer, float32 of the weight's shape."""
+        if self.signs is None:
+            full = torch.full_like(self.weight, float(self.limit))
+            return -full, full
+        return -self.limit * self.signs.negative, self.limit * self.signs.positive
 
     def grouped(self, weight: torch.Tensor) -> torch.Tensor:
         """Reshape a weight (out, ...) to (groups, out / groups, k), as ``patches`` has its vectors."""

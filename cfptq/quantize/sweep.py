@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from cfptq.network import Head, Layer, Network, class_logits, target_margin
+from cfptq.network import DecisionRule, Layer, Network, target_margin
 from cfptq.quantize.compensate import factorize_hessian
 from cfptq.quantize.fake_quantized import check_matches, insert_fake_quantization
 from cfptq.quantize.formats import ActivationFormat
@@ -23,6 +23,7 @@ from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.quantizer import build_layer_problem, flatten_positions
 from cfptq.quantize.rounding_rule import RoundedWeight
 from cfptq.quantize.row_sampling import sample_affordable_rows
+from cfptq.quantize.structure import SignBounds
 
 #: Multiply-adds that the sweep of one layer may take, and numbers that it may hold. A layer that costs more uses fewer rows.
 MAX_SWEEP_MACS, MAX_HELD_NUMBERS = 2**35, 2**26
@@ -61,18 +62,17 @@ class MarginTarget:
         return self.weights * (self.huber_delta / (margins - self.margins).abs()).clamp(max=1)
 
 
-def sweep_plan(network: Network, plan: QuantizationPlan, target: MarginTarget, head: Head, threshold: float | None) -> QuantizationPlan:
+def sweep_plan(network: Network, plan: QuantizationPlan, target: MarginTarget, decision: DecisionRule) -> QuantizationPlan:
     """Sweep once over the integers and biases of a plan's layers.
 
     Scales, widths and activation formats stay. A layer keeps its integers in three cases: moving them does not lower the error of margins,
     it has more than 2^16 weights, or it affords fewer than 512 rows.
 
     Args:
-        network: the network of the plan. Its weights are not used.
+        network: the network of the plan. Its weights only say which structure the plan keeps.
         plan: the plan to sweep.
         target: rows, and the margins that they should have.
-        head: meaning of the network's raw output.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold.
     """
     check_matches(network, plan)
     # Callers may have gradients switched off.
@@ -82,12 +82,12 @@ def sweep_plan(network: Network, plan: QuantizationPlan, target: MarginTarget, h
         layers = {layer.name: layer for layer in plan.layers}
 
         def run() -> _QuantizedRun:
-            return _QuantizedRun(network, replace(plan, layers=tuple(layers.values())), target, head, threshold)
+            return _QuantizedRun(network, replace(plan, layers=tuple(layers.values())), target, decision)
 
         current = run()
         for layer in network.layers:
             before = layers[layer.name]
-            after = _sweep_layer(network, layer, before, current, target)
+            after = _sweep_layer(network, layer, before, plan.keep, current, target)
             if after is before:
                 continue
             layers[layer.name] = after
@@ -99,7 +99,9 @@ def sweep_plan(network: Network, plan: QuantizationPlan, target: MarginTarget, h
         return replace(plan, layers=tuple(layers.values()))
 
 
-def _sweep_layer(network: Network, layer: Layer, plan: LayerPlan, run: _QuantizedRun, target: MarginTarget) -> LayerPlan:
+def _sweep_layer(
+    network: Network, layer: Layer, plan: LayerPlan, keep: tuple[str, ...], run: _QuantizedRun, target: MarginTarget
+) -> LayerPlan:
     """Move the integers and bias of one layer. Return ``plan`` itself where nothing moves."""
     seen, slope = run.inputs[layer.name], run.slopes[layer.name]
     weights = target.least_squares_weights(run.margins)
@@ -107,6 +109,7 @@ def _sweep_layer(network: Network, layer: Layer, plan: LayerPlan, run: _Quantize
         build_layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), weights),
         weight=plan.weight(),
         bias=plan.bias,
+        signs=SignBounds.of(network.weight(layer.name), keep),
     )
     groups, _, k = problem.grouped(problem.weight).shape
     parameters, positions = problem.weight.numel(), slope.shape[2]
@@ -128,12 +131,12 @@ class _QuantizedRun(fx.Interpreter):
         margins: the target margins, (N,).
     """
 
-    def __init__(self, network: Network, plan: QuantizationPlan, target: MarginTarget, head: Head, threshold: float | None) -> None:
+    def __init__(self, network: Network, plan: QuantizationPlan, target: MarginTarget, decision: DecisionRule) -> None:
         super().__init__(insert_fake_quantization(network, plan.layers, {form.tensor: form for form in plan.activations}))
         self._layers = {layer.node: layer.name for layer in network.layers}
         self._outputs: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
-        margins = target_margin(class_logits(self.run(target.rows), head, threshold), target.target)
+        margins = target_margin(decision.class_logits(self.run(target.rows)), target.target)
         slopes = torch.autograd.grad(margins.sum(), [self._outputs[layer.name] for layer in network.layers])
         self.margins = margins.detach()
         self.slopes = {layer.name: flatten_positions(slope, layer) for layer, slope in zip(network.layers, slopes, strict=True)}

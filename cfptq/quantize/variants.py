@@ -14,6 +14,7 @@ from cfptq.network import Network
 from cfptq.quantize.fake_quantized import check_matches, fake_quantize_network
 from cfptq.quantize.formats import ActivationFormat, align_with_channels, integer_limit
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
+from cfptq.quantize.structure import SignBounds
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def perturb_plan(network: Network, plan: QuantizationPlan, settings: Variability
         settings: size of the differences.
         generator: source of randomness. Its state advances.
     """
-    layers = tuple(_perturb_layer(layer, network.weight(layer.name), settings, generator) for layer in plan.layers)
+    layers = tuple(_perturb_layer(layer, network.weight(layer.name), plan.keep, settings, generator) for layer in plan.layers)
     activations = tuple(_perturb_format(form, settings, generator) for form in plan.activations)
     return replace(plan, layers=layers, activations=activations, method=f"{plan.method}, varied")
 
 
-def _perturb_layer(layer: LayerPlan, weight: Tensor, settings: Variability, generator: torch.Generator) -> LayerPlan:
+def _perturb_layer(layer: LayerPlan, weight: Tensor, keep: tuple[str, ...], settings: Variability, generator: torch.Generator) -> LayerPlan:
     integers = layer.integers.to(torch.float32)
     distance = weight / align_with_channels(layer.scale, weight) - integers
     uniform = torch.rand(distance.shape, generator=generator)
@@ -97,6 +98,8 @@ def _perturb_layer(layer: LayerPlan, weight: Tensor, settings: Variability, gene
         probability = (0.5 + (distance.abs().clamp(max=0.5) - 0.5) / settings.rounding).clamp_min(0)
         limit = integer_limit(layer.bits)
         integers = torch.where(uniform < probability, integers + distance.sign(), integers).clamp(-limit, limit)
+        signs = SignBounds.of(weight, keep)
+        integers = integers if signs is None else signs.clamp(integers)
     jitter = 1 + settings.steps * torch.randn(layer.scale.shape, generator=generator).clamp(-3, 3)
     return replace(layer, integers=integers.to(torch.int8), scale=layer.scale * jitter)
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from cfptq.errors import ConfigurationError
+from cfptq.quantize import STRUCTURE, check_keep
 from cfptq.recourse import ProjectedGradient
 from cfptq.training.bit_policy import Resource
 from cfptq.training.objective import Objective
@@ -76,6 +77,8 @@ class QatMethod:
         pretraining: training of the full-precision model beforehand (E.1). "margin" teaches a margin at its own recourse points.
             "consistency" teaches agreement with an ensemble there. None trains nothing.
         sparsity: share of each layer's weights in [0, 1), the smallest, that are set to 0 permanently.
+        keep: structure of the weights that start and training keep, "zeros" and "signs", as in ``cfptq.Method``. Presets that reproduce
+            the paper's training keep nothing.
     """
 
     name: str
@@ -94,9 +97,11 @@ class QatMethod:
     bit_weights: tuple[float, ...] = ()
     pretraining: Literal["margin", "consistency"] | None = None
     sparsity: float = 0.0
+    keep: tuple[str, ...] = STRUCTURE
 
     def __post_init__(self) -> None:
         where = f"Method {self.name!r}"
+        object.__setattr__(self, "keep", check_keep(self.keep, f"{where}: "))
         for name, allowed in (
             ("bits", ("start", "trace", "learned")),
             ("resource", ("bits", "bops")),
@@ -138,26 +143,34 @@ class QatMethod:
 
 #: Training for robust recourse in full precision, followed by quantization (E.1).
 R_MARGIN = QatMethod(
-    "r-margin", start="mixed-ptq", bits="trace", objective=DISTILLATION, teacher=ISSUED, schedule=LOSS_ONLY_SCHEDULE, pretraining="margin"
+    "r-margin",
+    start="mixed-ptq",
+    bits="trace",
+    objective=DISTILLATION,
+    teacher=ISSUED,
+    schedule=LOSS_ONLY_SCHEDULE,
+    pretraining="margin",
+    keep=(),
 )
 
 #: Presets by name. They are CFQ with the starting plan's widths or with learned ones, the paper's CFQ to the letter, and the baselines.
+#: The last two kinds reproduce published training, which keeps no structure of the weights.
 QAT_METHODS: Mapping[str, QatMethod] = MappingProxyType(
     {
         method.name: method
         for method in (
             QatMethod("cfq-qat", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEEPING_SCHEDULE),
             QatMethod("cfq-learned", bits="learned", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEEPING_SCHEDULE),
-            QatMethod("cfq-paper", start="ptq", bits="learned", learned_clips=True, schedule=PAPER_SCHEDULE),
-            QatMethod("lsq-qat", start="ptq", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE),
-            QatMethod("pact-qat", start="ptq", learned_clips=True, objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE),
-            QatMethod("mixed-qat", start="mixed-ptq", bits="trace", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE),
+            QatMethod("cfq-paper", start="ptq", bits="learned", learned_clips=True, schedule=PAPER_SCHEDULE, keep=()),
+            QatMethod("lsq-qat", start="ptq", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, keep=()),
+            QatMethod("pact-qat", start="ptq", learned_clips=True, objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, keep=()),
+            QatMethod("mixed-qat", start="mixed-ptq", bits="trace", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, keep=()),
             R_MARGIN,
             replace(R_MARGIN, name="r-consistency", pretraining="consistency"),
-            QatMethod("prune-quant", start="ptq", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, sparsity=0.5),
-            QatMethod("prune-quant-cf", start="ptq", schedule=PAPER_SCHEDULE, sparsity=0.5),
-            QatMethod("distil-quant", start="ptq", objective=DISTILLATION, schedule=LOSS_ONLY_SCHEDULE),
-            QatMethod("distil-quant-cf", start="ptq", schedule=PAPER_SCHEDULE, objective=Objective(task="distil")),
+            QatMethod("prune-quant", start="ptq", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, sparsity=0.5, keep=()),
+            QatMethod("prune-quant-cf", start="ptq", schedule=PAPER_SCHEDULE, sparsity=0.5, keep=()),
+            QatMethod("distil-quant", start="ptq", objective=DISTILLATION, schedule=LOSS_ONLY_SCHEDULE, keep=()),
+            QatMethod("distil-quant-cf", start="ptq", schedule=PAPER_SCHEDULE, objective=Objective(task="distil"), keep=()),
         )
     }
 )

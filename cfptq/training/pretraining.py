@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from cfptq.network import Head, Network
+from cfptq.network import DecisionRule, Network
 from cfptq.training.objective import Objective
 from cfptq.training.schedule import Schedule
 from cfptq.training.student import Start, Student
@@ -48,9 +48,9 @@ def pretrain_for_robust_recourse(
     start: Start,
     supervise: BuildSupervision,
     schedule: Schedule,
-    head: Head,
-    threshold: float | None,
+    decision: DecisionRule,
     seed: int,
+    keep: Sequence[str] = (),
 ) -> Network:
     """Return the network after further training in full precision.
 
@@ -60,14 +60,14 @@ def pretrain_for_robust_recourse(
         start: names, shapes and biases of the student's layers. Its integers are not used.
         supervise: builds supervision with a module as the teacher.
         schedule: schedule of each training.
-        head: meaning of the network's raw output.
-        threshold: decision threshold of a two-class model, as a probability. None is the most likely class.
+        decision: head of the network's raw output and decision threshold.
         seed: of all sampling.
+        keep: structure of the weights to keep, "zeros" and "signs".
     """
 
     def train(supervision: Supervision, objective: Objective, number: int) -> Network:
-        student = Student(Start(network, start.plan, {}), is_quantized=False)
-        Trainer(student, supervision, objective, schedule, student.bits, head, threshold, seed=seed * 101 + number).fit(progress=False)
+        student = Student(Start(network, start.plan, {}), is_quantized=False, keep=keep)
+        Trainer(student, supervision, objective, schedule, student.bits, decision, seed=seed * 101 + number).fit(progress=False)
         return student.transfer_parameters(network)
 
     if kind == "margin":

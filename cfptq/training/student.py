@@ -11,9 +11,19 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from cfptq.errors import ModelError
-from cfptq.network import Head, Network
+from cfptq.network import DecisionRule, Network
 from cfptq.network.serialize import digest
-from cfptq.quantize import ActivationFormat, LayerPlan, MarginTarget, QuantizationPlan, fake_quantize, integer_limit, sweep_plan
+from cfptq.quantize import (
+    ActivationFormat,
+    LayerPlan,
+    MarginTarget,
+    QuantizationPlan,
+    SignBounds,
+    check_keep,
+    fake_quantize,
+    integer_limit,
+    sweep_plan,
+)
 from cfptq.training.learned_quantizers import compute_affine_parameters, quantize_lsq, quantize_pact
 
 #: Largest initial distance of a weight from its planned integer, in steps. At 0.5 it would round to the next integer.
@@ -57,12 +67,16 @@ class LearnedWeight(nn.Module):
         plans: width in bits to the layer's plan at that width. Its scales are the initial steps.
         start: the plan whose integers the weight has at first.
         per_channel: True for one step per output channel, False for one per layer.
+        signs: signs that each weight and integer may have. None allows all.
     """
 
     mask: Tensor
 
-    def __init__(self, weight: Tensor, plans: Mapping[int, LayerPlan], start: LayerPlan, per_channel: bool) -> None:
+    def __init__(
+        self, weight: Tensor, plans: Mapping[int, LayerPlan], start: LayerPlan, per_channel: bool, signs: SignBounds | None = None
+    ) -> None:
         super().__init__()
+        self.signs = signs
         self.widths = tuple(sorted(plans))
         self.limits = [integer_limit(bits) for bits in self.widths]
         steps = torch.stack([plans[bits].scale for bits in self.widths])
@@ -78,12 +92,20 @@ class LearnedWeight(nn.Module):
         #: Candidate number to frozen integers, at most one entry.
         self.frozen: dict[int, Tensor] = {}
 
+    def real_weight(self) -> Tensor:
+        """Return the real weight that is computed with, pruned and within the signs that are kept.
+
+        The gradient passes unchanged, so that a weight that was set to 0 can return.
+        """
+        weight = self.weight * self.mask
+        return weight if self.signs is None else weight + (self.signs.clamp(weight) - weight).detach()
+
     def quantize_at(self, candidate: int) -> Tensor:
         """Compute the fake-quantized weight Ŵ at the width of number ``candidate``, (out, ...)."""
         step = self.steps[candidate].abs()
         if candidate in self.frozen:
             return self.frozen[candidate] * step.reshape(-1, *[1] * (self.weight.dim() - 1))
-        return quantize_lsq(self.weight * self.mask, step if step.numel() > 1 else step.reshape(()), self.limits[candidate])
+        return quantize_lsq(self.real_weight(), step if step.numel() > 1 else step.reshape(()), self.limits[candidate])
 
     def forward(self, choice: Tensor | int) -> Tensor:
         """Compute Ŵ at one candidate number, or Σ_r z_r Ŵ_r with gradient for a one-hot choice z, (widths,)."""
@@ -109,7 +131,7 @@ class LearnedWeight(nn.Module):
         if candidate in self.frozen:
             return self.frozen[candidate]
         step, limit = self.steps.detach()[candidate].abs().reshape(-1, *[1] * (self.weight.dim() - 1)), self.limits[candidate]
-        return ((self.weight * self.mask).detach() / step).round_().clamp_(-limit, limit)
+        return (self.real_weight().detach() / step).round_().clamp_(-limit, limit)
 
     def freeze_integers(self, candidate: int) -> None:
         """Freeze the integers at the width of number ``candidate``, and train only steps and bias from now on."""
@@ -172,15 +194,24 @@ class Student(nn.Module):
         learned_clips: True for PACT activations, False for the starting formats.
         per_channel: True for one weight step per output channel, False for one per layer.
         is_quantized: False computes with the real weights and no quantizer, to train a full-precision model.
+        keep: structure of the starting network's weights to keep, "zeros" and "signs".
 
     Attributes:
         network: the starting network with its real weights.
     """
 
-    def __init__(self, start: Start, *, learned_clips: bool = False, per_channel: bool = True, is_quantized: bool = True) -> None:
+    def __init__(
+        self,
+        start: Start,
+        *,
+        learned_clips: bool = False,
+        per_channel: bool = True,
+        is_quantized: bool = True,
+        keep: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         network, plan = start.network, start.plan
-        self.is_quantized = is_quantized
+        self.is_quantized, self.keep = is_quantized, check_keep(keep)
         self.widths = start.widths
         self._layers = nn.ModuleList()
         planned = {layer.name: layer for layer in plan.layers}
@@ -189,7 +220,8 @@ class Student(nn.Module):
             plans = {**{bits: uniform.layers[number] for bits, uniform in start.uniform.items()}, own.bits: own}
             for bits in set(self.widths) - set(plans):
                 plans[bits] = own
-            module = LearnedWeight(network.weight(layer.name), plans, own, per_channel)
+            weight = network.weight(layer.name)
+            module = LearnedWeight(weight, plans, own, per_channel, SignBounds.of(weight, self.keep))
             bias = network.bias(layer.name)
             if not is_quantized:
                 with torch.no_grad():
@@ -259,16 +291,15 @@ class Student(nn.Module):
         for module, bits in zip(self.layers, self.bits, strict=True):
             module.freeze_integers(self.widths.index(bits))
 
-    def sweep(self, target: MarginTarget, head: Head, threshold: float | None) -> None:
+    def sweep(self, target: MarginTarget, decision: DecisionRule) -> None:
         """Lower the error of margins by moving integers and biases of the present widths, and freeze the integers.
 
         Args:
             target: rows and the margins that they should have.
-            head: meaning of the student's raw output.
-            threshold: decision threshold of a two-class model, as a probability. None is the most likely class.
+            decision: head of the network's raw output and decision threshold.
         """
         plan = replace(self.to_plan("sweep"), network=digest(self.network))
-        for module, layer in zip(self.layers, sweep_plan(self.network, plan, target, head, threshold).layers, strict=True):
+        for module, layer in zip(self.layers, sweep_plan(self.network, plan, target, decision).layers, strict=True):
             module.freeze_plan(layer)
 
     def get_frozen_integers(self) -> dict[str, Tensor]:
@@ -312,7 +343,7 @@ class Student(nn.Module):
                 values[f"{name}.weight"] = module(self._choice[number])
                 values[f"{name}.bias"] = module.round_bias(candidate, formats[tensor])
             else:
-                values[f"{name}.weight"], values[f"{name}.bias"] = module.weight * module.mask, module.bias
+                values[f"{name}.weight"], values[f"{name}.bias"] = module.real_weight(), module.bias
         output: Tensor = functional_call(self._graph[0], values, (x,))
         return output
 
@@ -328,13 +359,13 @@ class Student(nn.Module):
         )
         formats = tuple(clip.to_format() for clip in self.clips)
         start = self._plan
-        return QuantizationPlan(layers, formats, start.network, method, start.seed, start.portable, start.input_choice)
+        return QuantizationPlan(layers, formats, start.network, method, start.seed, start.portable, start.input_choice, self.keep)
 
     def transfer_parameters(self, network: Network) -> Network:
         """Return ``network`` with the student's real weights and biases."""
         return network.with_parameters(
             {
-                name: ((module.weight * module.mask).detach(), module.bias.detach())
+                name: (module.real_weight().detach(), module.bias.detach())
                 for module, (name, _, _) in zip(self.layers, self._names, strict=True)
             }
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from cfptq.allocation import Budget
 from cfptq.errors import ModelError
 from cfptq.io.progress import track
-from cfptq.network import Head, Network, as_predictor, class_logits
+from cfptq.network import DecisionRule, Network, as_predictor
 from cfptq.training.bit_policy import BitCost, BitPolicy, compute_mean_bits, discretize_policy, score_by_policy
 from cfptq.training.checkpoint import Checkpoint, get_optimizer_tensors, restore_optimizer
 from cfptq.training.distributed import Workers
@@ -62,8 +62,7 @@ class Trainer:
         objective: terms of the loss.
         schedule: epochs, rates and the share of rows held out.
         bits: widths of the start, one per layer.
-        head: meaning of the student's raw output.
-        threshold: decision threshold of a two-class model, as a probability. None is the most likely class.
+        decision: head of the network's raw output and decision threshold.
         search: settings of learning the widths. None keeps ``bits``.
         seed: of the split, the batches and all sampling.
         workers: the processes that train together. None detects them.
@@ -76,8 +75,7 @@ class Trainer:
         objective: Objective,
         schedule: Schedule,
         bits: Sequence[int],
-        head: Head,
-        threshold: float | None,
+        decision: DecisionRule,
         *,
         search: PolicySearch | None = None,
         seed: int = 0,
@@ -87,7 +85,7 @@ class Trainer:
         self.bits = tuple(bits)
         self.seed = int(seed)
         self.workers = workers or Workers.detect()
-        self.head, self.threshold = head, threshold
+        self.decision = decision
         training, held_out = schedule.split(len(supervision.rows), self.seed)
         self.training_rows = supervision.select(training)
         self.schedule = schedule.extend_to_least_steps(len(self.training_rows.rows))
@@ -117,7 +115,7 @@ class Trainer:
 
     def logits(self, rows: Tensor) -> Tensor:
         """Compute the student's class logits of rows, (N, C)."""
-        return class_logits(self.student(rows), self.head, self.threshold)
+        return self.decision.class_logits(self.student(rows))
 
     def is_searching(self, epoch: int) -> bool:
         """Return whether the policy is learned in this epoch."""
@@ -186,14 +184,16 @@ class Trainer:
             self.student.freeze_integers()
         if self._recourse_people and epoch in self.schedule.student_recourse_epochs:
             example = self.training_rows.rows[:2]
-            student = as_predictor(self.student, example=example, head=self.head, threshold=self.threshold, name="student")
+            student = as_predictor(
+                self.student, example=example, head=self.decision.head, threshold=self.decision.threshold, name="student"
+            )
             generator = self._generator(epoch, -1 - self.schedule.sweeps)
             found = find_student_recourse(student, self.training_rows, self._recourse_people, generator)
             self.training_rows = self.training_rows.with_actions(*found)
         for number in range(self.schedule.sweeps):
             # Every row, and as many of the actions as an epoch uses.
             batch = next(self.training_rows.draw_batches(len(self.training_rows.rows), self._generator(epoch, -1 - number)))
-            self.student.sweep(build_margin_target(self.objective, batch, self.softness), self.head, self.threshold)
+            self.student.sweep(build_margin_target(self.objective, batch, self.softness), self.decision)
 
     def end_epoch(self, epoch: int, terms: Mapping[str, float]) -> None:
         """Record an epoch and its validation metrics, and fix the widths where the search ends.
@@ -305,7 +305,7 @@ class Trainer:
 
     def _compute_digest(self) -> str:
         """Compute the digest of everything that the run depends on."""
-        settings = [asdict(self.objective), self.schedule.to_dict(), self.seed, self.bits, self.search is not None]
+        settings = [asdict(self.objective), self.schedule.to_dict(), self.seed, self.bits, self.search is not None, self.student.keep]
         digest = hashlib.sha256(json.dumps(settings).encode())
         data = self.training_rows
         for values in (*self._copy_values().values(), data.rows, data.labels, data.actions, self.held_out.rows):
