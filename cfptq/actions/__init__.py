@@ -7,6 +7,7 @@ from cfptq.actions.action_set import ActionSet
 from cfptq.actions.action_space import ActionSpace
 from cfptq.actions.cost import Norm, Weights
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal, Statistics
+from cfptq.actions.remarks import Remark
 from cfptq.actions.validation import Level
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Mutability",
     "Norm",
     "Ordinal",
+    "Remark",
     "Statistics",
     "Weights",
 ]

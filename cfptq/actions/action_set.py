@@ -23,7 +23,7 @@ from cfptq.actions.encoding import compute_float32_rounding, decode_columns, enc
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
 from cfptq.actions.infer_features import infer_from_columns, infer_from_frame
 from cfptq.actions.projection import compute_counterfactual_points, compute_gradient_mask, project_rows
-from cfptq.actions.remarks import Remark, examine_frame, warn_of
+from cfptq.actions.remarks import Remark, examine_columns, examine_frame, warn_of
 from cfptq.actions.scikit_learn import map_to_encoder
 from cfptq.actions.straight_through import straight_through
 from cfptq.actions.suggestions import did_you_mean
@@ -404,19 +404,21 @@ class ActionSet:
         warn_of(examine_frame(self.features, frame))
         return columns
 
-    def examine(self, frame: pd.DataFrame) -> tuple[Remark, ...]:
-        """Return remarks on how raw rows are read, by column and number of rows.
+    def examine(self, rows: pd.DataFrame | Tensor) -> tuple[Remark, ...]:
+        """Return remarks on how rows are read, by column and number of rows.
 
         They tell of unknown and missing categories, imputed values, codes for missing values, other units, rows outside declared
         bounds, numbers that are not whole, and digits that float32 loses.
 
         Args:
-            frame: raw rows with a column for each feature.
+            rows: raw rows (a DataFrame), or the model's columns (float32 ``(N, d)``), which tell less.
 
         Raises:
-            DataError: a feature is missing from the frame, or a number cannot be read.
+            DataError: a feature or column is missing, or a number cannot be read.
         """
-        return examine_frame(self.features, frame)
+        if isinstance(rows, pd.DataFrame):
+            return examine_frame(self.features, rows)
+        return examine_columns(self.features, to_columns(self._encoded_width(), rows))
 
     def decode(self, columns: Tensor, people: pd.DataFrame | None = None) -> pd.DataFrame:
         """Return raw rows for the model's columns ``(N, d)``, which the encoder encodes as these columns.

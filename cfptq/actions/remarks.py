@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -11,10 +12,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from torch import Tensor
 
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
 from cfptq.actions.missing_codes import find_missing_codes
-from cfptq.actions.raw_values import parse_level_numbers, parse_numbers, select_series
+from cfptq.actions.raw_values import parse_level_numbers, parse_numbers, read_level_numbers, select_series
 from cfptq.actions.validation import to_python_value
 from cfptq.errors import DataWarning
 
@@ -28,7 +30,8 @@ _MIN_SHARE_OUTSIDE = 0.05  # A smaller share of rows outside the observed range 
 _MIN_ROWS_OUTSIDE = 3
 _MIN_ROWS_FOR_SPREAD = 50  # Fewer rows do not show a spread.
 _MAX_SPREAD_RATIO = 40.0  # σ may be smaller than the observed one by this factor before the unit is doubted.
-_LOST_DIGITS_SHARE_OF_STD = 1e-4  # A change of this share of σ by rounding to float32 is a loss.
+_LOST_DIGITS_SHARE_OF_STD = 1e-2  # A change of this share of σ by rounding to float32 is a loss.
+_COLUMN_DIGITS = 6  # Raw numbers from float32 columns have this many digits before and after the point, so that codes are whole.
 _MISSING_MARGIN = 0.05  # A share of missing values up to twice the training share and this margin is expected.
 
 
@@ -53,6 +56,11 @@ class Remark:
     example: Any
     reading: str
     is_expected: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        example = self.example if isinstance(self.example, str | int | float | None) else str(self.example)
+        return {**dataclasses.asdict(self), "example": example}
 
     def __str__(self) -> str:
         example = "" if self.example is None else f", such as {_format(self.example)}"
@@ -99,6 +107,27 @@ def examine_frame(features: Sequence[AnyFeature], frame: pd.DataFrame) -> tuple[
         else:
             found.extend(_examine_levels(feature, series))
     return tuple(found)
+
+
+def examine_columns(features: Sequence[AnyFeature], columns: Tensor) -> tuple[Remark, ...]:
+    """Return remarks on the model's columns ``(N, d)``, as far as these still show how raw rows were read."""
+    found: list[Remark] = []
+    for feature in features:
+        if isinstance(feature, Continuous):
+            if feature.column is not None:
+                raw = columns[:, feature.column].double().numpy() * feature.scale + feature.offset
+                found.extend(_examine_numbers(feature, _round_to_float32(raw)))
+            continue
+        beside = read_level_numbers(feature, columns) < 0
+        if beside.any():
+            reading = _describe_reading(feature)
+            found.append(Remark(feature.name, "unknown category", int(beside.sum()), len(columns), None, reading))
+    return tuple(remark for remark in found if remark.kind not in ("lost digits", "not whole"))
+
+
+def _round_to_float32(raw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    largest = float(np.abs(raw).max(initial=0.0))
+    return np.round(raw, _COLUMN_DIGITS - max(0, math.ceil(math.log10(largest))) if largest > 1 else 2 * _COLUMN_DIGITS)
 
 
 def _examine_numbers(feature: Continuous, values: npt.NDArray[np.float64]) -> list[Remark]:
@@ -199,11 +228,12 @@ def _find_lost_digits(feature: Continuous, present: npt.NDArray[np.float64]) -> 
     """Find values that another raw number stands for once the column is float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         column = ((present - feature.offset) / feature.scale).astype(np.float32)
-        back = column.astype(np.float64) * feature.scale + feature.offset
+        back: npt.NDArray[np.float64] = column.astype(np.float64) * feature.scale + feature.offset
     if isinstance(feature, Integer):
-        return np.logical_and(np.rint(back) != present, present == np.rint(present))
+        return np.array((np.rint(back) != present) & (present == np.rint(present)), dtype=bool)
     spread = 0.0 if feature.statistics is None else feature.statistics.std
-    return np.greater(np.abs(back - present), np.maximum(_LOST_DIGITS_SHARE_OF_STD * spread, 1e-6 * np.abs(present)))
+    allowed = np.full(len(present), _LOST_DIGITS_SHARE_OF_STD * spread) if spread > 0 else 1e-6 * np.abs(present)
+    return np.array(np.abs(back - present) > allowed, dtype=bool)
 
 
 def _format(value: Any) -> str:

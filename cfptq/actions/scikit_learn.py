@@ -236,6 +236,8 @@ def _trace_ordinal(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
         missing = to_python_value(step.encoded_missing_value)
         if None not in categories:
             missing = None
+        elif _get_missing_marker(step.categories_[place]) == "none":
+            missing = categories.index(None)  # To scikit-learn, None is a category like any other.
         unknown: str | float = "error"
         if step.handle_unknown == "use_encoded_value":
             given = to_python_value(step.unknown_value)

@@ -13,7 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cfptq.actions import ActionSet, Remark
 from cfptq.actions.action_space import ActionSpace
+from cfptq.actions.columns import as_matrix
 from cfptq.auditing.evaluation import evaluate
 from cfptq.auditing.inputs import parse_labels, split_by_group
 from cfptq.auditing.issued import check_issued
@@ -95,6 +97,7 @@ def run_audit(
         protocol=protocol,
         seed=seed,
         runtime=describe_runtime(),
+        remarks=_examine(rows, columns, space),
     )
 
 
@@ -107,10 +110,17 @@ def _encode(rows: Any, space: ActionSpace) -> Tensor:
             )
         encoded: Tensor = encode(rows)
         return encoded
-    columns = torch.as_tensor(rows)
+    columns = as_matrix(rows, "people")
     if not columns.is_floating_point() or columns.dim() < 2 or len(columns) == 0:
         raise DataError(f"rows must be floats of shape (N, columns) with N > 0, got {columns.dtype} of shape {tuple(columns.shape)}.")
     return columns.detach().to(device="cpu", dtype=torch.float32)
+
+
+def _examine(rows: Any, columns: Tensor, space: ActionSpace) -> tuple[Remark, ...]:
+    """Return remarks on how people are read."""
+    if not isinstance(space, ActionSet):
+        return ()
+    return space.examine(rows if isinstance(rows, pd.DataFrame) else columns)
 
 
 def _choose_target(target: Target | None, space: ActionSpace) -> Target:

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cfptq.actions import Remark
 from cfptq.auditing.evaluation import Grouping, RecourseMetrics
 from cfptq.auditing.gate import Finding, Gate, judge
 from cfptq.auditing.issued import IssuedAdvice
@@ -51,6 +52,7 @@ class AuditReport:
         protocol: Settings of the evaluation.
         seed: Seed of the shuffle, the solvers and the intervals.
         runtime: Processor, version of ONNX Runtime and session option that the metrics were computed with.
+        remarks: How columns of people were read, where their owner may have meant something else.
     """
 
     full_precision: AuditedModel
@@ -61,6 +63,7 @@ class AuditReport:
     protocol: Protocol
     seed: int
     runtime: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -149,8 +152,8 @@ class AuditReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One sentence for each metric that is undefined or was left out."""
-        return self.metrics.notes
+        """Sentences on metrics that are undefined or were left out, and on how people were read."""
+        return (*self.metrics.notes, *map(str, self.remarks))
 
     def gate(self, max_vd: float | None = None, max_drift: float | None = None) -> Gate:
         """Compare the report with limits.
@@ -184,6 +187,7 @@ class AuditReport:
                 "seed": self.seed,
                 "protocol": asdict(self.protocol),
                 "runtime": self.runtime,
+                "remarks": [remark.to_dict() for remark in self.remarks],
                 "issued": None if self.issued is None else self.issued.to_dict(),
                 "fp32": self.fp32,
                 "quantized": {**self.metrics.to_dict(), "broken": self.broken},

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cfptq.actions.columns import is_sparse
 from cfptq.errors import DataError, name_rows
 from cfptq.io.progress import track
 from cfptq.network.state import preserved_state
@@ -139,6 +140,8 @@ class _Reservoir:
 
 def _list_batches(loader: Iterable[Any]) -> Iterable[Any]:
     """Return the loader's batches. A table is one batch."""
+    if is_sparse(loader):
+        raise DataError(f"a loader must give dense rows, got sparse rows ({type(loader).__name__}). Call .toarray() or .to_dense() first.")
     if isinstance(loader, Tensor | np.ndarray | pd.DataFrame | Mapping) or _is_pair(loader):
         return (loader,)
     if isinstance(loader, str | bytes) or not isinstance(loader, Iterable):
@@ -157,6 +160,8 @@ def _is_pair(loader: Any) -> bool:
 
 def _count_batches(loader: Any) -> int | None:
     """Return the number of batches, or None where the loader does not know."""
+    if is_sparse(loader):
+        return None
     try:
         return len(loader) if not isinstance(loader, Tensor | np.ndarray | pd.DataFrame | Mapping) else 1
     except TypeError:
@@ -176,6 +181,8 @@ def _split(batch: Any, number: int, encode: Encode | None) -> tuple[Tensor | np.
         if len(batch) not in (1, 2):
             raise DataError(f"batch {number} must be rows or a pair (rows, labels), got {len(batch)} parts.")
         rows, labels = batch[0], batch[1] if len(batch) == 2 else None
+    if is_sparse(rows):
+        raise DataError(f"rows of batch {number} must be dense, got sparse rows ({type(rows).__name__}). Call .toarray() or .to_dense().")
     if isinstance(rows, pd.DataFrame):
         if encode is None:
             raise DataError(f"batch {number} is a DataFrame of raw features, and needs encode=action_set.encode, or columns.")

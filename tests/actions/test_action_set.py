@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 import yaml
 from hypothesis import given, settings
@@ -334,6 +335,7 @@ def test_validate_lists_broken_rules_on_frames_and_on_columns_alike() -> None:
         action_set.validate(people().drop(columns="income"))
 
 
+@pytest.mark.filterwarnings("ignore::cfptq.errors.DataWarning")
 def test_an_observed_range_makes_no_row_invalid() -> None:
     action_set, _ = encoded()
     older = people().assign(age=99, income=1e6)
@@ -469,6 +471,31 @@ def test_levels_keep_their_types_in_yaml(tmp_path: Path) -> None:
             "line 4 repeats the key 'favourable'",
         ),
         ("format: cfptq-action-set\nversion: 1\nfeatures:\n- name: a\n  kind: integer\n  name: b", "line 6 repeats the key 'name'"),
+        ("[" * 5000, "is not YAML: line 1 is nested in more than 50 levels"),
+        (
+            "a: &a [1]\n" + "".join(f"a{n}: &a{n} [{', '.join(['*a' + str(n - 1 or '')] * 9)}]\n" for n in range(1, 20)),
+            "is not YAML.* values",
+        ),
+        ("a: &a [*a]", "is not YAML: .*refers to a value from within itself"),
+        ("format: cfptq-action-set\nversion: 1\nwidth: 2020-13-45", "is not YAML: line 3 cannot be read as timestamp"),
+        ("format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: []}]", r"a: kind must be one of .*, got \[\]"),
+        ("format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: {b: 1}}]", "a: kind must be one of"),
+        (
+            "format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: integer, statistics: x}]",
+            "a: statistics must be a mapping of mean",
+        ),
+        (
+            "format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: integer, statistics: [1, 2]}]",
+            "a: statistics must be a mapping",
+        ),
+        (
+            "format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: integer, column: 0}]\nwidth: 1000000000000",
+            r"Columns \[1, 2, .*, …\] belong to no",
+        ),
+        ("format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: integer, column: 0}]\nwidth: two", "width: a column must be"),
+        (f"format: cfptq-action-set\nversion: 1\nfeatures: [{{name: a, kind: integer, effort: {10**400}}}]", "a: effort must be a number"),
+        ("format: cfptq-action-set\nversion: 1\nfeatures: [{name: a, kind: categorical, levels: {x: 1}}]", "a: levels must be a list"),
+        ("format: cfptq-action-set\nversion: 1\nunseen: 5\nfeatures: [{name: a, kind: integer}]", "unseen must be a list of names, got 5"),
         ("format: cfptq-action-set\nversion: 1\nfeatures: [!!python/object/apply:os.getcwd []]", "is not YAML"),
     ],
 )
@@ -505,3 +532,23 @@ def test_a_saved_file_is_plain_yaml_that_people_can_edit(tmp_path: Path) -> None
     document["features"][1]["bounds"] = [10, 50]
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
     assert ActionSet.load(path)["hours-per-week"].reachable_bounds == (10, 50)
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/zero"), 5, None):
+        with pytest.raises(FileError, match=r"regular file|path must be"):
+            ActionSet.load(path)  # type: ignore[arg-type]
+
+
+def test_columns_come_as_a_frame_with_their_names_and_never_sparse() -> None:
+    table = pd.DataFrame({"income": [1.0, 2.0, 3.0], "job_a": [1, 0, 1]})
+    action_set = ActionSet.from_columns(table, [Continuous("income", column=0)])
+    assert action_set.column_names == ("income", "job_a")
+    sparse = torch.tensor(table.to_numpy()).to_sparse()
+    for rows in (sparse, scipy.sparse.csr_matrix(table.to_numpy()), table.astype(pd.SparseDtype(float))):
+        with pytest.raises(DataError, match="columns must be dense"):
+            ActionSet.from_columns(rows, [Continuous("income", column=0)])
+    with pytest.raises(DataError, match="column 'job' of the DataFrame holds others"):
+        ActionSet.from_columns(table.assign(job="a"), [Continuous("income", column=0)])
+    with pytest.raises(DataError, match="Rows must be dense"):
+        action_set.check(sparse.float())

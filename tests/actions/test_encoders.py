@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,7 @@ def test_a_category_for_missing_values_is_a_level_that_no_action_leads_to() -> N
         assert set(np.flatnonzero(action_set.decode(point)["job"].isna())) <= set(range(5, 15))
 
 
+@pytest.mark.filterwarnings("ignore::cfptq.errors.DataWarning")
 def test_unknown_categories_become_what_the_encoder_makes_of_them_or_are_refused_by_name() -> None:
     train, strange = people(), people(5)
     strange.loc[2, "job"] = "Sale"
@@ -368,3 +370,114 @@ def test_reading_an_encoder_leaves_the_action_set_as_it_was() -> None:
     assert isinstance(encoded["age"], Integer)
     again = encoded.encoded_by(transformer(age=MinMaxScaler()).fit(frame))
     assert again["age"].scale != encoded["age"].scale
+
+
+# Missing values and letters -----------------------------------------------------------------------------------------------------------
+
+
+def with_gaps() -> pd.DataFrame:
+    frame = people()
+    return frame.assign(income=frame["income"].where(frame.index % 5 > 0), hours=frame["hours"].where(frame.index % 4 > 0))
+
+
+def filling_transformer(frame: pd.DataFrame, strategy: str = "mean") -> ColumnTransformer:
+    fill = make_pipeline(SimpleImputer(strategy=strategy), StandardScaler())
+    usual = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(sparse_output=False))
+    return ColumnTransformer([("n", fill, ["income", "hours"]), ("w", usual, ["job"])]).fit(frame)
+
+
+def test_a_filled_in_value_is_not_described_as_the_persons_own() -> None:
+    frame = with_gaps()
+    action_set = ActionSet.from_frame(frame[["income", "hours", "job"]], continuous=["income"]).encoded_by(filling_transformer(frame))
+    x = action_set.encode(frame)
+    delta = action_set.project(x, torch.full_like(x, 0.1))
+    without, told = action_set.describe(x, delta), action_set.describe(x, delta, people=frame)
+    assert re.search(r"income \S+ \(assumed if missing\) → ", without[0])
+    assert "income (missing) → " in told[0]
+    assert "income (missing)" not in told[1]
+    assert "assumed" not in "".join(told)
+    with pytest.raises(DataError, match="people must hold one row for each of the"):
+        action_set.describe(x, delta, people=frame.iloc[:3])
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent"])
+def test_whole_numbers_decode_to_whole_numbers_or_to_missing_ones(strategy: str) -> None:
+    frame = with_gaps()
+    encoder = filling_transformer(frame, strategy)
+    action_set = ActionSet.from_frame(frame[["income", "hours", "job"]], integer=["hours"]).encoded_by(encoder)
+    x = action_set.encode(frame)
+    for size in (0.0, 0.4, -0.7):
+        point = action_set.apply(x, action_set.project(x, torch.full_like(x, size)))
+        decoded = action_set.decode(point)
+        assert bool((decoded["hours"].dropna() % 1 == 0).all())
+        assert torch.equal(action_set.encode(decoded), point)
+        again = torch.tensor(np.asarray(encoder.transform(decoded)), dtype=torch.float32)
+        torch.testing.assert_close(again, point, rtol=1e-6, atol=1e-6)
+
+
+def test_told_the_people_decoding_keeps_what_did_not_change() -> None:
+    frame = with_gaps().set_index(np.arange(len(people())) + 100)
+    used = frame[["income", "hours", "job"]]
+    action_set = ActionSet.from_frame(used).encoded_by(filling_transformer(frame, "median"))
+    x = action_set.encode(frame)
+    pd.testing.assert_frame_equal(action_set.decode(x, people=frame), used, check_dtype=False)
+    point = x.clone()
+    point[0] = x[1]
+    decoded = action_set.decode(point, people=frame)
+    assert decoded.index.tolist() == frame.index.tolist()
+    assert decoded["income"].iloc[0] == pytest.approx(frame["income"].iloc[1])
+    assert decoded["income"].iloc[5:6].isna().all()
+    assert torch.equal(action_set.encode(decoded), point)
+
+
+@pytest.mark.parametrize("marker", [None, np.nan])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        OneHotEncoder(sparse_output=False),
+        OneHotEncoder(sparse_output=False, handle_unknown="ignore"),
+        OneHotEncoder(sparse_output=False, drop="first"),
+        OrdinalEncoder(encoded_missing_value=-1),
+    ],
+)
+def test_missing_values_that_are_a_level_survive_decoding(encoder: Any, marker: Any) -> None:
+    frame = people()[["job"]].astype(object)
+    frame.loc[5:14, "job"] = marker
+    frame["job"] = pd.Series([marker if value is None or value != value else value for value in frame["job"]], dtype=object)
+    transform = ColumnTransformer([("job", encoder, ["job"])]).fit(frame)
+    action_set = ActionSet.from_frame(frame).encoded_by(transform)
+    x = action_set.encode(frame)
+    again = torch.tensor(np.asarray(transform.transform(action_set.decode(x))), dtype=torch.float32)
+    assert torch.equal(again, x)
+
+
+@pytest.mark.filterwarnings("ignore:Found unknown categories")
+@pytest.mark.filterwarnings("ignore::cfptq.errors.DataWarning")
+def test_a_row_at_no_level_stays_there_where_missing_is_a_level() -> None:
+    frame = people()[["job"]].astype(object)
+    frame["job"] = frame["job"].where(frame.index > 9, None)
+    transform = ColumnTransformer([("job", OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["job"])]).fit(frame)
+    action_set = ActionSet.from_frame(frame).encoded_by(transform)
+    strange = frame.assign(job=frame["job"].where(frame.index != 20, "Pilot"))
+    x = action_set.encode(strange)
+    assert not x[20].any()
+    decoded = action_set.decode(x)
+    assert torch.equal(action_set.encode(decoded), x)
+    assert torch.equal(torch.tensor(np.asarray(transform.transform(decoded)), dtype=torch.float32), x)
+
+
+def test_an_encoder_that_knows_two_kinds_of_missing_is_refused() -> None:
+    frame = pd.DataFrame({"job": pd.Series(["a", "b", None, np.nan] * 5, dtype=object)})
+    transform = ColumnTransformer([("job", OneHotEncoder(), ["job"])]).fit(frame)
+    with pytest.raises(ActionSetError, match="both None and NaN as categories of 'job'"):
+        ActionSet.from_frame(frame).encoded_by(transform)
+
+
+def test_rounding_to_float32_covers_what_a_float32_file_changes() -> None:
+    frame = people()[["income", "hours"]]
+    action_set = ActionSet.from_frame(frame, continuous=["income"]).encoded_by(
+        ColumnTransformer([("n", StandardScaler(), ["income", "hours"])]).fit(frame)
+    )
+    x, kept = action_set.encode(frame), action_set.encode(frame.assign(income=frame["income"].astype("float32")))
+    assert bool(((x - kept).abs() <= action_set.rounding(x)).all())
+    assert float(action_set.rounding(x).max()) < 1e-5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -12,8 +13,9 @@ from torch import nn
 
 from cfptq.actions import ActionSet
 from cfptq.auditing import Protocol, reference_recourse, run_audit
-from cfptq.errors import CfptqError
+from cfptq.errors import CfptqError, DataWarning
 from cfptq.network.predictor import as_predictor
+from cfptq.recourse import solve
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,48 @@ def test_advice_with_an_unknown_category_is_refused(
     f, f_q = models
     with pytest.raises(CfptqError, match="pilot"):
         run_audit(f, f_q, people, action_set, issued=people.assign(job="pilot"))
+
+
+def test_the_report_says_how_people_were_read(people: pd.DataFrame, action_set: ActionSet, models: tuple[nn.Module, nn.Module]) -> None:
+    f, f_q = models
+    quick = Protocol(max_people=20, resamples=20)
+    plain = run_audit(f, f_q, people, action_set, protocol=quick, progress=False)
+    assert plain.remarks == ()
+    assert plain.to_dict()["remarks"] == []
+    with pytest.warns(DataWarning, match="income: 300 of 300 rows lie outside"):
+        report = run_audit(f, f_q, people.assign(income=people["income"] * 100), action_set, protocol=quick, progress=False)
+    assert [(remark.column, remark.kind, remark.count) for remark in report.remarks] == [("income", "other range", 300)]
+    assert report.notes[-1].startswith("income: 300 of 300 rows")
+    assert "Check the unit" in str(report).replace("\n", " ")
+    assert report.to_dict()["remarks"][0]["column"] == "income"
+    columns = action_set.encode(people)
+    columns[:100, 3:] = 0
+    with pytest.raises(CfptqError, match="job: exactly one of columns"):
+        run_audit(f, f_q, columns, action_set, protocol=quick, progress=False)
+    columns = action_set.encode(people)
+    columns[:, 2] *= 100
+    assert [remark.column for remark in run_audit(f, f_q, columns, action_set, protocol=quick, progress=False).remarks] == ["income"]
+
+
+def test_sparse_people_are_refused_as_such(action_set: ActionSet, people: pd.DataFrame, models: tuple[nn.Module, nn.Module]) -> None:
+    columns = action_set.encode(people)
+    for rows in (scipy.sparse.csr_matrix(columns.numpy()), columns.to_sparse()):
+        with pytest.raises(CfptqError, match="people must be dense, got sparse rows"):
+            run_audit(*models, rows, action_set)
+
+
+def test_advice_that_was_kept_in_float32_is_the_same_advice(
+    people: pd.DataFrame, action_set: ActionSet, models: tuple[nn.Module, nn.Module]
+) -> None:
+    f, f_q = models
+    rows = action_set.encode(people)
+    found = solve(f, rows, action_set, target=1, progress=False)
+    sent = found.decode(action_set)
+    quick = Protocol(max_people=0, resamples=20)
+    one, other = (
+        run_audit(f, f_q, people, action_set, issued=letters, protocol=quick, progress=False).issued
+        for letters in (sent, sent.astype({"income": "float32"}))
+    )
+    assert one is not None and other is not None
+    assert one.promised == int((found.delta != 0).any(1).sum())
+    assert (one.promised, one.kept, one.refused, one.broken) == (other.promised, other.kept, other.refused, other.broken)

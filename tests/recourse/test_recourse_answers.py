@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from small_world import filled, least_cost, network, people
 from torch import Tensor, nn
 
-from cfptq.actions import ActionSet
+from cfptq.actions import ActionSet, Categorical
 from cfptq.datasets import locate
 from cfptq.errors import DataError, FileError
 from cfptq.experiments.recipe import Recipe
 from cfptq.network import as_predictor, decide, target_margin
-from cfptq.recourse import MinimalCost, RecourseBatch, Status, prove_infeasibility, solve, solve_diverse
+from cfptq.recourse import Exact, GradientFree, MinimalCost, RecourseBatch, Status, prove_infeasibility, solve, solve_diverse
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -221,3 +228,58 @@ def test_proofs_leave_the_model_unchanged() -> None:
     solve(model, rows, action_set, target=1, method="exact", progress=False)
     assert model.training and model.inner.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", [MinimalCost(confidence=0.9), GradientFree(confidence=0.9), Exact(confidence=0.9), "projected-gradient"])
+def test_who_is_accepted_already_is_asked_for_nothing_whatever_the_confidence(method: Any) -> None:
+    action_set, rows = people(30, seed=4)
+    model = network(10, seed=4)
+    with torch.no_grad():
+        model[-1].weight.mul_(0.2)  # type: ignore[operator]
+    accepted = model(rows).argmax(1) == 1
+    assert 0 < int(accepted.sum()) < 30
+    batch = solve(model, rows, action_set, target=1, method=method, progress=False)
+    assert bool(batch.found[accepted].all())
+    assert not bool(batch.delta[accepted].any())
+    assert set(batch[accepted].statuses) == {Status.FAVOURABLE}
+
+
+@pytest.mark.parametrize("method", ["minimal-cost", "projected-gradient", "gradient-free", "exact"])
+def test_features_that_are_all_categorical_have_recourse(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros(40, 7)
+    for first, last in ((0, 2), (3, 6)):
+        rows[torch.arange(40), torch.randint(first, last + 1, (40,), generator=generator)] = 1
+    features = [
+        Categorical("one", columns=(0, 1, 2), levels=("a", "b", "c")),
+        Categorical("two", columns=(3, 4, 5, 6), levels=tuple("pqrs")),
+    ]
+    action_set = ActionSet.from_columns(rows, features)
+    first = nn.Linear(7, 2)
+    with torch.no_grad():
+        first.weight.zero_()
+        first.bias.copy_(torch.tensor([0.5, 0.0]))
+        first.weight[1, 0] = 1.0
+    model = nn.Sequential(first).eval()
+    batch = solve(model, rows, action_set, target=1, method=method, progress=False)
+    assert bool(batch.found.all())
+    assert bool((batch.points[:, 0] == 1).all())
+    assert torch.equal(batch.points[:, 3:], rows[:, 3:]) or method == "projected-gradient"
+
+
+def test_told_the_people_a_table_shows_what_is_missing_as_missing() -> None:
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame({"rent": draw.normal(900, 200, 60).round(), "years": draw.integers(0, 30, 60).astype(float)})
+    frame["years"] = frame["years"].where(frame.index % 3 > 0)
+    frame.index = frame.index + 500
+    encoder = ColumnTransformer([("n", make_pipeline(SimpleImputer(), StandardScaler()), ["rent", "years"])]).fit(frame)
+    action_set = ActionSet.from_frame(frame, immutable=["rent"], favourable=1).encoded_by(encoder)
+    model = nn.Sequential(nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))  # type: ignore[operator]
+        model[0].bias.copy_(torch.tensor([0.5, 0.0]))  # type: ignore[operator]
+    batch = solve(model, action_set.encode(frame), action_set, target=1, progress=False)
+    table = batch.to_frame(action_set, people=frame)
+    assert table.index.tolist() == frame.index.tolist()
+    assert table["factual", "years"].isna().tolist() == frame["years"].isna().tolist()
+    assert table["recourse", "changes"].iloc[0].startswith("years (missing) → ")
