@@ -14,7 +14,20 @@ from cfptq.actions import ActionSpace
 from cfptq.allocation import LayerScores, Score
 from cfptq.calibration import PAPER_TEACHER, build_augmented_set, build_boundary_set, build_factual_set, draw_rows
 from cfptq.errors import DataError
-from cfptq.network import Head, Network, Predictor, as_head, as_predictor, capture, count_multiply_adds, decide, infer_head
+from cfptq.network import (
+    DecisionRule,
+    Head,
+    Network,
+    OnnxModule,
+    Predictor,
+    as_head,
+    as_predictor,
+    capture,
+    count_multiply_adds,
+    decide,
+    infer_head,
+)
+from cfptq.network.onnx.verification import check_reading
 from cfptq.pipeline.method import Method
 from cfptq.quantize import CalibrationSet
 from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
@@ -33,8 +46,7 @@ class QuantizationTask:
     Attributes:
         network: the captured full-precision network f.
         predictor: f as a predictor, with its decision threshold.
-        head: what f puts out.
-        threshold: decision threshold of a binary model, or None for the arg max.
+        decision: head of f's raw output and decision threshold.
         space: what people can change.
         target: the class that recourse leads to, one for all, one a row (N,), or a rule.
         rows: (N, ...) the factual calibration rows.
@@ -45,8 +57,7 @@ class QuantizationTask:
 
     network: Network
     predictor: Predictor
-    head: Head
-    threshold: float | None
+    decision: DecisionRule
     space: ActionSpace
     target: Target
     rows: torch.Tensor
@@ -90,7 +101,7 @@ class QuantizationTask:
         score, is_boundary = method.score_function, method.rows == "boundary"
         if (score, is_boundary) not in self._scores:
             rows = self.boundary_set[0] if is_boundary else self.augmented_set[0] if method.needs_recourse else self.factual_set
-            self._scores[score, is_boundary] = score(self.network, rows, head=self.head, threshold=self.threshold, progress=progress)
+            self._scores[score, is_boundary] = score(self.network, rows, decision=self.decision, progress=progress)
         return self._scores[score, is_boundary]
 
     @cached_property
@@ -139,11 +150,13 @@ def build_task(
     given_head = as_head(head)
     rows, labels = draw_rows(loader, max_rows=max_rows, seed=seed, encode=getattr(space, "encode", None), progress=progress)
     space.check(rows)
+    if isinstance(model, OnnxModule):
+        check_reading(model, rows)
     network = capture(model, rows[:2] if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1)))
     with torch.no_grad():
         output = network(rows[:PROBE_ROWS])
-    known_head = given_head or infer_head(output)
-    predictor = as_predictor(network.graph, example=rows[:PROBE_ROWS], head=known_head, threshold=threshold, name="fp32")
+    decision = DecisionRule(given_head or infer_head(output), threshold)
+    predictor = as_predictor(network.graph, example=rows[:PROBE_ROWS], head=decision.head, threshold=threshold, name="fp32")
     known_target = target if target is not None else getattr(space, "favourable", None)
     if known_target is None:
         decided = decide(predictor.logits(rows))
@@ -152,4 +165,4 @@ def build_task(
             f"target must be given, because the action set has no favourable class. The model predicts {shares} of the calibration rows. "
             "Pass target=, or set favourable= in the action set."
         )
-    return QuantizationTask(network, predictor, known_head, threshold, space, known_target, rows, labels, settings or PAPER_TEACHER, seed)
+    return QuantizationTask(network, predictor, decision, space, known_target, rows, labels, settings or PAPER_TEACHER, seed)

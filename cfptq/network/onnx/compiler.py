@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from cfptq.errors import ModelError
 from cfptq.network.onnx.lowering import LOWERINGS
-from cfptq.network.onnx.operators import CASTS, MICROSOFT, ML, OPERATORS, bind_operator
+from cfptq.network.onnx.operators import CASTS, OPERATORS, bind_operator
 from cfptq.network.onnx.steps import StepBuilder
-from cfptq.network.onnx.values import Node, Value
+from cfptq.network.onnx.values import MICROSOFT, ML, Node, Value
 
 #: Domains of the operators in :data:`LOWERINGS`.
 LOWERED_DOMAINS = ("", ML, MICROSOFT)
 #: Operators that lowering folds itself where their inputs are constant.
 FOLDED_BY_LOWERING = ("QuantizeLinear", "DequantizeLinear", "LinearClassifier", "MatMulNBits")
+#: Operators of several outputs that anybody may read.
+SEVERAL_OUTPUTS = ("Split", "TopK")
 #: Operators to which a constant of one element is passed as a Python number, which is faster than a tensor.
 NUMERIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Clip"})
 
@@ -52,6 +54,11 @@ class GraphCompiler(StepBuilder):
         if result.constant is not None:
             raise ModelError("The ONNX model's output does not depend on its input. Export the model again.")
         self.input, self.output = self.values[rows].slot, result.slot
+
+    def get_plain_slots(self) -> dict[str, int]:
+        """Return the slots of the tensors that are computed as the graph has them, by name."""
+        plain = {name: value for name, value in self.values.items() if value.slot >= 0 and value.constant is None}
+        return {name: value.slot for name, value in plain.items() if value.scale is None and value.grid is None and name not in self.fused}
 
     def _fold(self, node: Node) -> bool:
         """Evaluate a node that depends on initializers only, and return whether it does."""
@@ -97,7 +104,7 @@ class GraphCompiler(StepBuilder):
             self.values[node.outputs[0]] = Value(self.emit(function, arguments))
             return
         slots = tuple(self.allocate_slot() for _ in node.outputs)
-        self.steps.append((function if node.op == "Split" else _wrap_only_output(function), tuple(arguments), slots))
+        self.steps.append((function if node.op in SEVERAL_OUTPUTS else _wrap_only_output(function), tuple(arguments), slots))
         self.operators.append(node.op)
         self.values |= {name: Value(slot) for name, slot in zip(node.outputs, slots, strict=True) if name}
 

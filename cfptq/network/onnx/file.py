@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import FileError, ModelError
-from cfptq.network.onnx.session import duplicate_shared_weights, int8_saturates, open_session
+from cfptq.network.onnx.session import add_zero_points, duplicate_shared_weights, int8_saturates, open_session
 
 #: Endings of formats that unpickle. Reading them could run any code, and they are refused.
 PICKLED = frozenset({".pt", ".pt2", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"})
 #: NumPy dtypes of the inputs that rows of columns can be cast to.
 INPUT_TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
-#: Words in an output's name that mark the class scores among several outputs, best first.
-SCORE_WORDS = ("logit", "probabilit", "score", "prob")
+#: Names of outputs that mark the class scores among several outputs.
+SCORE_NAMES = frozenset({"logit", "logits", "probability", "probabilities", "output_probability", "class_logits", "class_probabilities"})
+#: Operators of one input that keep the order of a row's classes.
+HEAD_OPERATORS = frozenset({"Cast", "Identity", "LogSoftmax", "Sigmoid", "Softmax", "ZipMap"})
 
 #: Words in the types of operators that compute with integers.
 INTEGER_WORDS = ("Quantize", "QLinear", "Integer", "QGemm")
@@ -61,11 +63,22 @@ def read_onnx(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
     return model
 
 
+def name_source(source: str | os.PathLike[str] | onnx.ModelProto) -> str:
+    """Return the path of a file, or a phrase for a model in memory."""
+    return "the ONNX model" if isinstance(source, onnx.ModelProto) else os.fspath(source)
+
+
+def get_fixed_rows(rows: onnx.ValueInfoProto) -> int | None:
+    """Return the only number of rows that a graph input takes, or None where it takes any."""
+    dimensions = rows.type.tensor_type.shape.dim
+    return dimensions[0].dim_value if dimensions and dimensions[0].dim_value > 0 else None
+
+
 def find_rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     """Return the only graph input that is not an initializer.
 
     Raises:
-        ModelError: the graph has no such input, or several.
+        ModelError: the graph has no such input or several, or its type is not float.
     """
     initialized = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialized]
@@ -73,15 +86,19 @@ def find_rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
         names = ", ".join(value.name for value in inputs) or "none"
         raise ModelError(f"The ONNX model must have one input, got {len(inputs)} ({names}). Export it with one float input.")
     rows: onnx.ValueInfoProto = inputs[0]
+    element = rows.type.tensor_type.elem_type
+    if element not in FLOATS:
+        kind = onnx.TensorProto.DataType.Name(element).lower() if rows.type.HasField("tensor_type") else "no tensor"
+        raise ModelError(f"The input {rows.name!r} of the ONNX model must be a float tensor, got {kind}. Export it with a float32 input.")
     return rows
 
 
 def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
     """Return the name of the output that holds the class scores.
 
-    It is the output asked for, or else the only float tensor, or else the only one whose name contains one of
-    :data:`SCORE_WORDS`. A scikit-learn classifier's (label, probabilities) gives the probabilities. A ZipMap, which turns them into a
-    list of dictionaries, is skipped.
+    It is the output asked for, or else the only float tensor. Among several, it is the only one with a name of :data:`SCORE_NAMES`, or
+    the one that all others are computed from by operators of :data:`HEAD_OPERATORS` alone. A scikit-learn classifier's (label,
+    probabilities) gives the probabilities. A ZipMap, which turns them into a list of dictionaries, is skipped.
 
     Args:
         model: the model.
@@ -99,17 +116,27 @@ def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
         return zipped.get(output, output)
     scores: list[str] = [v.name for v in model.graph.output if v.name in zipped or v.type.tensor_type.elem_type in FLOATS]
     if len(scores) > 1:
-        for word in SCORE_WORDS:
-            likely = [name for name in scores if word in name.lower()]
-            if len(likely) == 1:
-                scores = likely
-                break
+        named = [name for name in scores if name.lower() in SCORE_NAMES]
+        roots = [name for name in scores if all(_is_head_of(model, other, name) for other in scores if other != name)]
+        scores = named if len(named) == 1 else roots[:1] or scores
     if len(scores) != 1:
         raise ModelError(
             f"The ONNX model must have one output that may hold class scores, got {len(scores)} among its outputs {listed}. "
             "Name the right one with output=."
         )
     return zipped.get(scores[0], scores[0])
+
+
+def _is_head_of(model: onnx.ModelProto, head: str, source: str) -> bool:
+    """Return whether ``head`` is computed from ``source`` alone, by operators that keep each row's order of classes."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    name = head
+    while name != source:
+        node = makers.get(name)
+        if node is None or node.op_type not in HEAD_OPERATORS or len(node.input) != 1:
+            return False
+        name = node.input[0]
+    return True
 
 
 class OnnxFile:
@@ -119,6 +146,7 @@ class OnnxFile:
         source: path of a file, or a model in memory.
         threads: intra-op threads of the session.
         output: the output to read, where the model has several (see :func:`find_score_output`).
+        where: name of the model in messages. By default the path, or a phrase for a model in memory.
 
     Attributes:
         model: the model that was read.
@@ -132,27 +160,31 @@ class OnnxFile:
             an operator.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | onnx.ModelProto, *, threads: int = 1, output: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | onnx.ModelProto,
+        *,
+        threads: int = 1,
+        output: str | None = None,
+        where: str | None = None,
+    ) -> None:
         self.model = read_onnx(source)
-        self.where = "the ONNX model" if isinstance(source, onnx.ModelProto) else os.fspath(source)
+        self.where = where or name_source(source)
         find_rows_input(self.model)
         self.output = find_score_output(self.model, output)
         self._artefact = self._prepare_artefact(source)
         self._threads = threads
         self._session = self._open(precise=True)
         self._input = self._session.get_inputs()[0]
-        if self._input.type not in INPUT_TYPES:
-            raise ModelError(f"The input of {self.where} must be float, got {self._input.type}. Export it with a float32 input.")
         self._dtype = INPUT_TYPES[self._input.type]
-        rows = self._input.shape[0] if self._input.shape else None
-        self.fixed_rows: int | None = rows if isinstance(rows, int) and rows > 0 else None
+        self.fixed_rows = get_fixed_rows(find_rows_input(self.model))
 
     def _prepare_artefact(self, source: str | os.PathLike[str] | onnx.ModelProto) -> str | bytes:
         """Return the path or the content that sessions open, without a ZipMap behind the scores."""
         outputs = {value.name for value in self.model.graph.output}
         content: bytes
         if self.output not in outputs:
-            content = _remove_zipmap(self.model, self.output).SerializeToString()
+            content = _remove_zipmap(source if isinstance(source, onnx.ModelProto) else self.model, self.output).SerializeToString()
         elif isinstance(source, onnx.ModelProto):
             content = source.SerializeToString()
         else:
@@ -176,7 +208,13 @@ class OnnxFile:
             raise FileError(f"ONNX Runtime finds {self.where} invalid ({message}). Export it again.") from error
 
     def _open_unshared(self, precise: bool) -> onnxruntime.InferenceSession:
-        """Open a session, with duplicated weights where ONNX Runtime requires them (see :func:`duplicate_shared_weights`)."""
+        """Open a session of the file, changed in memory where a precise session of ONNX Runtime requires it.
+
+        See :func:`add_zero_points` and :func:`duplicate_shared_weights`.
+        """
+        completed = add_zero_points(self.model) if precise else None
+        if completed is not None:
+            self._artefact = self._prepare_artefact(completed)
         try:
             return open_session(self._artefact, threads=self._threads, precise=precise)
         except Exception as error:

@@ -24,7 +24,7 @@ for _name, _range in (("UINT2", (0, 3)), ("INT2", (-2, 1))):
     if hasattr(TensorProto, _name):  # since ONNX 1.20
         RANGES[getattr(TensorProto, _name)] = _range
 
-#: Integer and half-precision types of initializers, and the numpy type that holds their values for torch.
+#: Integer, half- and double-precision types of initializers, and the numpy type that holds their values for torch.
 HOLDING_TYPES = {
     "uint16": np.int32,
     "uint32": np.int64,
@@ -35,6 +35,7 @@ HOLDING_TYPES = {
     "uint2": np.uint8,
     "float16": np.float32,
     "bfloat16": np.float32,
+    "float64": np.float32,
 }
 
 

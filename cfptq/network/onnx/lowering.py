@@ -26,17 +26,10 @@ from cfptq.network.onnx.integer_formats import (
     to_number_or_vector,
     unpack_matmul_n_bits,
 )
-from cfptq.network.onnx.layers import (
-    convert_bias,
-    infer_layer_name,
-    is_integer_product,
-    is_output_bias,
-    make_identifier,
-    require_tensor,
-    transpose_weight,
-)
-from cfptq.network.onnx.operators import bind_operator, convolve
-from cfptq.network.onnx.steps import ABSENT, StepBuilder
+from cfptq.network.onnx.layers import make_identifier, require_tensor
+from cfptq.network.onnx.operators import bind_operator
+from cfptq.network.onnx.products import lower_conv, lower_einsum, lower_gemm, lower_matmul, lower_product
+from cfptq.network.onnx.steps import StepBuilder
 from cfptq.network.onnx.values import Grid, Node, Value, conversion_error
 
 #: Operators that only move elements, so that one scale for the whole tensor passes through them.
@@ -116,44 +109,6 @@ def lower_relu(builder: StepBuilder, node: Node, inputs: list[Value | None]) -> 
     return replace(x, slot=builder.emit(torch.relu, (x.slot,)), rectified=True)
 
 
-def lower_matmul(builder: StepBuilder, node: Node, inputs: list[Value | None]) -> Value | None:
-    """Lower a MatMul with a constant matrix and the Add of a bias behind it."""
-    x, weight = inputs
-    if x is None or weight is None or x.constant is not None or not isinstance(weight.constant, Tensor) or weight.constant.dim() != 2:
-        return None
-    weight = transpose_weight(weight)
-    bias, out = None, require_tensor(weight, node).shape[0]
-    adding = builder.readers.get(node.outputs[0])
-    if adding is not None and adding.op == "Add" and builder.uses[node.outputs[0]] == 1:
-        other = builder.values.get(next((n for n in adding.inputs if n != node.outputs[0]), ""))
-        if other is not None and isinstance(other.constant, Tensor) and is_output_bias(other.constant, out):
-            bias = builder.apply_scale(other)
-            builder.done.add(adding.outputs[0])
-    result = _lower_product(builder, adding if bias is not None and adding is not None else node, F.linear, x, weight, bias, -1)
-    if bias is not None and adding is not None:
-        builder.values[adding.outputs[0]] = result
-    return result
-
-
-def lower_gemm(builder: StepBuilder, node: Node, inputs: list[Value | None]) -> Value | None:
-    """Lower a Gemm with constant weight and bias and without factors."""
-    x, weight, bias = (*inputs, None)[:3]
-    if x is None or weight is None or x.constant is not None or not isinstance(weight.constant, Tensor) or node.get("transA", 0):
-        return None
-    if node.get("alpha", 1.0) != 1 or (bias is not None and (node.get("beta", 1.0) != 1 or not isinstance(bias.constant, Tensor))):
-        return None
-    weight = weight if node.get("transB", 0) else transpose_weight(weight)
-    return _lower_product(builder, node, F.linear, x, weight, bias, -1)
-
-
-def lower_conv(builder: StepBuilder, node: Node, inputs: list[Value | None]) -> Value | None:
-    """Lower a Conv with constant weight and bias."""
-    x, weight, bias = (*inputs, None)[:3]
-    if x is None or weight is None or not isinstance(weight.constant, Tensor) or (bias is not None and bias.constant is None):
-        return None
-    return _lower_product(builder, node, partial(convolve, node), x, weight, bias, 1)
-
-
 def lower_matmul_n_bits(builder: StepBuilder, node: Node, inputs: list[Value | None]) -> Value | None:
     """Lower MatMulNBits with its weight unpacked to float32."""
     x, packed, scales, zero, order, bias = (*inputs, None, None, None)[:6]
@@ -162,7 +117,7 @@ def lower_matmul_n_bits(builder: StepBuilder, node: Node, inputs: list[Value | N
     weight = unpack_matmul_n_bits(
         node, require_tensor(packed, node), require_tensor(scales, node), None if zero is None else require_tensor(zero, node)
     )
-    return _lower_product(builder, node, F.linear, x, Value(constant=weight, origin=packed.origin), bias, -1)
+    return lower_product(builder, node, F.linear, x, Value(constant=weight, origin=packed.origin), bias, -1)
 
 
 def lower_linear_classifier(builder: StepBuilder, node: Node, inputs: list[Value | None]) -> Value:
@@ -177,7 +132,7 @@ def lower_linear_classifier(builder: StepBuilder, node: Node, inputs: list[Value
         raise conversion_error(node, f"it has {len(intercepts)} rows for {len(labels)} classes, and post_transform {transform}")
     name = make_identifier(node.name) or "LinearClassifier"
     weight = Value(constant=coefficients.reshape(len(intercepts), -1), origin=f"{name}.weight")
-    scores = builder.apply_scale(_lower_product(builder, node, F.linear, x, weight, Value(constant=intercepts), -1))
+    scores = builder.apply_scale(lower_product(builder, node, F.linear, x, weight, Value(constant=intercepts), -1))
     function = after[transform]
     return scores if function is None else Value(builder.emit(function, (scores.slot,)))
 
@@ -188,57 +143,6 @@ def lower_scaler(builder: StepBuilder, node: Node, inputs: list[Value | None]) -
     assert x is not None
     offset, scale = (builder.register_tensor(f"constants.{key}", torch.tensor(node.get(key))) for key in ("offset", "scale"))
     return Value(builder.emit(_standardize, (builder.apply_scale(x).slot, offset, scale)))
-
-
-def _is_requantized(builder: StepBuilder, node: Node) -> bool:
-    """Return whether only a QuantizeLinear reads a product, directly or after a Relu."""
-    name = node.outputs[0]
-    reader = builder.readers.get(name)
-    if reader is not None and reader.op == "Relu" and builder.uses[name] == 1:
-        name = reader.outputs[0]
-        reader = builder.readers.get(name)
-    return reader is not None and reader.op == "QuantizeLinear" and builder.uses[name] == 1
-
-
-def _lower_product(
-    builder: StepBuilder, node: Node, function: Callable[..., Tensor], x: Value, weight: Value, bias: Value | None, axis: int
-) -> Value:
-    """Lower a linear layer or convolution, exactly on integers where input and weight are quantized.
-
-    Args:
-        builder: the builder to add steps to.
-        node: the node that names the layer.
-        function: computes the product of input, weight and bias.
-        x: the input.
-        weight: the weight, with outputs first.
-        bias: the bias, or None.
-        axis: axis of the outputs in the result.
-    """
-    layer = infer_layer_name(weight, bias, node)
-    assert isinstance(weight.constant, Tensor)
-    outputs = weight.constant.shape[0]
-    if is_integer_product(x, weight):
-        scale = torch.as_tensor(x.scale, dtype=torch.float32) * torch.as_tensor(weight.scale, dtype=torch.float32)
-        integers, floats_after = convert_bias(node, bias, scale, outputs, _is_requantized(builder, node))
-        arguments = [x.slot, builder.register_tensor(f"{layer}.weight", weight.constant)]
-        arguments.append(ABSENT if integers is None else builder.register_tensor(f"{layer}.bias", integers))
-        result = Value(builder.emit(function, arguments), scale=to_number_or_vector(scale), axis=axis, accumulated=True)
-        if floats_after is None:
-            return result
-        rank_one = floats_after if axis == -1 else floats_after.reshape(-1, *[1] * (weight.constant.dim() - 2))
-        return Value(builder.emit(torch.add, (builder.apply_scale(result).slot, builder.register_tensor(f"{layer}.bias", rank_one))))
-    floats = builder.apply_scale(weight).constant
-    assert isinstance(floats, Tensor)
-    matrix = builder.register_weight(weight.origin, layer, floats)
-    bias_slot = ABSENT
-    if bias is not None:
-        offsets = builder.apply_scale(bias).constant
-        assert isinstance(offsets, Tensor)
-        if not is_output_bias(offsets, outputs):
-            added = builder.emit(function, [builder.apply_scale(x).slot, matrix])
-            return Value(builder.emit(torch.add, (added, builder.register_tensor(f"{layer}.bias", offsets))))
-        bias_slot = builder.register_tensor(f"{layer}.bias", offsets.flatten().expand(outputs), is_parameter=True)
-    return Value(builder.emit(function, [builder.apply_scale(x).slot, matrix, bias_slot]))
 
 
 def _standardize(x: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
@@ -262,6 +166,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "MatMul": lower_matmul,
     "Gemm": lower_gemm,
     "Conv": lower_conv,
+    "Einsum": lower_einsum,
     "MatMulNBits": lower_matmul_n_bits,
     "LinearClassifier": lower_linear_classifier,
     "Scaler": lower_scaler,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,16 +14,15 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfptq.network.onnx.shape_operators import SHAPE_OPERATORS, extract_features
-from cfptq.network.onnx.values import Node, Operator, as_tensor, resolve_axes
+from cfptq.network.onnx.image_operators import IMAGE_OPERATORS
+from cfptq.network.onnx.indexing_operators import INDEXING_OPERATORS
+from cfptq.network.onnx.shape_operators import SHAPE_OPERATORS
+from cfptq.network.onnx.table_operators import TABLE_OPERATORS
+from cfptq.network.onnx.values import MICROSOFT, ML, Node, Operator, as_tensor, conversion_error, resolve_axes
 
-#: Domains of scikit-learn's operators and of ONNX Runtime's own.
-ML = "ai.onnx.ml"
-MICROSOFT = "com.microsoft"
-
-#: Half precision is computed in float32, which holds all its values.
-FLOATING = {TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float32, TensorProto.BFLOAT16: torch.float32}
-CASTS = FLOATING | {TensorProto.DOUBLE: torch.float64, TensorProto.BOOL: torch.bool}
+#: Every float type is computed in float32. The file's own run shows whether that is enough.
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+CASTS = dict.fromkeys(FLOATS, torch.float32) | {TensorProto.BOOL: torch.bool}
 #: Side that gets the odd element of automatic padding (0 is after, 1 is before).
 AUTO_PAD = {"SAME_UPPER": 0, "SAME_LOWER": 1}
 
@@ -75,6 +75,40 @@ def _gelu(node: Node, x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh" if node.get("approximate") == "tanh" else "none")
 
 
+def _fast_gelu(node: Node, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.gelu(x if bias is None else x + bias, approximate="tanh")
+
+
+def _shrink(node: Node, x: Tensor) -> Tensor:
+    bias, border = node.get("bias", 0.0), node.get("lambd", 0.5)
+    return torch.where(x < -border, x + bias, torch.where(x > border, x - bias, torch.zeros_like(x)))
+
+
+def _modulo(node: Node, a: Any, b: Any) -> Tensor:
+    return torch.fmod(as_tensor(a), as_tensor(b)) if node.get("fmod", 0) else torch.remainder(as_tensor(a), as_tensor(b))
+
+
+def _is_infinite(node: Node, x: Tensor) -> Tensor:
+    never = torch.zeros_like(x, dtype=torch.bool)
+    high = torch.isposinf(x) if node.get("detect_positive", 1) else never
+    return high | torch.isneginf(x) if node.get("detect_negative", 1) else high
+
+
+def _hardmax(node: Node, x: Tensor) -> Tensor:
+    axis = node.get("axis", -1 if node.opset >= 13 else 1)
+    if node.opset < 13:
+        return _hardmax_last(x.flatten(axis % x.dim())).reshape(x.shape)
+    return _hardmax_last(x.movedim(axis, -1)).movedim(-1, axis)
+
+
+def _hardmax_last(x: Tensor) -> Tensor:
+    return (torch.arange(x.shape[-1], device=x.device) == x.argmax(-1, keepdim=True)).to(x.dtype)
+
+
+def _einsum(node: Node, *inputs: Any) -> Tensor:
+    return torch.einsum(node.get("equation").replace(" ", ""), *map(as_tensor, inputs))
+
+
 def _selu(node: Node, x: Tensor) -> Tensor:
     alpha, gamma = node.get("alpha", 1.67326319217681884765625), node.get("gamma", 1.05070102214813232421875)
     return torch.mul(F.elu(x, alpha), gamma)
@@ -124,7 +158,32 @@ def _softmax(function: Callable[[Tensor, int], Tensor]) -> Operator:
 
 
 def _batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    if node.get("training_mode", 0):
+        raise conversion_error(node, "it is in training mode and uses the statistics of the batch. Export the model in evaluation mode")
     return F.batch_norm(x, mean, var, scale, bias, training=False, eps=node.get("epsilon", 1e-5))
+
+
+def _dropout(node: Node, x: Tensor, ratio: Any = None, is_training: Any = None) -> Tensor:
+    if is_training is not None and bool(is_training):
+        raise conversion_error(node, "it is in training mode and draws random numbers. Export the model in evaluation mode")
+    return x
+
+
+def _rms_norm(node: Node, x: Tensor, scale: Tensor) -> Tensor:
+    axis = node.get("axis", -1) % x.dim()
+    mean = x.square().mean(tuple(range(axis, x.dim())), keepdim=True)
+    return x * torch.rsqrt(mean + node.get("epsilon", 1e-5)) * scale
+
+
+def _lp_normalization(node: Node, x: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(x, node.get("p", 2), dim=node.get("axis", -1), keepdim=True)
+    return torch.where(length == 0, torch.zeros_like(x), x / length)
+
+
+def _mean_variance(node: Node, x: Tensor) -> Tensor:
+    axes = tuple(node.get("axes") or (0, 2, 3))
+    centred = x - x.mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
 
 
 def _layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -211,7 +270,9 @@ def _max_pool(node: Node, x: Tensor) -> Tensor:
 
 def _average_pool(node: Node, x: Tensor) -> Tensor:
     kernel = tuple(node.get("kernel_shape"))
-    stride, _, before, after = _window(node, x, kernel)
+    stride, dilation, before, after = _window(node, x, kernel)
+    if max(dilation) > 1:
+        return _average_dilated(node, x, kernel)
     function: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
     ceil = bool(node.get("ceil_mode", 0))
     if before == after:
@@ -222,30 +283,54 @@ def _average_pool(node: Node, x: Tensor) -> Tensor:
     return total / function(_pad(torch.ones_like(x[:1, :1]), before, after, 0.0), kernel, stride, 0, ceil)  # type: ignore[no-any-return]
 
 
+def _average_dilated(node: Node, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """Average over windows with gaps, as sums of strided slices."""
+    stride, dilation, before, after = _window(node, x, kernel)
+    if node.get("ceil_mode", 0):
+        raise conversion_error(node, "it has both dilations and ceil_mode")
+
+    def add_up(values: Tensor) -> Tensor:
+        padded = _pad(values, before, after, 0.0)
+        extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        size = [(whole - reach) // s + 1 for whole, reach, s in zip(padded.shape[2:], extent, stride, strict=True)]
+        total: Any = 0
+        for place in itertools.product(*map(range, kernel)):
+            starts = [at * d for at, d in zip(place, dilation, strict=True)]
+            window = [slice(first, first + (n - 1) * s + 1, s) for first, n, s in zip(starts, size, stride, strict=True)]
+            total = total + padded[(slice(None), slice(None), *window)]
+        return total  # type: ignore[no-any-return]
+
+    count = math.prod(kernel) if node.get("count_include_pad", 0) else add_up(torch.ones_like(x[:1, :1]))
+    return add_up(x) / count
+
+
 def _global_pool(function: Callable[..., Tensor]) -> Operator:
     return lambda node, x: function(x, tuple(range(2, x.dim())), True)
 
 
-def _normalizer(node: Node, x: Tensor) -> Tensor:
-    order = {"MAX": math.inf, "L1": 1.0, "L2": 2.0}[node.get("norm", "MAX")]
-    length: Tensor = torch.linalg.vector_norm(x, order, dim=1, keepdim=True)
-    return x / length.clamp_min(torch.finfo(x.dtype).tiny)
-
-
 _PLAIN: dict[str, Operator] = {
     "Abs": _unary(torch.abs),
+    "Acos": _unary(torch.acos),
+    "Acosh": _unary(torch.acosh),
     "Add": _binary(lambda a, b: a + b),
     "And": _binary(lambda a, b: a & b),
+    "Asin": _unary(torch.asin),
+    "Asinh": _unary(torch.asinh),
+    "Atan": _unary(torch.atan),
+    "Atanh": _unary(torch.atanh),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
+    "CastLike": lambda node, x, like: as_tensor(x).to(as_tensor(like).dtype),
     "Ceil": _unary(torch.ceil),
     "Celu": _celu,
     "Clip": _clip,
     "Conv": convolve,
     "Cos": _unary(torch.cos),
+    "Cosh": _unary(torch.cosh),
     "Div": _binary(_divide),
-    "Dropout": lambda node, x, *rest: x,
+    "Dropout": _dropout,
+    "Einsum": _einsum,
     "Elu": lambda node, x: F.elu(x, node.get("alpha", 1.0)),
     "Equal": _binary(lambda a, b: a == b),
     "Erf": _unary(torch.erf),
@@ -259,28 +344,36 @@ _PLAIN: dict[str, Operator] = {
     "GreaterOrEqual": _binary(lambda a, b: a >= b),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _unary(F.hardswish),
+    "Hardmax": _hardmax,
     "Identity": lambda node, x: x,
+    "IsInf": _is_infinite,
+    "IsNaN": _unary(torch.isnan),
     "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda node, x: F.leaky_relu(x, node.get("alpha", 0.01)),
     "Less": _binary(lambda a, b: a < b),
     "LessOrEqual": _binary(lambda a, b: a <= b),
     "Log": _unary(torch.log),
     "LogSoftmax": _softmax(torch.log_softmax),
+    "LpNormalization": _lp_normalization,
     "MatMul": lambda node, a, b: a @ b,
     "Max": _variadic(torch.maximum),
     "MaxPool": _max_pool,
     "Mean": _mean,
+    "MeanVarianceNormalization": _mean_variance,
     "Min": _variadic(torch.minimum),
     "Mish": _unary(F.mish),
+    "Mod": _modulo,
     "Mul": _binary(lambda a, b: a * b),
     "Neg": _unary(torch.neg),
     "Not": _unary(torch.logical_not),
     "Or": _binary(lambda a, b: a | b),
     "PRelu": _prelu,
     "Pow": _binary(lambda a, b: a**b),
+    "RMSNormalization": _rms_norm,
     "Reciprocal": _unary(torch.reciprocal),
     "ReduceL1": _reduce(lambda x, axes, keep: torch.linalg.vector_norm(x, 1, axes, keep)),
     "ReduceL2": _reduce(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keep)),
+    "ReduceLogSum": _reduce(lambda x, axes, keep: x.sum(axes, keep).log()),
     "ReduceLogSumExp": _reduce(torch.logsumexp),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
@@ -291,9 +384,11 @@ _PLAIN: dict[str, Operator] = {
     "Relu": _unary(torch.relu),
     "Round": _unary(torch.round),
     "Selu": _selu,
+    "Shrink": _shrink,
     "Sigmoid": _unary(torch.sigmoid),
     "Sign": _unary(torch.sign),
     "Sin": _unary(torch.sin),
+    "Sinh": _unary(torch.sinh),
     "Softmax": _softmax(torch.softmax),
     "Softplus": _unary(F.softplus),
     "Softsign": _unary(F.softsign),
@@ -301,16 +396,21 @@ _PLAIN: dict[str, Operator] = {
     "Sub": _binary(lambda a, b: a - b),
     "Sum": _variadic(torch.add),
     "Swish": lambda node, x: x * torch.sigmoid(node.get("alpha", 1.0) * x),
+    "Tan": _unary(torch.tan),
     "Tanh": _unary(torch.tanh),
     "ThresholdedRelu": _thresholded_relu,
     "Where": _where,
+    "Xor": _binary(lambda a, b: a ^ b),
 }
 
 #: Operators by (domain, type).
-OPERATORS: dict[tuple[str, str], Operator] = {("", op): function for op, function in (_PLAIN | SHAPE_OPERATORS).items()} | {
-    (ML, "ArrayFeatureExtractor"): extract_features,
-    (ML, "Normalizer"): _normalizer,
+OPERATORS: dict[tuple[str, str], Operator] = {
+    **{("", op): function for op, function in (_PLAIN | SHAPE_OPERATORS | INDEXING_OPERATORS | IMAGE_OPERATORS).items()},
+    **{(ML, op): function for op, function in TABLE_OPERATORS.items()},
     (MICROSOFT, "Gelu"): _gelu,
+    (MICROSOFT, "FastGelu"): _fast_gelu,
+    (MICROSOFT, "QuickGelu"): lambda node, x: x * torch.sigmoid(node.get("alpha", 1.702) * x),
+    (MICROSOFT, "BiasGelu"): lambda node, x, bias: F.gelu(x + bias),
 }
 
 

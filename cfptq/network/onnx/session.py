@@ -8,6 +8,7 @@ The session option ``session.x64quantprecision`` = "1" chooses kernels that do n
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 #: Session option of ONNX Runtime that avoids saturation on x86, and the value that turns it on.
 PRECISION_OPTION, PRECISE = "session.x64quantprecision", "1"
+
+#: Operators that may lack a weight's zero point, with the places of weight, zero point and scale (-1 is a zero point of one number).
+OPTIONAL_ZERO_POINTS = {
+    "MatMulInteger": (1, 3, -1),
+    "ConvInteger": (1, 3, -1),
+    "DynamicQuantizeMatMul": (1, 3, 2),
+    "MatMulIntegerToFloat": (1, 5, 3),
+    "DequantizeLinear": (0, 2, 1),
+}
 
 #: Number of products of the largest activation and the largest weight whose sum saturates.
 PROBE_INPUTS, LARGEST_ACTIVATION, LARGEST_WEIGHT = 64, 255, 127
@@ -74,6 +84,51 @@ def duplicate_shared_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(kept)
     return copied
+
+
+def add_zero_points(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Return a copy of ``model`` in which every int8 weight has an explicit zero point, or None where that is so already.
+
+    ONNX Runtime 1.29 and earlier end the whole process where a precise session opens a product whose int8 weight has none.
+    """
+    if not any(_find_missing_zero_points(model)):
+        return None
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    for number, (graph, node, place, shape) in enumerate(_find_missing_zero_points(copied)):
+        zero = numpy_helper.from_array(np.zeros(shape, np.int8), f"explicit_zero_point_{number}")
+        graph.initializer.append(zero)
+        node.input.extend([""] * (place + 1 - len(node.input)))
+        node.input[place] = zero.name
+    return copied
+
+
+def _find_missing_zero_points(model: onnx.ModelProto) -> Iterator[tuple[onnx.GraphProto, onnx.NodeProto, int, tuple[int, ...]]]:
+    """Yield graph and node of every int8 weight without a zero point, with the zero point's place among the inputs and its shape."""
+    graphs = list(iterate_graphs(model.graph))
+    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    for node in (node for graph in graphs for node in graph.node if node.op_type == "Constant"):
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                constants[node.output[0]] = attribute.t
+    for graph in graphs:
+        for node in graph.node:
+            weight, place, scale = OPTIONAL_ZERO_POINTS.get(node.op_type, (0, -1, -1))
+            if place < 0 or (len(node.input) > place and node.input[place]) or len(node.input) <= weight:
+                continue
+            stored = constants.get(node.input[weight])
+            shaped = constants.get(node.input[scale]) if scale >= 0 else None
+            if stored is not None and stored.data_type == TensorProto.INT8 and (scale < 0 or shaped is not None):
+                yield graph, node, place, () if shaped is None else tuple(shaped.dims)
+
+
+def iterate_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield ``graph`` and the graphs that its nodes hold, at any depth."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in (attribute.GRAPH, attribute.GRAPHS) else ():
+                yield from iterate_graphs(inner)
 
 
 @cache

@@ -93,11 +93,6 @@ def _gather(node: Node, x: Any, indices: Any) -> Any:
     return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
-def extract_features(node: Node, x: Tensor, indices: Any) -> Tensor:
-    """Select columns of the last axis, as ``ArrayFeatureExtractor`` does."""
-    return x.index_select(x.dim() - 1, as_tensor(indices, x).long().flatten())
-
-
 def _expand(node: Node, x: Any, shape: Any) -> Tensor:
     sizes = as_ints(shape)
     own = [1] * (len(sizes) - x.ndim) + list(x.shape)
@@ -108,6 +103,23 @@ def _constant_of_shape(node: Node, shape: Any) -> Any:
     value = node.get("value")
     filling = torch.zeros(1) if value is None else value.flatten()
     return filling.expand(tuple(as_ints(shape))).clone()
+
+
+def _tile(node: Node, x: Any, repeats: Any) -> Tensor:
+    return as_tensor(x).repeat(*as_ints(repeats))
+
+
+def _size(node: Node, x: Any) -> Host:
+    return np.array(math.prod(x.shape), dtype=object)
+
+
+def _trilu(node: Node, x: Tensor, diagonal: Any = 0) -> Tensor:
+    offset = int(as_ints(diagonal)[0]) if diagonal is not None else 0
+    return torch.triu(x, offset) if node.get("upper", 1) else torch.tril(x, offset)
+
+
+def _range(node: Node, start: Any, limit: Any, step: Any) -> Any:
+    return torch.arange(*(entry.item() for entry in (start, limit, step)))
 
 
 def _pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Tensor:
@@ -132,11 +144,15 @@ SHAPE_OPERATORS: dict[str, Operator] = {
     "Flatten": _flatten,
     "Gather": _gather,
     "Pad": _pad,
+    "Range": _range,
     "Reshape": _reshape,
     "Shape": _shape,
+    "Size": _size,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
+    "Tile": _tile,
     "Transpose": _transpose,
+    "Trilu": _trilu,
     "Unsqueeze": _unsqueeze,
 }

@@ -42,6 +42,7 @@ class StepBuilder:
         uses: number of readers of each tensor.
         readers: the last node that reads each tensor.
         done: tensors that an earlier node's steps compute as well.
+        fused: tensors of the graph that no step computes as the graph has them.
     """
 
     def __init__(self, root: nn.Module, nodes: Sequence[Node], constants: dict[str, Value], output: str) -> None:
@@ -56,6 +57,7 @@ class StepBuilder:
         self.uses = Counter(name for node in nodes for name in set(node.inputs)) + Counter([output])
         self.readers = {name: node for node in nodes for name in node.inputs}
         self.done: set[str] = set()
+        self.fused: set[str] = set()
         self._kept: dict[tuple[int, bool], tuple[int, Any]] = {}
         self._weights: dict[str, list[tuple[int, Tensor]]] = {}
 

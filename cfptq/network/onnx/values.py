@@ -12,6 +12,10 @@ from torch import Tensor
 
 from cfptq.errors import ModelError
 
+#: Domains of scikit-learn's operators and of ONNX Runtime's own.
+ML = "ai.onnx.ml"
+MICROSOFT = "com.microsoft"
+
 #: Integers that describe a shape. They hold ``SymInt`` while torch.export traces, so that a dynamic batch stays dynamic.
 Host = np.ndarray[Any, Any]
 #: ``operator(node, *inputs)``, where inputs are tensors or shapes, and ``None`` where an optional one is left out.
