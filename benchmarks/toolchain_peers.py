@@ -69,7 +69,9 @@ class Quantized:
 
     def predictor(self, name: str, teacher: QuantizationTask) -> Predictor:
         twin = None if isinstance(self.run, Path) else teacher.network.graph
-        return as_predictor(self.run, example=teacher.rows[:256], head=teacher.head, threshold=teacher.threshold, name=name, twin=twin)
+        return as_predictor(
+            self.run, example=teacher.rows[:256], head=teacher.decision.head, threshold=teacher.decision.threshold, name=name, twin=twin
+        )
 
 
 def nncf_int8(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quantized:

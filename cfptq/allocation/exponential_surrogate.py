@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from cfptq.allocation.gradient_norm import score_by_counterfactual_gradient
 from cfptq.allocation.scores import MeasuredScores
-from cfptq.network import Head, Network
+from cfptq.network import DecisionRule, Network
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.formats import ALL_WIDTHS
 
 
 def score_by_exponential_surrogate(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
 ) -> MeasuredScores:
     """Score each layer and width by the exponential surrogate s̄_l κ_l 2^-b (eq. 71).
 
@@ -21,14 +21,13 @@ def score_by_exponential_surrogate(
     Args:
         network: the full-precision network f.
         calibration: a set with counterfactual points x + δ and their targets.
-        head: meaning of the network's raw output. None infers it.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. None infers the head.
         progress: show a bar when it takes long.
 
     Raises:
         DataError: the set holds no counterfactual points, or all of them have weight 0.
     """
-    gradient = score_by_counterfactual_gradient(network, calibration, head=head, threshold=threshold, progress=progress)
+    gradient = score_by_counterfactual_gradient(network, calibration, decision=decision, progress=progress)
     radius = [float(network.weight(name).flatten(1).abs().amax(dim=1).mean()) for name in gradient.names]
     damage = [[s * r * 2.0**-bits for bits in ALL_WIDTHS] for s, r in zip(gradient.scores, radius, strict=True)]
     return MeasuredScores.from_damage(network, damage, "exponential surrogate")

@@ -8,12 +8,12 @@ from torch import Tensor
 from cfptq.allocation.per_row_gradients import compute_gradient_norms, run_in_chunks
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import DataError, name_rows
-from cfptq.network import Head, Network, class_logits, decide, infer_head
+from cfptq.network import DecisionRule, Network, decide, infer_head
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
 
 
 def score_by_counterfactual_gradient(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
 ) -> LayerScores:
     """Score layers by the mean ℓ1 norm of each counterfactual point's own gradient of L_valid in W_l (eq. 23).
 
@@ -22,8 +22,7 @@ def score_by_counterfactual_gradient(
     Args:
         network: the full-precision network f.
         calibration: a set with counterfactual points x + δ and their targets.
-        head: meaning of the network's raw output. None infers it.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. None infers the head.
         progress: show a bar when it takes long.
 
     Raises:
@@ -34,11 +33,11 @@ def score_by_counterfactual_gradient(
         raise DataError(
             "The calibration set holds no counterfactual points to score layers at. Nobody in it was rejected, or it is factual only."
         )
-    return _average_norms(network, calibration, chosen, calibration.target[chosen], head, threshold, progress, "counterfactual gradient")
+    return _average_norms(network, calibration, chosen, calibration.target[chosen], decision, progress, "counterfactual gradient")
 
 
 def score_by_factual_gradient(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
 ) -> LayerScores:
     """Score layers by eq. 23 with the task loss on the factual rows, as accuracy-oriented mixed-precision PTQ does.
 
@@ -48,8 +47,7 @@ def score_by_factual_gradient(
     Args:
         network: the full-precision network f.
         calibration: a set whose factual rows are used.
-        head: meaning of the network's raw output. None infers it.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. None infers the head.
         progress: show a bar when it takes long.
 
     Raises:
@@ -57,8 +55,8 @@ def score_by_factual_gradient(
     """
     chosen = calibration.origin == FACTUAL
     output = run_in_chunks(network, calibration.rows[chosen])
-    head = head or infer_head(output)
-    logits = class_logits(output, head, threshold)
+    decision = decision or DecisionRule(infer_head(output))
+    logits = decision.class_logits(output)
     labels, note = decide(logits), "the teacher's decisions stand in for labels"
     if calibration.labels is not None:
         given = calibration.labels[chosen]
@@ -67,7 +65,7 @@ def score_by_factual_gradient(
         labels = torch.where(missing, labels, given)
         if not calibration.labels_are_teacher:
             note = f"the teacher's decision stands in for {int(missing.sum())} missing labels" if bool(missing.any()) else ""
-    return _average_norms(network, calibration, chosen, labels, head, threshold, progress, "factual gradient", note)
+    return _average_norms(network, calibration, chosen, labels, decision, progress, "factual gradient", note)
 
 
 def _average_norms(
@@ -75,14 +73,13 @@ def _average_norms(
     calibration: CalibrationSet,
     chosen: Tensor,
     target: Tensor,
-    head: Head | None,
-    threshold: float | None,
+    decision: DecisionRule | None,
     progress: bool,
     kind: str,
     note: str = "",
 ) -> LayerScores:
     """Average the gradient norms of the chosen rows by their weights."""
-    norms = compute_gradient_norms(network, calibration.rows[chosen], target, head=head, threshold=threshold, progress=progress)
+    norms = compute_gradient_norms(network, calibration.rows[chosen], target, decision=decision, progress=progress)
     weights = calibration.weights[chosen].double()
     if not float(weights.sum()) > 0:
         raise DataError(f"All rows for the {kind} have weight 0. Give at least one of them a positive weight.")

@@ -12,7 +12,7 @@ from cfptq.allocation.round_to_nearest import round_weight_to_nearest
 from cfptq.allocation.scores import MeasuredScores
 from cfptq.errors import DataError
 from cfptq.io.progress import track
-from cfptq.network import Head, Network, class_logits, infer_head
+from cfptq.network import DecisionRule, Network, infer_head
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet
 from cfptq.quantize.formats import ALL_WIDTHS
 
@@ -24,7 +24,7 @@ CHUNK_ROWS = 1024
 
 
 def score_by_hessian_trace(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
 ) -> MeasuredScores:
     """Score each layer and width by the mean trace of the Hessian of L_valid in W_l times ‖Ŵ_l − W_l‖².
 
@@ -34,8 +34,7 @@ def score_by_hessian_trace(
     Args:
         network: the full-precision network f.
         calibration: a set with counterfactual points x + δ and their targets.
-        head: meaning of the network's raw output. None infers it.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. None infers the head.
         progress: show a bar when it takes long.
 
     Raises:
@@ -48,7 +47,7 @@ def score_by_hessian_trace(
             "The calibration set holds no counterfactual points to take the Hessian at. Nobody in it was rejected, or it is factual only."
         )
     rows, target = calibration.rows[chosen], calibration.target[chosen]
-    traces = estimate_hessian_traces(network, rows, target, weights / weights.sum(), head=head, threshold=threshold, progress=progress)
+    traces = estimate_hessian_traces(network, rows, target, weights / weights.sum(), decision=decision, progress=progress)
     return MeasuredScores.from_damage(network, compute_trace_damage(network, traces), "hessian trace")
 
 
@@ -76,8 +75,7 @@ def estimate_hessian_traces(
     target: Tensor,
     share: Tensor,
     *,
-    head: Head | None = None,
-    threshold: float | None = None,
+    decision: DecisionRule | None = None,
     probes: int = PROBES,
     seed: int = 0,
     progress: bool = True,
@@ -92,8 +90,7 @@ def estimate_hessian_traces(
         rows: points u_i, (N, ...).
         target: class y_i of each point, (N,).
         share: weight of each point, (N,).
-        head: meaning of the network's raw output. None infers it.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. None infers the head.
         probes: random vectors for each layer and chunk.
         seed: seed of the random vectors.
         progress: show a bar when it takes long.
@@ -101,7 +98,7 @@ def estimate_hessian_traces(
     Returns:
         The traces in execution order, (L,) float64.
     """
-    head = head or infer_head(run_in_chunks(network, rows))
+    decision = decision or DecisionRule(infer_head(run_in_chunks(network, rows)))
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(len(network.layers), dtype=torch.float64)
     chunks = list(zip(torch.split(rows, CHUNK_ROWS), torch.split(target, CHUNK_ROWS), torch.split(share, CHUNK_ROWS), strict=True))
@@ -109,7 +106,7 @@ def estimate_hessian_traces(
         with torch.inference_mode(False), torch.enable_grad():
             weights = {layer.weight: network.weight(layer.name).clone().requires_grad_() for layer in network.layers}
             output = functional_call(network.graph, weights, (chunk_rows,))
-            loss = (chunk_share * cross_entropy(class_logits(output, head, threshold), chunk_target, reduction="none")).sum()
+            loss = (chunk_share * cross_entropy(decision.class_logits(output), chunk_target, reduction="none")).sum()
             inputs = tuple(weights.values())
             slopes = torch.autograd.grad(loss, inputs, create_graph=True)
             for number, (weight, slope) in enumerate(zip(inputs, slopes, strict=True)):

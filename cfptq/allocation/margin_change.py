@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cfptq.allocation.scores import MeasuredScores
 from cfptq.io.progress import track
-from cfptq.network import Head, Network, class_logits, infer_head, target_margin
+from cfptq.network import DecisionRule, Network, infer_head, target_margin
 from cfptq.quantize import ALL_WIDTHS, ActivationFormat, RecordedRun, build_layer_problem, round_at_widths, sample_affordable_rows
 from cfptq.quantize.calibration_set import CalibrationSet
 
@@ -18,7 +18,7 @@ MIN_ROWS = 256
 
 
 def score_by_margin_change(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
 ) -> MeasuredScores:
     """Score each layer and width by the mean squared change of the target margin when that layer alone is rounded.
 
@@ -28,16 +28,15 @@ def score_by_margin_change(
     Args:
         network: the full-precision network f.
         calibration: rows, weights and targets.
-        head: meaning of the network's raw output. None infers it.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. None infers the head.
         progress: show a bar when it takes long.
     """
     kept, weights = sample_affordable_rows(network, calibration.weights, MAX_PASS_MACS, MIN_ROWS)
     run = RecordedRun(network, calibration.rows[kept])
-    known_head, target = head or infer_head(run.output), calibration.target[kept]
+    known, target = decision or DecisionRule(infer_head(run.output)), calibration.target[kept]
 
     def margins(raw: Tensor) -> Tensor:
-        return target_margin(class_logits(raw, known_head, threshold), target).double()
+        return target_margin(known.class_logits(raw), target).double()
 
     before = margins(run.output)
     share = (weights / weights.sum()).double()

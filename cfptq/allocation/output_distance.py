@@ -9,13 +9,13 @@ from cfptq.allocation.per_row_gradients import run_in_chunks
 from cfptq.allocation.round_to_nearest import round_weight_to_nearest
 from cfptq.allocation.scores import MeasuredScores
 from cfptq.io.progress import track
-from cfptq.network import Head, Network, class_logits, infer_head
+from cfptq.network import DecisionRule, Network, infer_head
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.formats import ALL_WIDTHS
 
 
 def score_by_output_distance(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
 ) -> MeasuredScores:
     """Score each layer and width by the mean squared distance of the class logits when that layer alone is rounded to nearest.
 
@@ -25,16 +25,15 @@ def score_by_output_distance(
     Args:
         network: the full-precision network f.
         calibration: rows and weights.
-        head: meaning of the network's raw output. None infers it.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. None infers the head.
         progress: show a bar when it takes long.
     """
     before = run_in_chunks(network, calibration.rows)
-    known_head = head or infer_head(before)
+    known = decision or DecisionRule(infer_head(before))
     share = (calibration.weights / calibration.weights.sum()).double()
 
     def logits(raw: Tensor) -> Tensor:
-        return class_logits(raw, known_head, threshold).double()
+        return known.class_logits(raw).double()
 
     wanted = logits(before)
     damage: list[list[float]] = []

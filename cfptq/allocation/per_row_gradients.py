@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from cfptq.errors import DataError
 from cfptq.io.progress import track
-from cfptq.network import Head, Layer, Network, class_logits, infer_head
+from cfptq.network import DecisionRule, Layer, Network, infer_head
 
 #: Numbers that the weight gradients held at one time may take, 64 MiB of float32. More rows are processed a few at a time.
 MAX_HELD_NUMBERS = 2**24
@@ -22,8 +22,7 @@ def compute_gradient_norms(
     rows: Tensor,
     target: Tensor,
     *,
-    head: Head | None = None,
-    threshold: float | None = None,
+    decision: DecisionRule | None = None,
     chunk_rows: int = 1024,
     progress: bool = True,
 ) -> Tensor:
@@ -37,8 +36,7 @@ def compute_gradient_norms(
         network: the full-precision network f.
         rows: (N, ...) float32.
         target: class y of each row, (N,).
-        head: meaning of the network's raw output. None infers it from all rows.
-        threshold: decision threshold of a two-class model, or None.
+        decision: head of the network's raw output and decision threshold. None infers the head from all rows.
         chunk_rows: rows that run at once.
         progress: show a bar when it takes long.
 
@@ -52,13 +50,13 @@ def compute_gradient_norms(
         raise DataError("There are no rows to take gradients at. Give at least one.")
     if target.shape != rows.shape[:1] or target.is_floating_point():
         raise DataError(f"target must hold one class index per row, ({len(rows)},), got {tuple(target.shape)} of {target.dtype}.")
-    head = head or infer_head(run_in_chunks(network, rows, chunk_rows))
+    decision = decision or DecisionRule(infer_head(run_in_chunks(network, rows, chunk_rows)))
     batched = _find_batched_layers(network, rows[:1])
     norms = torch.empty(len(rows), len(network.layers), dtype=torch.float64)
     starts = range(0, len(rows), chunk_rows)
     for start in track(starts, "gradients", enabled=progress):
         part = slice(start, start + chunk_rows)
-        norms[part] = _compute_chunk_norms(network, batched, rows[part], target[part], head, threshold)
+        norms[part] = _compute_chunk_norms(network, batched, rows[part], target[part], decision)
     return norms
 
 
@@ -84,14 +82,14 @@ def _find_batched_layers(network: Network, row: Tensor) -> set[str]:
     return batched
 
 
-def _compute_chunk_norms(network: Network, batched: set[str], rows: Tensor, target: Tensor, head: Head, threshold: float | None) -> Tensor:
-    gradients, inputs = _run_backward(network, rows, target, head, threshold)
+def _compute_chunk_norms(network: Network, batched: set[str], rows: Tensor, target: Tensor, decision: DecisionRule) -> Tensor:
+    gradients, inputs = _run_backward(network, rows, target, decision)
     nodes = {node.name: node for node in network.graph.graph.nodes}
     columns = []
     for layer, gradient in zip(network.layers, gradients, strict=True):
         a = inputs[layer.node]
         if layer.node not in batched:
-            columns.append(_compute_norms_row_by_row(network, layer, rows, target, head, threshold))
+            columns.append(_compute_norms_row_by_row(network, layer, rows, target, decision))
         elif layer.kind == "linear" and a.dim() == 2:
             columns.append(gradient.abs().sum(1) * a.abs().sum(1))
         elif layer.kind == "linear":
@@ -101,9 +99,7 @@ def _compute_chunk_norms(network: Network, batched: set[str], rows: Tensor, targ
     return torch.stack([column.double() for column in columns], dim=1)
 
 
-def _run_backward(
-    network: Network, rows: Tensor, target: Tensor, head: Head, threshold: float | None
-) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def _run_backward(network: Network, rows: Tensor, target: Tensor, decision: DecisionRule) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Return the gradients of the summed cross-entropy at each layer's output, and each layer's input by node name.
 
     Rows are independent of each other. The sum's gradient at a row's activations is therefore that row's own.
@@ -111,7 +107,7 @@ def _run_backward(
     with torch.inference_mode(False), torch.enable_grad():
         run = _RecordedPass(network)
         output = run.run(rows)
-        loss = cross_entropy(class_logits(output, head, threshold), target, reduction="sum")
+        loss = cross_entropy(decision.class_logits(output), target, reduction="sum")
         tops = [run.outputs[layer.node] for layer in network.layers]
         return torch.autograd.grad(loss, tops, materialize_grads=True), run.inputs
 
@@ -155,13 +151,13 @@ def _compute_operator_norms(node: fx.Node, weight: Tensor, a: Tensor, gradient: 
     return torch.func.vmap(norm, chunk_size=max(1, MAX_HELD_NUMBERS // (4 * weight.numel())))(a, gradient)
 
 
-def _compute_norms_row_by_row(network: Network, layer: Layer, rows: Tensor, target: Tensor, head: Head, threshold: float | None) -> Tensor:
+def _compute_norms_row_by_row(network: Network, layer: Layer, rows: Tensor, target: Tensor, decision: DecisionRule) -> Tensor:
     """Compute the norms of a layer whose first axis is not the batch (rows merged with positions, or axes swapped), one pass a row."""
     weight = network.weight(layer.name)
     node = next(node for node in network.graph.graph.nodes if node.name == layer.node)
     norms = []
     for row, y in zip(torch.split(rows, 1), torch.split(target, 1), strict=True):
-        gradients, inputs = _run_backward(network, row, y, head, threshold)
+        gradients, inputs = _run_backward(network, row, y, decision)
         gradient = _compute_weight_gradient(node, weight, inputs[layer.node], gradients[network.layers.index(layer)])
         norms.append(gradient.abs().sum())
     return torch.stack(norms)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cfptq.errors import ModelError
-from cfptq.network import Head, Network
+from cfptq.network import DecisionRule, Network
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.formats import ALL_WIDTHS
 
@@ -137,8 +137,7 @@ class Score(Protocol):
         network: Network,
         calibration: CalibrationSet,
         *,
-        head: Head | None = None,
-        threshold: float | None = None,
+        decision: DecisionRule | None = None,
         progress: bool = True,
     ) -> LayerScores:
         """Score the layers.
@@ -146,8 +145,7 @@ class Score(Protocol):
         Args:
             network: the full-precision network f.
             calibration: rows, targets and weights.
-            head: meaning of the network's raw output. None infers it.
-            threshold: decision threshold of a two-class model, or None.
+            decision: head of the network's raw output and decision threshold. None infers the head.
             progress: show a bar when it takes long.
         """
         ...

@@ -20,7 +20,7 @@ from torch import nn
 
 from cfptq.backends.latency import Runnable
 from cfptq.errors import CfptqError, MissingDependencyError, ModelError
-from cfptq.network import Head, Network, Predictor, as_predictor
+from cfptq.network import DecisionRule, Network, Predictor, as_predictor
 from cfptq.network.onnx.file import summarize_error
 
 #: Quantizes a network with the toolchain's default settings, calibrated on float32 rows ``(N, ...)``.
@@ -70,7 +70,7 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
 
 
 def deploy_toolchain(
-    name: str, network: Network, rows: torch.Tensor, folder: Path, head: Head, threshold: float | None
+    name: str, network: Network, rows: torch.Tensor, folder: Path, decision: DecisionRule
 ) -> tuple[Predictor, Path, Runnable]:
     """Quantize ``network`` with a toolchain's default settings and write the result to a file.
 
@@ -82,8 +82,7 @@ def deploy_toolchain(
         network: the full-precision network.
         rows: calibration rows, ``(N, ...)`` float32.
         folder: where the file is written.
-        head: how logits become classes.
-        threshold: decision threshold; None is the head's own.
+        decision: head of the network's raw output and decision threshold.
 
     Returns:
         The predictor, its file, and what runs it.
@@ -97,7 +96,7 @@ def deploy_toolchain(
             quantized = TOOLCHAINS[name].load()(network, rows)
         path, run = _store(quantized, folder / name)
         model, twin = (run, network.graph) if callable(run) else (path, None)
-        predictor = as_predictor(model, example=rows[:EXAMPLE_ROWS], head=head, threshold=threshold, name=name, twin=twin)
+        predictor = as_predictor(model, example=rows[:EXAMPLE_ROWS], head=decision.head, threshold=decision.threshold, name=name, twin=twin)
     except CfptqError:
         raise
     except Exception as error:

@@ -7,6 +7,7 @@ every head and threshold.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -129,6 +130,33 @@ def class_logits(output: Tensor, head: Head, threshold: float | None = None) -> 
 def decide(logits: Tensor) -> Tensor:
     """Return the class with the largest logit of each row, ``(N,)`` int64, and the first one in a tie."""
     return logits.argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """A head and a decision threshold, which together turn raw outputs into decisions.
+
+    Attributes:
+        head: kind of raw output.
+        threshold: probability of class 1 above which class 1 is decided; two classes only. ``None`` means 0.5.
+
+    Raises:
+        ModelError: the threshold is outside (0, 1).
+    """
+
+    head: Head
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        compute_threshold_logit(self.threshold)
+
+    def class_logits(self, output: Tensor) -> Tensor:
+        """Convert a raw output to class logits ``(N, C)``, differentiably. See :func:`class_logits`."""
+        return class_logits(output, self.head, self.threshold)
+
+    def decide(self, output: Tensor) -> Tensor:
+        """Return the class that is decided for each row of a raw output, ``(N,)`` int64."""
+        return decide(self.class_logits(output))
 
 
 def target_margin(logits: Tensor, target: Tensor) -> Tensor:

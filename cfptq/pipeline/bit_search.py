@@ -55,7 +55,7 @@ def find_fewest_bits(
     for allocation in track(allocation_path(method.allocate, scores, pinned, widths), "looking for the fewest bits", enabled=progress):
         budget = Budget.total(allocation.total_bits)
         result = quantize_at(rest, method, scores, allocation, budget, pinned=pinned, portable=portable, progress=False)
-        student = as_predictor(result.module(), example=held_out.points, head=task.head, threshold=task.threshold)
+        student = as_predictor(result.module(), example=held_out.points, head=task.decision.head, threshold=task.decision.threshold)
         broken = int((decide(student.logits(held_out.points)) != held_out.target).sum())
         found = FewestBits(float(max_validity_drop), len(held_out), broken)
         if found.validity_drop <= max_validity_drop:

@@ -73,7 +73,7 @@ def deploy_all(
         else:
             if name not in toolchains:
                 try:
-                    student, path, run = deploy_toolchain(name, task.network, task.rows, folder, task.head, task.threshold)
+                    student, path, run = deploy_toolchain(name, task.network, task.rows, folder, task.decision)
                 except CfptqError as error:
                     done.unavailable[name] = str(error)
                     continue

@@ -18,7 +18,7 @@ from torch import Tensor
 from cfptq.actions import ActionSpace
 from cfptq.errors import DataError
 from cfptq.metrics import Interval, group_rows, wilson_interval
-from cfptq.network import Head, Network, class_logits
+from cfptq.network import DecisionRule, Network
 from cfptq.pipeline.method import Groups
 from cfptq.quantize import QuantizationPlan, fake_quantize_network
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet
@@ -153,8 +153,7 @@ class GroupProblem:
         rows: (M, ...) the recourse points.
         target: (M,) the class that each point reaches on the full-precision model.
         group: (M,) group of each point, as a position in ``names``.
-        head: what the network puts out.
-        threshold: decision threshold of a binary model, or None for the arg max.
+        decision: head of the network's raw output and decision threshold.
     """
 
     names: tuple[str, ...]
@@ -162,8 +161,7 @@ class GroupProblem:
     rows: Tensor
     target: Tensor
     group: Tensor
-    head: Head
-    threshold: float | None
+    decision: DecisionRule
 
     @cached_property
     def points(self) -> Tensor:
@@ -182,7 +180,7 @@ class GroupProblem:
     def judge(self, network: Network, calibration: CalibrationSet, plan: QuantizationPlan, factors: Tensor) -> GroupTrial:
         """Measure Validity Drop by group of a plan that was rounded on ``calibration``, weighted by ``factors``."""
         with torch.no_grad():
-            given = class_logits(fake_quantize_network(network, plan)(self.rows), self.head, self.threshold).argmax(dim=1)
+            given = self.decision.decide(fake_quantize_network(network, plan)(self.rows))
         broken = torch.bincount(self.group[given != self.target], minlength=len(self.names)).double()
         drops = broken / self.points.clamp_min(1)
         return GroupTrial(factors, calibration, plan, broken, float(drops[self.steers].max()), float(broken.sum() / self.points.sum()))
@@ -239,17 +237,14 @@ class GroupTrial:
     overall: float
 
 
-def build_group_problem(
-    network: Network, people: CalibrationSet, labels: Sequence[Any], *, head: Head, threshold: float | None
-) -> GroupProblem:
+def build_group_problem(network: Network, people: CalibrationSet, labels: Sequence[Any], *, decision: DecisionRule) -> GroupProblem:
     """Assign the recourse points of ``people`` to groups. Points that the full-precision network itself refuses are left out.
 
     Args:
         network: the full-precision network.
         people: factual rows, and the points where their recourse ends.
         labels: group of each factual row.
-        head: what the network puts out.
-        threshold: decision threshold of a binary model, or None for the arg max.
+        decision: head of the network's raw output and decision threshold.
 
     Raises:
         DataError: no group has :data:`SMALLEST_GROUP` recourse points.
@@ -259,9 +254,9 @@ def build_group_problem(
     for number, rows in enumerate(rows_of.values()):
         member[torch.from_numpy(rows)] = number
     with torch.no_grad():
-        decided = class_logits(network(people.rows), head, threshold).argmax(dim=1)
+        decided = decision.decide(network(people.rows))
     point = (people.origin == COUNTERFACTUAL) & (decided == people.target)
-    problem = GroupProblem(tuple(rows_of), member, people.rows[point], people.target[point], member[people.source[point]], head, threshold)
+    problem = GroupProblem(tuple(rows_of), member, people.rows[point], people.target[point], member[people.source[point]], decision)
     if not bool(problem.steers.any()):
         raise DataError(
             f"groups must include one with {SMALLEST_GROUP} calibration people who have recourse, got at most "

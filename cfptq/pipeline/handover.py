@@ -15,7 +15,7 @@ from cfptq.backends.onnxruntime import OPSET_INT2, build_prepared_onnx_model, to
 from cfptq.backends.prepared_model import warn_about_two_step_input
 from cfptq.errors import ModelError, SaturationWarning
 from cfptq.io.atomic import atomic_write
-from cfptq.network import INPUT, OUTPUT, Head, Network, as_predictor, rename_tensors
+from cfptq.network import INPUT, OUTPUT, DecisionRule, Network, as_predictor, rename_tensors
 from cfptq.network.head import decide
 from cfptq.network.onnx.session import describe_saturation
 from cfptq.network.predictor import count_saturated_decisions
@@ -44,8 +44,7 @@ def build_onnx(
     network: Network,
     plan: QuantizationPlan,
     *,
-    head: Head,
-    threshold: float | None,
+    decision: DecisionRule,
     tensor_names: tuple[str, str],
     packed: bool = True,
     weight_only: bool = False,
@@ -56,8 +55,7 @@ def build_onnx(
     Args:
         network: the full-precision network.
         plan: the quantization plan.
-        head: what the model puts out, recorded in the file.
-        threshold: decision threshold of a binary model, or None for the arg max; recorded in the file.
+        decision: head of the network's raw output and decision threshold, recorded in the file.
         tensor_names: names of the file's input and output.
         packed: store narrow weights in INT2 and INT4; False stores all as INT8.
         weight_only: use ONNX Runtime's MatMulNBits, with float activations.
@@ -66,11 +64,12 @@ def build_onnx(
     Raises:
         ModelError: the opset lacks what the plan needs.
     """
-    decision = {"cfptq.head": head.value, "cfptq.threshold": "" if threshold is None else repr(threshold)}
+    threshold = "" if decision.threshold is None else repr(decision.threshold)
+    metadata = {"cfptq.head": decision.head.value, "cfptq.threshold": threshold}
     if weight_only:
-        model = build_weight_only_model(network, plan, decision)
+        model = build_weight_only_model(network, plan, metadata)
     else:
-        model = to_onnx_model(network, plan, decision, packed=packed, opset=opset)
+        model = to_onnx_model(network, plan, metadata, packed=packed, opset=opset)
     return _rename(model, tensor_names)
 
 
@@ -92,8 +91,7 @@ def write_checked_onnx(
     plan: QuantizationPlan,
     rows: torch.Tensor | None,
     *,
-    head: Head,
-    threshold: float | None,
+    decision: DecisionRule,
     weight_only: bool,
 ) -> None:
     """Write an ONNX model to ``path`` if it agrees with the plan on ``rows``.
@@ -104,8 +102,7 @@ def write_checked_onnx(
         network: the full-precision network.
         plan: the plan that the model was built from.
         rows: (N, ...) rows to compare on; None draws random ones by the plan's seed.
-        head: what the model puts out.
-        threshold: decision threshold of a binary model, or None for the arg max.
+        decision: head of the network's raw output and decision threshold.
         weight_only: the model has float activations, whatever the plan's.
 
     Raises:
@@ -117,7 +114,7 @@ def write_checked_onnx(
         rows = torch.randn(RANDOM_CHECK_ROWS, *network.input_shape, generator=generator)
     with atomic_write(path) as aside:
         aside.write_bytes(model.SerializeToString(deterministic=True))
-        _check_file(aside, network, with_float_activations(plan) if weight_only else plan, rows, head, threshold)
+        _check_file(aside, network, with_float_activations(plan) if weight_only else plan, rows, decision)
 
 
 def build_qconfig_mapping(network: Network, plan: QuantizationPlan) -> QConfigMapping:
@@ -150,10 +147,10 @@ def _rename(model: onnx.ModelProto, tensor_names: tuple[str, str]) -> onnx.Model
     return model
 
 
-def _check_file(path: Path, network: Network, plan: QuantizationPlan, rows: torch.Tensor, head: Head, threshold: float | None) -> None:
+def _check_file(path: Path, network: Network, plan: QuantizationPlan, rows: torch.Tensor, decision: DecisionRule) -> None:
     """Compare the file with the fake-quantized module on ``rows``, and warn where a default session decides otherwise."""
     twin = fake_quantize_network(network, plan)
-    file = as_predictor(path, example=rows[:2], head=head, threshold=threshold, twin=twin)
+    file = as_predictor(path, example=rows[:2], head=decision.head, threshold=decision.threshold, twin=twin)
     logits, expected = file.logits(rows), file.surrogate(rows).detach()
     saturated = count_saturated_decisions(file, rows, decide(logits))
     difference = (logits - expected).abs().amax(dim=1)

@@ -16,7 +16,7 @@ from cfptq.errors import DataError, MissingDependencyError
 from cfptq.io.atomic import atomic_write
 from cfptq.io.progress import track
 from cfptq.metrics import Interval, wilson_interval
-from cfptq.network import Head, Network, class_logits
+from cfptq.network import DecisionRule, Network
 from cfptq.pipeline.method import Method
 from cfptq.quantize import QuantizationPlan, fake_quantize_network
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, hold_out_people
@@ -163,8 +163,7 @@ def trace_pareto_curve(
     chosen: BitAllocation,
     plan: QuantizationPlan,
     *,
-    head: Head,
-    threshold: float | None,
+    decision: DecisionRule,
     pinned: Mapping[str, int] | None = None,
     held_out: bool = False,
     progress: bool = True,
@@ -179,8 +178,7 @@ def trace_pareto_curve(
         method: the method, whose allocator and rounding are used. Its repair is not.
         chosen: the result's own allocation, marked on the curve.
         plan: the result's own plan, used as it is without ``held_out``.
-        head: what the network puts out.
-        threshold: decision threshold of a binary model, or None for the arg max.
+        decision: head of the network's raw output and decision threshold.
         pinned: layer name -> bits that it must have.
         held_out: measure on every fourth person, and leave those people out of the rounding. False measures on all.
         progress: whether a progress bar may be shown.
@@ -191,7 +189,7 @@ def trace_pareto_curve(
     if held_out:
         calibration, people = hold_out_people(calibration)[0], hold_out_people(people)[1]
     with torch.no_grad():
-        wanted = class_logits(network(people.rows), head, threshold).argmax(dim=1)
+        wanted = decision.decide(network(people.rows))
     at = (people.origin == COUNTERFACTUAL) & (wanted == people.target)
     rows, target = people.rows[at], people.target[at]
     if len(rows) == 0:
@@ -207,10 +205,10 @@ def trace_pareto_curve(
         own = allocation.bits == chosen.bits
         kept = plan if own and not held_out else None
         rounded = kept or method.plan(
-            network, calibration, allocation, head=head, threshold=threshold, seed=plan.seed, portable=plan.portable, progress=False
+            network, calibration, allocation, decision=decision, seed=plan.seed, portable=plan.portable, progress=False
         )
         with torch.no_grad():
-            given = class_logits(fake_quantize_network(network, rounded)(rows), head, threshold).argmax(dim=1)
+            given = decision.decide(fake_quantize_network(network, rounded)(rows))
         broken = int((given != target).sum())
         points.append(
             ParetoPoint(

@@ -81,14 +81,14 @@ def quantize_at(
         calibration, plan = chosen.calibration, chosen.plan
     if method.repair:
         trial = _round(task, method, allocation, hold_out_people(calibration)[0], portable, progress)
-        plan, repair = repair_last_layer(task.network, plan, trial, _judged_points(task), head=task.head, threshold=task.threshold)
+        plan, repair = repair_last_layer(task.network, plan, trial, _judged_points(task), decision=task.decision)
     return Result(
         network=task.network,
         plan=plan,
         allocation=allocation,
         sensitivity=scores,
-        head=task.head,
-        threshold=task.threshold,
+        head=task.decision.head,
+        threshold=task.decision.threshold,
         calibration=calibration,
         teacher=recourse,
         method=method,
@@ -107,8 +107,7 @@ def _round(
         task.network,
         rows,
         allocation,
-        head=task.head,
-        threshold=task.threshold,
+        decision=task.decision,
         seed=task.seed,
         portable=portable,
         progress=progress,
@@ -121,7 +120,7 @@ def _reweight_groups(
     """Round with a few weights of the groups, and return the trial with the best worst group and the report."""
     assert method.groups is not None
     labels = label_rows(method.groups, task.rows, task.space)
-    problem = build_group_problem(task.network, _judged_points(task), labels, head=task.head, threshold=task.threshold)
+    problem = build_group_problem(task.network, _judged_points(task), labels, decision=task.decision)
     trials: list[GroupTrial] = []
     for _ in track(range(ROUNDS + 1), "weighing groups", enabled=progress):
         factors = problem.next_factors(trials)

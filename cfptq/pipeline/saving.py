@@ -11,8 +11,7 @@ from typing import Any
 from cfptq.allocation import BitAllocation, Budget, LayerScores, MeasuredScores
 from cfptq.errors import CfptqError, FileError, ModelError
 from cfptq.io.atomic import atomic_folder, check_replaceable
-from cfptq.network import INPUT, OUTPUT, Head, Network
-from cfptq.network.head import compute_threshold_logit
+from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network
 from cfptq.network.serialize import NETWORK_FILES, deserialize_network, digest, serialize_network
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
@@ -117,7 +116,7 @@ def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except CfptqError as error:
         raise FileError(f"{place} is not a whole saved result ({error}). Save it again.") from error
     try:
-        compute_threshold_logit(fields["threshold"])
+        DecisionRule(fields["head"], fields["threshold"])
     except ModelError as error:
         raise FileError(f"{place}/result.json was changed ({error}). Save the result again.") from error
     if fields["allocation"].by_layer() != fields["plan"].bits:

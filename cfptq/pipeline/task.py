@@ -25,9 +25,9 @@ from cfptq.network import (
     capture,
     count_multiply_adds,
     decide,
-    infer_head,
 )
 from cfptq.network.onnx.verification import check_reading
+from cfptq.network.predictor import ArtefactPredictor
 from cfptq.pipeline.method import Method
 from cfptq.quantize import CalibrationSet
 from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
@@ -152,11 +152,12 @@ def build_task(
     space.check(rows)
     if isinstance(model, OnnxModule):
         check_reading(model, rows)
+        given_head = given_head or model.head
+        threshold = model.threshold if threshold is None else threshold
     network = capture(model, rows[:2] if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1)))
-    with torch.no_grad():
-        output = network(rows[:PROBE_ROWS])
-    decision = DecisionRule(given_head or infer_head(output), threshold)
-    predictor = as_predictor(network.graph, example=rows[:PROBE_ROWS], head=decision.head, threshold=threshold, name="fp32")
+    predictor = as_predictor(network.graph, example=rows[:PROBE_ROWS], head=given_head, threshold=threshold, name="fp32")
+    assert isinstance(predictor, ArtefactPredictor)
+    decision = DecisionRule(predictor.head, threshold)
     known_target = target if target is not None else getattr(space, "favourable", None)
     if known_target is None:
         decided = decide(predictor.logits(rows))

@@ -9,7 +9,7 @@ from torch import nn
 
 from cfptq.errors import DataError
 from cfptq.metrics import accuracy, validity_drop
-from cfptq.network import Head, as_predictor, decide
+from cfptq.network import DecisionRule, as_predictor, decide
 from cfptq.pipeline.task import QuantizationTask
 from cfptq.recourse import ProjectedGradient, RecourseBatch, resolve_target, solve
 
@@ -26,16 +26,14 @@ class TuningScore:
         labels: (N,) their classes, or the full-precision model's decisions where there are none.
         recourse: the full-precision model's recourse for the people it rejects.
         min_accuracy: the accuracy floor, a share from 0 to 1.
-        head: what models put out.
-        threshold: decision threshold of a binary model, or None for the arg max.
+        decision: head of the network's raw output and decision threshold.
     """
 
     rows: torch.Tensor
     labels: torch.Tensor
     recourse: RecourseBatch
     min_accuracy: float
-    head: Head
-    threshold: float | None
+    decision: DecisionRule
 
     def __post_init__(self) -> None:
         if not bool(self.recourse.found.any()):
@@ -43,7 +41,7 @@ class TuningScore:
 
     def __call__(self, model: nn.Module) -> float:
         """Return the score of ``model``."""
-        candidate = as_predictor(model, example=self.rows[:2], head=self.head, threshold=self.threshold)
+        candidate = as_predictor(model, example=self.rows[:2], head=self.decision.head, threshold=self.decision.threshold)
         reached = float(accuracy(decide(candidate.logits(self.rows)), self.labels))
         if reached < self.min_accuracy:
             return reached - self.min_accuracy
@@ -78,4 +76,4 @@ def build_tuning_score(task: QuantizationTask, max_accuracy_drop: float, *, prog
         progress=progress,
     )
     floor = float(accuracy(decided, labels)) - max_accuracy_drop
-    return TuningScore(task.rows, labels, recourse, floor, task.head, task.threshold)
+    return TuningScore(task.rows, labels, recourse, floor, task.decision)

@@ -7,33 +7,32 @@ import torch
 from cfptq.allocation import MeasuredScores
 from cfptq.allocation.hessian_trace import estimate_hessian_traces
 from cfptq.allocation.round_to_nearest import round_weight_to_nearest
-from cfptq.network import Head, Network, class_logits, decide, infer_head
+from cfptq.network import DecisionRule, Network, infer_head
 from cfptq.quantize import ALL_WIDTHS
 from cfptq.quantize.calibration_set import CalibrationSet
 
 
 def score_by_task_hessian(
-    network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
 ) -> MeasuredScores:
     """Score each layer at each width by the mean Hessian trace of the task loss in W_ℓ times ‖Ŵ_ℓ − W_ℓ‖², on the factual rows.
 
     Args:
         network: the full-precision model f.
         calibration: its factual rows are used. The teacher's decisions stand in for missing labels.
-        head: meaning of the network's raw output. None infers it.
-        threshold: decision threshold of a two-class model, as a probability. None is the most likely class.
+        decision: head of the network's raw output and decision threshold. None infers the head.
         progress: show a bar when it takes long.
     """
     rows = calibration.factual
     with torch.no_grad():
         output = network(rows)
-    known = head or infer_head(output)
-    labels = decide(class_logits(output, known, threshold))
+    known = decision or DecisionRule(infer_head(output))
+    labels = known.decide(output)
     if calibration.labels is not None:
         given = calibration.labels[: len(rows)]
         labels = torch.where(given < 0, labels, given)
     share = torch.full((len(rows),), 1 / len(rows))
-    traces = estimate_hessian_traces(network, rows, labels, share, head=known, threshold=threshold, progress=progress)
+    traces = estimate_hessian_traces(network, rows, labels, share, decision=known, progress=progress)
     damage = []
     for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):
         weight = network.weight(layer.name)

@@ -16,7 +16,7 @@ from cfptq.allocation import LayerScores, Score, compute_gradient_norms, score_b
 from cfptq.allocation import per_row_gradients as gradient_module
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import DataError, ModelError
-from cfptq.network import Head, Network, capture
+from cfptq.network import DecisionRule, Head, Network, capture
 from cfptq.network.serialize import digest
 
 CLASSES = 3
@@ -165,7 +165,7 @@ def test_norms_are_those_of_each_row_alone(make: Callable[[], nn.Module], shape:
     rows, target = drawn(shape)
     network = captured(make, shape)
     assert len(network.layers) >= 2
-    norms = compute_gradient_norms(network, rows, target, head=Head.LOGITS, chunk_rows=chunk_rows)
+    norms = compute_gradient_norms(network, rows, target, decision=DecisionRule(Head.LOGITS), chunk_rows=chunk_rows)
     assert norms.shape == (len(rows), len(network.layers))
     torch.testing.assert_close(norms, one_row_at_a_time(network, rows, target), rtol=1e-4, atol=1e-6)
 
@@ -176,9 +176,11 @@ def test_the_gradients_held_at_one_time_are_bounded_and_change_nothing(
 ) -> None:
     rows, target = drawn(shape)
     network = captured(make, shape)
-    whole = compute_gradient_norms(network, rows, target, head=Head.LOGITS)
+    whole = compute_gradient_norms(network, rows, target, decision=DecisionRule(Head.LOGITS))
     monkeypatch.setattr(gradient_module, "MAX_HELD_NUMBERS", 60)
-    torch.testing.assert_close(compute_gradient_norms(network, rows, target, head=Head.LOGITS), whole, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        compute_gradient_norms(network, rows, target, decision=DecisionRule(Head.LOGITS)), whole, rtol=1e-6, atol=1e-9
+    )
 
 
 def test_a_score_is_the_mean_of_norms_and_not_the_norm_of_the_mean() -> None:
@@ -190,14 +192,14 @@ def test_a_score_is_the_mean_of_norms_and_not_the_norm_of_the_mean() -> None:
     network = capture(model.eval(), rows)
     target = torch.tensor([1, 1, 1])
     # softmax is (1/2, 1/2): the gradient in (W_0, W_1) is x * (1/2, -1/2), of l1 norm 1 in each row.
-    scores = score_by_counterfactual_gradient(network, calibration(rows, target, [0, 1, 1]), head=Head.LOGITS)
+    scores = score_by_counterfactual_gradient(network, calibration(rows, target, [0, 1, 1]), decision=DecisionRule(Head.LOGITS))
     assert scores.scores == (1.0,)
 
 
 def test_counterfactual_scores_look_at_recourse_points_and_their_targets_alone() -> None:
     rows, target = drawn((5,), count=6)
     network = captured(mlp, (5,))
-    scores = score_by_counterfactual_gradient(network, calibration(rows, target, [0, 0, 0, 1, 1, 1]), head=Head.LOGITS)
+    scores = score_by_counterfactual_gradient(network, calibration(rows, target, [0, 0, 0, 1, 1, 1]), decision=DecisionRule(Head.LOGITS))
     expected = one_row_at_a_time(network, rows[3:], target[3:]).mean(0)
     torch.testing.assert_close(torch.tensor(scores.scores, dtype=torch.float64), expected, rtol=1e-4, atol=0)
     assert scores.names == tuple(layer.name for layer in network.layers)
@@ -209,7 +211,9 @@ def test_rows_count_by_their_calibration_weights() -> None:
     rows, target = drawn((5,), count=4)
     network = captured(mlp, (5,))
     weights = torch.tensor([7.0, 1.0, 0.0, 3.0])
-    scores = score_by_counterfactual_gradient(network, calibration(rows, target, [0, 1, 1, 1], weights=weights), head=Head.LOGITS)
+    scores = score_by_counterfactual_gradient(
+        network, calibration(rows, target, [0, 1, 1, 1], weights=weights), decision=DecisionRule(Head.LOGITS)
+    )
     expected = (one_row_at_a_time(network, rows[1:], target[1:]) * weights[1:, None]).sum(0) / 4
     torch.testing.assert_close(torch.tensor(scores.scores, dtype=torch.float64), expected, rtol=1e-4, atol=0)
 
@@ -218,24 +222,28 @@ def test_factual_scores_use_labels_and_let_the_teacher_stand_in_for_missing_ones
     rows, target = drawn((5,), count=6)
     network = captured(mlp, (5,))
     labels = torch.tensor([0, -1, 2, -1, -1, -1])
-    scores = score_by_factual_gradient(network, calibration(rows, target, [0, 0, 0, 0, 1, 1], labels=labels), head=Head.LOGITS)
+    scores = score_by_factual_gradient(
+        network, calibration(rows, target, [0, 0, 0, 0, 1, 1], labels=labels), decision=DecisionRule(Head.LOGITS)
+    )
     decided = network(rows[:4]).argmax(1)
     expected = one_row_at_a_time(network, rows[:4], torch.tensor([0, int(decided[1]), 2, int(decided[3])])).mean(0)
     torch.testing.assert_close(torch.tensor(scores.scores, dtype=torch.float64), expected, rtol=1e-4, atol=0)
     assert "2 missing labels" in scores.note
-    unlabelled = score_by_factual_gradient(network, calibration(rows[:4], target[:4], [0, 0, 0, 0]), head=Head.LOGITS)
+    unlabelled = score_by_factual_gradient(network, calibration(rows[:4], target[:4], [0, 0, 0, 0]), decision=DecisionRule(Head.LOGITS))
     torch.testing.assert_close(
         torch.tensor(unlabelled.scores, dtype=torch.float64), one_row_at_a_time(network, rows[:4], decided).mean(0), rtol=1e-4, atol=0
     )
     assert "stand in for labels" in unlabelled.note
     teachers = replace(calibration(rows, target, [0, 0, 0, 0, 1, 1], labels=labels), labels_are_teacher=True)
-    assert "stand in for labels" in score_by_factual_gradient(network, teachers, head=Head.LOGITS).note
+    assert "stand in for labels" in score_by_factual_gradient(network, teachers, decision=DecisionRule(Head.LOGITS)).note
 
 
 def test_fully_labelled_rows_leave_nothing_to_say() -> None:
     rows, target = drawn((5,), count=4)
     network = captured(mlp, (5,))
-    assert score_by_factual_gradient(network, calibration(rows, target, [0] * 4, labels=target), head=Head.LOGITS).note == ""
+    assert (
+        score_by_factual_gradient(network, calibration(rows, target, [0] * 4, labels=target), decision=DecisionRule(Head.LOGITS)).note == ""
+    )
 
 
 @pytest.mark.parametrize("threshold", [None, 0.3])
@@ -244,7 +252,7 @@ def test_one_logit_models_are_scored_through_their_class_logits(threshold: float
     target = target.clamp(max=1)
     network = capture(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)).eval(), rows)
     shift = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
-    found = compute_gradient_norms(network, rows, target, head=Head.LOGIT, threshold=threshold)
+    found = compute_gradient_norms(network, rows, target, decision=DecisionRule(Head.LOGIT, threshold))
     weight = network.weight("2").detach().clone().requires_grad_()
     for row, y, norms in zip(rows, target, found, strict=True):
         output = torch.func.functional_call(network.graph, {"2.weight": weight}, (row.unsqueeze(0),))
@@ -255,7 +263,7 @@ def test_one_logit_models_are_scored_through_their_class_logits(threshold: float
 def test_the_head_is_inferred_from_all_rows_where_it_is_not_given() -> None:
     rows, target = drawn((5,), count=40)
     network = captured(mlp, (5,))
-    given = compute_gradient_norms(network, rows, target, head=Head.LOGITS)
+    given = compute_gradient_norms(network, rows, target, decision=DecisionRule(Head.LOGITS))
     assert torch.equal(compute_gradient_norms(network, rows, target, chunk_rows=1024), given)
     soft = capture(nn.Sequential(trained_like(mlp), nn.Softmax(1)).eval(), rows)
     torch.testing.assert_close(compute_gradient_norms(soft, rows, target), given, rtol=1e-3, atol=1e-6)
@@ -275,7 +283,7 @@ def test_scoring_changes_neither_the_network_nor_the_random_state_nor_needs_grad
 
 def test_a_user_may_pass_a_score_of_her_own() -> None:
     def by_size(
-        network: Network, calibration: CalibrationSet, *, head: Head | None = None, threshold: float | None = None, progress: bool = True
+        network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
     ) -> LayerScores:
         return LayerScores(("a",), (3,), (1.5,), "size")
 

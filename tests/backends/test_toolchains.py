@@ -58,7 +58,7 @@ def test_every_toolchain_quantizes_by_itself(name: str, teacher: QuantizationTas
         if TOOLCHAINS[name].extra is None:
             raise
         pytest.skip(str(error))
-    student, path, run = deploy_toolchain(name, teacher.network, teacher.rows, tmp_path, teacher.head, None)
+    student, path, run = deploy_toolchain(name, teacher.network, teacher.rows, tmp_path, teacher.decision)
     said, expected = student.logits(teacher.rows), teacher.predictor.logits(teacher.rows)
     assert path.stat().st_size > 0
     assert measure_latency({name: run}, teacher.rows, batches=(3,), rounds=1)[name][3] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfptq.errors import ModelError
-from cfptq.network.head import Head, class_logits, decide, infer_head, target_margin
+from cfptq.network.head import DecisionRule, Head, class_logits, decide, infer_head, target_margin
 
 
 @pytest.mark.parametrize(
@@ -104,3 +105,17 @@ def test_a_target_that_is_no_class_is_refused_with_its_row() -> None:
         target_margin(torch.zeros(2, 2), torch.tensor([0, 2]))
     with pytest.raises(ModelError, match="target must have shape"):
         target_margin(torch.zeros(2, 2), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -0.5, math.nan, True, "0.5"])
+def test_a_decision_rule_refuses_a_threshold_that_is_no_probability(threshold: Any) -> None:
+    with pytest.raises(ModelError, match="threshold must lie between 0 and 1"):
+        DecisionRule(Head.LOGIT, threshold)
+
+
+def test_a_decision_rule_decides_above_its_threshold() -> None:
+    output = torch.tensor([0.55, 0.65, 0.75])
+    assert DecisionRule(Head.PROBABILITY).decide(output).tolist() == [1, 1, 1]
+    assert DecisionRule(Head.PROBABILITY, 0.7).decide(output).tolist() == [0, 0, 1]
+    with pytest.raises(ModelError, match="two classes"):
+        DecisionRule(Head.LOGITS, 0.7).class_logits(torch.zeros(1, 3))

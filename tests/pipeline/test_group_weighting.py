@@ -12,7 +12,7 @@ from torch import nn
 
 from cfptq.calibration import CalibrationSet
 from cfptq.errors import DataError
-from cfptq.network import Head, capture
+from cfptq.network import DecisionRule, Head, capture
 from cfptq.pipeline.group_weighting import ROUNDS, SMALLEST_GROUP, GroupTrial, WorstGroup, build_group_problem, choose_trial, label_rows
 from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, quantize, round_compensated
 
@@ -67,7 +67,7 @@ def run(model: nn.Module, people: CalibrationSet, labels: list[str]) -> tuple[Ca
             network, rows, widths, method="t", seed=0, rounding=round_compensated, activations=settings, sequential=True, progress=False
         )
 
-    problem = build_group_problem(network, people, labels, head=Head.LOGITS, threshold=None)
+    problem = build_group_problem(network, people, labels, decision=DecisionRule(Head.LOGITS))
     trials: list[GroupTrial] = []
     while (factors := problem.next_factors(trials)) is not None:
         weighted = problem.weigh(people, factors)

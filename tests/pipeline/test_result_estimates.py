@@ -240,7 +240,7 @@ def test_every_named_score_allocates_within_the_budget(score: str, calibrated: C
 
 
 def test_a_users_own_score_decides(calibrated: Calibrated) -> None:
-    def last_only(network: Any, calibration: Any, *, head: Any = None, threshold: Any = None, progress: bool = True) -> LayerScores:
+    def last_only(network: Any, calibration: Any, *, decision: Any = None, progress: bool = True) -> LayerScores:
         layers = network.layers
         values = tuple(float(layer is layers[-1]) for layer in layers)
         return LayerScores(tuple(it.name for it in layers), tuple(it.parameters for it in layers), values, "last")

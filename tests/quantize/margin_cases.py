@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.calibration import CalibrationSet
-from cfptq.network import Head, Network, capture, class_logits, target_margin
+from cfptq.network import DecisionRule, Head, Network, capture, class_logits, target_margin
 from cfptq.quantize import Activations, QuantizationPlan, Rounding, fake_quantize_network, quantize
 
 ROWS = 300
@@ -86,7 +86,16 @@ def planned(network: Network, rows: CalibrationSet, head: Head | None, rounding:
     widths = {layer.name: bits for layer in network.layers}
     settings = Activations(input_bits=None, clip=False)
     return quantize(
-        network, rows, widths, method="test", seed=0, rounding=rounding, activations=settings, sequential=True, head=head, progress=False
+        network,
+        rows,
+        widths,
+        method="test",
+        seed=0,
+        rounding=rounding,
+        activations=settings,
+        sequential=True,
+        decision=None if head is None else DecisionRule(head),
+        progress=False,
     )
 
 

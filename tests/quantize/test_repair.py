@@ -11,7 +11,7 @@ from torch import nn
 
 from cfptq.calibration import CalibrationSet, hold_out_people
 from cfptq.errors import DataError, ModelError
-from cfptq.network import Head, Network, capture, class_logits
+from cfptq.network import DecisionRule, Head, Network, capture, class_logits
 from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, quantize, round_nearest
 from cfptq.quantize.repair import MIN_MARGIN_LOGITS, Repair, count_decisions, find_repair, repair_last_layer
 
@@ -74,11 +74,11 @@ def test_fewer_points_break_and_no_more_people_flip(seed: int) -> None:
     network = capture(net(seed), torch.zeros(2, 5))
     people = near_the_boundary(network)
     plan = rounded(network, people)
-    better, moves = find_repair(network, plan, people, head=Head.LOGITS, threshold=None)
+    better, moves = find_repair(network, plan, people, decision=DecisionRule(Head.LOGITS))
     before, after = wrong(network, plan, people), wrong(network, better, people)
     assert before[0] > 0
     assert sum(after) < sum(before) and after[1] <= before[1] and moves > 0
-    counted = count_decisions(network, better, people, head=Head.LOGITS, threshold=None)
+    counted = count_decisions(network, better, people, decision=DecisionRule(Head.LOGITS))
     assert (counted.broken, counted.flipped) == after
 
 
@@ -86,7 +86,7 @@ def test_only_the_last_layers_integers_and_bias_move_and_integers_stay_in_range(
     network = capture(net(1), torch.zeros(2, 5))
     people = near_the_boundary(network)
     plan = rounded(network, people, bits=2)
-    better, _ = find_repair(network, plan, people, head=Head.LOGITS, threshold=None)
+    better, _ = find_repair(network, plan, people, decision=DecisionRule(Head.LOGITS))
     assert better.digest != plan.digest
     assert better.layers[:-1] == plan.layers[:-1] and better.activations == plan.activations
     last, kept = better.layers[-1], plan.layers[-1]
@@ -112,7 +112,7 @@ def test_a_move_is_the_best_of_all_single_steps(classes: int, monkeypatch: pytes
     plan = rounded(network, people, bits=3)
     monkeypatch.setattr("cfptq.quantize.repair.MAX_MOVES", 1)
     monkeypatch.setattr("cfptq.quantize.repair.FLIP_WEIGHTS", (1.0,))
-    better, moves = find_repair(network, plan, people, head=Head.LOGITS, threshold=None)
+    better, moves = find_repair(network, plan, people, decision=DecisionRule(Head.LOGITS))
     assert moves == 1
     losses = []
     for place in torch.cartesian_prod(torch.arange(classes), torch.arange(12)).tolist():
@@ -132,7 +132,7 @@ def test_a_wrong_bias_alone_is_put_right_by_a_shift() -> None:
     last = plan.layers[-1]
     assert last.bias is not None
     spoilt = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=last.bias + torch.tensor([0.4, -0.4]))))
-    better, moves = find_repair(network, spoilt, people, head=Head.LOGITS, threshold=None)
+    better, moves = find_repair(network, spoilt, people, decision=DecisionRule(Head.LOGITS))
     assert wrong(network, spoilt, people)[0] > 20
     assert wrong(network, better, people)[0] <= wrong(network, plan, people)[0] + 1
     assert 0 < moves <= 10
@@ -147,7 +147,7 @@ def test_other_heads_are_repaired_too(head: Head, tail: nn.Module | None, classe
     network = capture(net(1, tail, classes), torch.zeros(2, 5))
     people = near_the_boundary(network, head)
     plan = rounded(network, people, input_bits=input_bits)
-    better, _ = find_repair(network, plan, people, head=head, threshold=None)
+    better, _ = find_repair(network, plan, people, decision=DecisionRule(head))
     before, after = wrong(network, plan, people, head), wrong(network, better, people, head)
     assert before[0] > 0 and sum(after) < sum(before) and after[1] <= before[1]
 
@@ -156,7 +156,7 @@ def test_a_decision_that_is_not_linear_in_the_last_layer_is_refused() -> None:
     network = capture(net(0, nn.Softplus()), torch.zeros(2, 5))
     people = near_the_boundary(network)
     with pytest.raises(ModelError, match="not linear"):
-        find_repair(network, rounded(network, people), people, head=Head.LOGITS, threshold=None)
+        find_repair(network, rounded(network, people), people, decision=DecisionRule(Head.LOGITS))
 
 
 def test_people_set_aside_are_judged_by_a_model_that_never_saw_them() -> None:
@@ -165,9 +165,9 @@ def test_people_set_aside_are_judged_by_a_model_that_never_saw_them() -> None:
     plan = rounded(network, people)
     kept, aside = hold_out_people(people)
     trial = rounded(network, kept)
-    final, report = repair_last_layer(network, plan, trial, people, head=Head.LOGITS, threshold=None)
+    final, report = repair_last_layer(network, plan, trial, people, decision=DecisionRule(Head.LOGITS))
     assert (report.held_out_before.broken, report.held_out_before.flipped) == wrong(network, trial, aside)
-    repaired_trial, _ = find_repair(network, trial, kept, head=Head.LOGITS, threshold=None)
+    repaired_trial, _ = find_repair(network, trial, kept, decision=DecisionRule(Head.LOGITS))
     assert (report.held_out_after.broken, report.held_out_after.flipped) == wrong(network, repaired_trial, aside)
     assert (report.after.broken, report.after.flipped) == wrong(network, final, people)
     harm = sum(wrong(network, repaired_trial, aside)) > sum(wrong(network, trial, aside))
@@ -184,7 +184,7 @@ def test_a_repair_that_harms_held_out_people_is_not_applied(monkeypatch: pytest.
     assert last.bias is not None
     ruined = replace(plan, layers=(*plan.layers[:-1], replace(last, bias=last.bias + torch.tensor([0.0, -50.0]))))
     monkeypatch.setattr("cfptq.quantize.repair.find_repair", lambda *_, **__: (ruined, 9))
-    final, report = repair_last_layer(network, plan, plan, people, head=Head.LOGITS, threshold=None)
+    final, report = repair_last_layer(network, plan, plan, people, decision=DecisionRule(Head.LOGITS))
     assert final is plan and not report.applied and report.moves == 0
     assert report.after == report.before
     assert report.held_out_after.broken > report.held_out_before.broken

@@ -13,7 +13,7 @@ from torch import nn
 
 import cfptq.quantize.sweep as sweep_module
 from cfptq.calibration import CalibrationSet
-from cfptq.network import Head, Network, capture
+from cfptq.network import DecisionRule, Head, Network, capture
 from cfptq.quantize import MarginTarget, QuantizationPlan, fake_quantize_network, round_by_margins, round_compensated, sweep_plan
 
 
@@ -24,7 +24,7 @@ def aim(network: Network, rows: CalibrationSet, head: Head) -> MarginTarget:
 def swept_and_start(network: Network, rows: CalibrationSet, head: Head, bits: int) -> tuple[QuantizationPlan, QuantizationPlan]:
     start = plan = planned(network, rows, head, round_compensated, bits)
     for _ in range(3):
-        plan = sweep_plan(network, plan, aim(network, rows, head), head, None)
+        plan = sweep_plan(network, plan, aim(network, rows, head), DecisionRule(head))
     return plan, start
 
 
@@ -47,7 +47,7 @@ def test_margins_err_less_on_average_after_sweeps(kind: str) -> None:
 def test_they_gain_on_rounding_by_margins_too() -> None:
     network, rows, _ = network_and_rows("mlp")
     start = planned(network, rows, Head.LOGITS, round_by_margins)
-    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), DecisionRule(Head.LOGITS))
     assert margin_error(network, plan, rows, Head.LOGITS) < 0.95 * margin_error(network, start, rows, Head.LOGITS)
 
 
@@ -83,7 +83,7 @@ def test_integers_and_bias_are_nearly_the_best_of_all(seed: int) -> None:
     before = replace(start, layers=(worse,))
     after = before
     for _ in range(3):
-        after = sweep_plan(network, after, goal, Head.LOGIT, None)
+        after = sweep_plan(network, after, goal, DecisionRule(Head.LOGIT))
     assert best * 0.999 <= error(after) <= min(error(before), 1.3 * best + 0.05 * error(before))
 
 
@@ -92,7 +92,7 @@ def test_rows_that_cannot_be_met_do_not_rule() -> None:
     off = goal.margins.clone()
     off[:20] += 50.0
     bent, square = (
-        sweep_plan(network, start, replace(goal, margins=off, huber_delta=delta), Head.LOGIT, None) for delta in (0.1, float("inf"))
+        sweep_plan(network, start, replace(goal, margins=off, huber_delta=delta), DecisionRule(Head.LOGIT)) for delta in (0.1, float("inf"))
     )
     errors = [
         float((margins(fake_quantize_network(network, plan), goal.rows, goal.target, Head.LOGIT) - off)[20:].abs().mean())
@@ -113,7 +113,7 @@ def test_the_error_is_hubers_and_its_pull_has_the_same_slope() -> None:
 def test_steps_widths_and_formats_stay() -> None:
     network, rows, _ = network_and_rows("residual")
     start = planned(network, rows, Head.LOGITS, round_compensated)
-    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), DecisionRule(Head.LOGITS))
     assert plan.digest != start.digest
     assert plan.activations == start.activations and plan.bits == start.bits
     assert all(torch.equal(one.scale, other.scale) for one, other in zip(plan.layers, start.layers, strict=True))
@@ -125,18 +125,18 @@ def test_margins_that_are_right_move_nothing() -> None:
     goal = replace(
         aim(network, rows, Head.LOGITS), margins=margins(fake_quantize_network(network, start), rows.rows, rows.target, Head.LOGITS)
     )
-    assert sweep_plan(network, start, goal, Head.LOGITS, None).digest == start.digest
+    assert sweep_plan(network, start, goal, DecisionRule(Head.LOGITS)).digest == start.digest
 
 
 def test_layers_that_cost_too_much_keep_their_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     network, rows, _ = network_and_rows("mlp")
     start = planned(network, rows, Head.LOGITS, round_compensated)
     monkeypatch.setattr("cfptq.quantize.margin_rounding.MAX_SEARCHED_WEIGHTS", 100)  # the layers have 288, 384 and 32 weights
-    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None)
+    plan = sweep_plan(network, start, aim(network, rows, Head.LOGITS), DecisionRule(Head.LOGITS))
     same = [torch.equal(one.integers, other.integers) for one, other in zip(plan.layers, start.layers, strict=True)]
     assert same[:2] == [True, True]
     monkeypatch.setattr(sweep_module, "MAX_SWEEP_MACS", 1)
-    assert sweep_plan(network, start, aim(network, rows, Head.LOGITS), Head.LOGITS, None).digest == start.digest
+    assert sweep_plan(network, start, aim(network, rows, Head.LOGITS), DecisionRule(Head.LOGITS)).digest == start.digest
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -145,7 +145,7 @@ def test_slopes_are_those_of_the_quantized_network(kind: str) -> None:
     head = MODELS[kind][2]
     plan = planned(network, rows, head, round_compensated)
     goal = aim(network, rows, head)
-    run = sweep_module._QuantizedRun(network, plan, goal, head, None)
+    run = sweep_module._QuantizedRun(network, plan, goal, DecisionRule(head))
     layer = plan.layers[-1]
     assert layer.bias is not None
     # Behind the last layer nothing is quantized, so that differences are slopes.
@@ -162,6 +162,6 @@ def test_gradients_may_be_switched_off_and_the_same_rows_give_the_same_bytes() -
     network, rows, _ = network_and_rows("cnn")
     start = planned(network, rows, Head.LOGITS, round_compensated)
     goal = aim(network, rows, Head.LOGITS)
-    plan = sweep_plan(network, start, goal, Head.LOGITS, None)
+    plan = sweep_plan(network, start, goal, DecisionRule(Head.LOGITS))
     with torch.inference_mode():
-        assert sweep_plan(network, start, goal, Head.LOGITS, None).digest == plan.digest
+        assert sweep_plan(network, start, goal, DecisionRule(Head.LOGITS)).digest == plan.digest

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cfptq.allocation import Budget
 from cfptq.errors import DataError, FileError, ModelError
-from cfptq.network import Head, as_predictor, decide, target_margin
+from cfptq.network import DecisionRule, Head, as_predictor, decide, target_margin
 from cfptq.quantize import QuantizationPlan, fake_quantize_network
 from cfptq.training import BitCost, BitPolicy, History, Objective, PolicySearch, RunFiles, Schedule, Student, TeacherSettings, Trainer
 
@@ -44,7 +44,7 @@ def trainer(
         limit = Budget.average(budget)
         policy = BitPolicy(3, student.widths, student.bits, lean)
         search = PolicySearch(policy, BitCost.of(taught.network, limit, (32, 8, 8)), 1.0, limit, taught.network)
-    return Trainer(student, taught.supervision(), objective, schedule, student.bits, Head.LOGITS, None, search=search)
+    return Trainer(student, taught.supervision(), objective, schedule, student.bits, DecisionRule(Head.LOGITS), search=search)
 
 
 def assert_same(one: QuantizationPlan, other: QuantizationPlan) -> None:
@@ -244,7 +244,7 @@ def test_nothing_is_left_to_train_on_is_said() -> None:
 def test_a_large_seed_trains_too() -> None:
     taught = lesson()
     student = Student(taught.start, learned_clips=True)
-    run = Trainer(student, taught.supervision(), FAITHFUL, SHORT, student.bits, Head.LOGITS, None, seed=2**32 - 1)
+    run = Trainer(student, taught.supervision(), FAITHFUL, SHORT, student.bits, DecisionRule(Head.LOGITS), seed=2**32 - 1)
     assert len(run.held_out.rows) == 40
 
 
