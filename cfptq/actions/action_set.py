@@ -26,12 +26,12 @@ from cfptq.actions.projection import compute_counterfactual_points, compute_grad
 from cfptq.actions.remarks import Remark, examine_columns, examine_frame, warn_of
 from cfptq.actions.scikit_learn import map_to_encoder
 from cfptq.actions.straight_through import straight_through
-from cfptq.actions.suggestions import did_you_mean
 from cfptq.actions.validation import parse_column_number, to_python_value
 from cfptq.actions.violations import find_violations_in_columns, find_violations_in_frame, require_valid_columns
 from cfptq.actions.yaml_format import construct, format_yaml, read_yaml
 from cfptq.errors import ActionSetError
 from cfptq.io.atomic import write_text
+from cfptq.io.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cfptq.actions.features import AnyFeature, Continuous
-from cfptq.actions.suggestions import did_you_mean
 from cfptq.actions.validation import Level, parse_finite_number
 from cfptq.errors import ActionSetError
+from cfptq.io.suggestions import did_you_mean
 
 Norm: TypeAlias = Literal["l1", "l2"] | tuple[Literal["mix"], float, float]
 """Norm of the weighted changes, ``"l1"``, ``"l2"``, or ``("mix", λ1, λ2)`` for λ1·ℓ1 + λ2·ℓ2."""

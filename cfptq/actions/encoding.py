@@ -13,9 +13,9 @@ from torch import Tensor
 
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
 from cfptq.actions.raw_values import parse_level_numbers, parse_numbers, read_level_numbers, select_series
-from cfptq.actions.suggestions import did_you_mean
 from cfptq.actions.validation import to_python_value
 from cfptq.errors import DataError, name_rows
+from cfptq.io.suggestions import did_you_mean
 
 _MAX_SHOWN_LEVELS = 12  # A message lists this many levels and then an ellipsis.
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from cfptq.actions.suggestions import did_you_mean
 from cfptq.actions.validation import (
     Level,
     parse_column_number,
@@ -23,6 +22,7 @@ from cfptq.actions.validation import (
     to_python_value,
 )
 from cfptq.errors import ActionSetError
+from cfptq.io.suggestions import did_you_mean
 
 _MAX_LEVEL = 2**63  # Whole numbers from here on cannot be levels, because no encoder holds them.
 

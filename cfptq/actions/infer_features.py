@@ -20,10 +20,10 @@ from cfptq.actions.missing_codes import find_missing_codes
 from cfptq.actions.raw_values import list_levels, parse_level_numbers, parse_numbers, read_level_numbers
 from cfptq.actions.remarks import Remark
 from cfptq.actions.statistics import compute_level_shares, compute_statistics
-from cfptq.actions.suggestions import did_you_mean
 from cfptq.actions.validation import parse_levels, to_python_value
 from cfptq.actions.violations import require_valid_columns
 from cfptq.errors import ActionSetError, DataError, name_rows
+from cfptq.io.suggestions import did_you_mean
 
 _MAX_SHOWN_NAMES = 12  # A message lists this many columns and then an ellipsis.
 
@@ -132,15 +132,13 @@ def _check_observed_range(series: pd.Series[Any], feature: Continuous) -> list[R
             f"{feature.name}: bounds must hold a training row, got {low:g} to {high:g} for values from {present.min():g} to "
             f"{present.max():g}. Check their unit."
         )
-    if feature.is_immutable:
+    if feature.is_immutable or feature.bounds != (None, None) or feature.bounds_share is not None:
         return []
     reading = "It is read as a number that actions may lead to. Replace it by a missing value, or declare bounds."
-    remarks = []
-    for code in find_missing_codes(present):
-        is_reachable = feature.reachable_bounds[0] <= code <= feature.reachable_bounds[1]
-        if is_reachable and feature.bounds[0 if code <= np.median(present) else 1] is None:
-            remarks.append(Remark(feature.name, "code for missing", int((present == code).sum()), len(values), code, reading))
-    return remarks
+    return [
+        Remark(feature.name, "code for missing", int((present == code).sum()), len(values), code, reading)
+        for code in find_missing_codes(present)
+    ]
 
 
 def _refuse_dummy_columns(frame: pd.DataFrame, features: Sequence[AnyFeature], kind_of: Mapping[str, Any]) -> None:

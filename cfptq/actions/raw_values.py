@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cfptq.actions.features import Categorical, Ordinal
-from cfptq.actions.suggestions import did_you_mean
 from cfptq.actions.validation import Level, to_python_value
 from cfptq.errors import DataError, name_rows
+from cfptq.io.suggestions import did_you_mean
 
 COLUMN_TOLERANCE = 1e-5
 """Relative deviation from a one-hot value or a code that is attributed to the rounding of a float32 scaler."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from cfptq.actions.column_mapping import TracedColumn, map_to_columns
 from cfptq.actions.features import AnyFeature, Continuous
-from cfptq.actions.suggestions import did_you_mean
 from cfptq.actions.validation import Level, to_python_value
 from cfptq.errors import ActionSetError
+from cfptq.io.suggestions import did_you_mean
 
 SUPPORTED_STEPS = (
     "StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, OneHotEncoder, OrdinalEncoder, SimpleImputer, "

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import yaml
 
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal, Statistics
-from cfptq.actions.suggestions import did_you_mean
 from cfptq.errors import ActionSetError, FileError
+from cfptq.io.suggestions import did_you_mean
 from cfptq.io.yaml import RepeatedKeyError, UniqueKeyLoader
 
 FORMAT = "cfptq-action-set"

@@ -520,7 +520,7 @@ def test_missing_and_binary_files_are_file_errors(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(FileError, match="not a text file"):
         ActionSet.load(tmp_path / "binary.yaml")
-    with pytest.raises(FileError, match="Cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         ActionSet.from_frame(people()).save(tmp_path / "nowhere" / "a.yaml")
 
 

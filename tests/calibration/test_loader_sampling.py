@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -109,6 +110,8 @@ def test_a_shuffling_loader_leaves_the_global_random_state_alone() -> None:
         ([np.array([["a", "b"]])], "floats"),
         ([ROWS[0]], "DataLoader"),
         ([FRAME], "encode"),
+        ([ROWS.to_sparse()], "must be dense, got sparse rows"),
+        (scipy.sparse.csr_matrix(ROWS.numpy()), "must give dense rows, got sparse rows"),
         ([(ROWS, torch.tensor([1]))], "1 labels"),
         ([(ROWS, torch.tensor([0.5, 1.0]))], "whole numbers"),
         ([(ROWS, torch.zeros(2, 2))], "one class index a row"),
