@@ -48,6 +48,10 @@ class DataWarning(UserWarning):
     """Rows that are read in a way that their owner may not have meant."""
 
 
+class ModelWarning(UserWarning):
+    """A model that is read in a way that its owner may not have meant, or whose answers do not mean what they seem to."""
+
+
 class SaturationWarning(UserWarning):
     """A file whose decisions change in a default session of ONNX Runtime, because int8 products saturate on this processor."""
 

@@ -24,7 +24,7 @@ from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.errors import ActionSetError, DataError, FileError
 from cfptq.network.head import Head, decide
 from cfptq.network.onnx.session import describe_runtime
-from cfptq.network.predictor import Model, as_predictor
+from cfptq.network.predictor import Model, as_predictor, find_recorded_threshold
 from cfptq.recourse import Target, resolve_target
 
 
@@ -73,6 +73,7 @@ def run_audit(
     protocol = protocol or Protocol()
     columns = _encode(rows, space)
     wanted = _choose_target(target, space)
+    threshold = find_recorded_threshold(f, f_q) if threshold is None else threshold
     before = as_predictor(f, example=columns, head=head, threshold=threshold)
     after = as_predictor(f_q, example=columns, head=head, threshold=threshold)
     if labels is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.inputs import parse_labels
-from cfptq.errors import DataError
+from cfptq.errors import DataError, ModelError
 from cfptq.io.json import canonicalize
 from cfptq.metrics import EPSILON, SUPPORT_TOLERANCE, accuracy, favourable_rate, feasible_recourse_rate
 from cfptq.metrics.intervals import check_level
@@ -167,6 +167,13 @@ def reference_recourse(
     decided, wanted = decide(logits), resolve_target(target, rows, logits)
     shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
     people = shuffled[(decided != wanted)[shuffled]][: protocol.max_people].sort().values
+
+    if len(people) and not f.is_differentiable:
+        why = getattr(f, "reason", "").rstrip(".") or "it has no differentiable form"
+        raise ModelError(
+            f"{f.name} must have a gradient, because the audit searches recourse by it, but has none ({why}). Give the advice that was sent "
+            "as issued=, or a differentiable model in its place."
+        )
 
     def solve_by(method: ProjectedGradient | MinimalCost) -> RecourseBatch:
         return solve_rows(f, rows[people], space, wanted[people], method, seed=seed, threads=threads, progress=progress)

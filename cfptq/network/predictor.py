@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,19 +19,26 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from cfptq.errors import CfptqError, DataError, ModelError, name_rows
+from cfptq.errors import CfptqError, DataError, ModelError, ModelWarning, name_rows
 from cfptq.network.head import Head, as_head, class_logits, compute_threshold_logit, decide, infer_head
-from cfptq.network.onnx.file import OnnxFile, summarize_error
+from cfptq.network.onnx.file import THRESHOLD_KEY, OnnxFile, name_source, read_decision_rule, read_onnx, summarize_error
 from cfptq.network.onnx.module import OnnxModule
+from cfptq.network.wrappers import check_inputs, unwrap
 
 #: Rows that an artefact is given at a time without gradients. Longer tables are split, which bounds memory.
 CHUNK_ROWS = 16384
 #: Largest absolute class logit. Infinite ones, such as log 0, are clamped to it, so that margins stay finite.
 MAX_ABS_LOGIT = 1e30
+#: Rows of the example on which a model is differentiated to find whether it can be.
+GRADIENT_ROWS = 2
 #: Factors that scale the example. Outputs that leave [0, 1] at any of them are not probabilities.
 EXAMPLE_SCALES = (-32.0, 8.0, -1e4, 1e4)
 #: Largest median error of a file's differentiable twin on the example, relative to the largest output. Other twins are not used.
 RELATIVE_TWIN_TOLERANCE = 0.02
+
+#: Rows of the example that are also run alone, the largest difference from the run in one batch as a share of the largest logit (or of
+#: 1), and the number of rows that may exceed it because of rounding ties.
+ROWS_ALONE, BATCH_TOLERANCE, MAX_ROWS_OF_TIES = 16, 1e-3, 2
 
 Raw = Callable[[Tensor], Tensor]
 
@@ -155,9 +163,11 @@ def as_predictor(
             runs in ONNX Runtime on the CPU. A function maps float32 rows (NumPy array or tensor) to an array. A predictor is
             returned unchanged.
         example: rows that the model is meant for, ``(N, ...)`` float32. They show the output's shape and head. More rows are better.
-        head: kind of raw output. ``None`` infers it (see :func:`~cfptq.network.head.infer_head`). Outputs in [0, 1] are taken as
-            probabilities only if those of scaled rows lie there too.
-        threshold: probability of class 1 above which class 1 is decided; two classes only. ``None`` means 0.5.
+        head: kind of raw output. ``None`` takes what an ONNX file records in its metadata, or else infers it (see
+            :func:`~cfptq.network.head.infer_head`). Outputs in [0, 1] are taken as probabilities only if those of scaled rows lie there
+            too.
+        threshold: probability of class 1 above which class 1 is decided; two classes only. ``None`` means what an ONNX file records
+            in its metadata, or else 0.5.
         twin: a differentiable replacement of an ONNX file or a function. The head of its output is inferred.
         name: name in tables and messages. By default the name of the file, class or function.
         threads: number of threads for ONNX Runtime. PyTorch's threads are not changed.
@@ -176,6 +186,9 @@ def as_predictor(
         if head is not None or threshold is not None:
             raise ModelError("head and threshold must be None for a predictor, which has its own. Give them where the predictor is made.")
         return model
+    if isinstance(model, nn.Module):
+        model = unwrap(model)
+        check_inputs(model)
     called = name or _infer_name(model)
     wanted = as_head(head)
     differentiable: Raw | None = None
@@ -187,6 +200,8 @@ def as_predictor(
     elif isinstance(model, str | os.PathLike | onnx.ModelProto):
         file = OnnxFile(model, threads=threads, output=output)
         run = file.run
+        wanted = wanted or file.head
+        threshold = file.threshold if threshold is None else threshold
         default_run = file.with_default_session().run if file.has_saturation_risk else None
         if twin is None:
             differentiable, reason = _find_onnx_twin(file, example)
@@ -206,6 +221,8 @@ def as_predictor(
     if not torch.equal(probe, example):
         run = _copy_input(run)
         differentiable = run if twin is None and differentiable is not None else differentiable
+    if twin is None and differentiable is not None and not _has_gradient(differentiable, example):
+        differentiable, reason = None, "its output does not depend on its input by differentiable operations"
     shown = wanted or _infer_head_by_scaling(run, example, called)
     n_classes = 2 if shown in (Head.LOGIT, Head.PROBABILITY) else int(raw.shape[-1])
     compute_threshold_logit(threshold, n_classes)
@@ -215,11 +232,68 @@ def as_predictor(
         if wanted is not None and _run_checked(differentiable, example, called).shape == raw.shape:
             twin_head = wanted
     predictor = ArtefactPredictor(called, n_classes, run, shown, threshold, differentiable, twin_head, reason, default_run)
-    predictor.logits(example)
+    logits = predictor.logits(example)
+    if not isinstance(model, nn.Module):
+        _warn_about_batch_dependence(predictor, example, logits)
     if twin is not None:
         with torch.no_grad():
             predictor.surrogate(example)
     return predictor
+
+
+def _warn_about_batch_dependence(predictor: ArtefactPredictor, example: Tensor, logits: Tensor) -> None:
+    """Warn where rows get other logits alone than in their batch."""
+    places = torch.linspace(0, len(example) - 1, min(ROWS_ALONE, len(example))).round().long().unique()
+    if len(places) < 2:
+        return
+    alone = torch.cat([predictor.logits(example[place : place + 1]) for place in places.tolist()])
+    expected = logits[places]
+    off = (alone - expected).abs().amax(dim=1) / expected.abs().max().clamp_min(1)
+    if int((off > BATCH_TOLERANCE).sum()) <= min(MAX_ROWS_OF_TIES, len(places) - 1):
+        return
+    differ = int((decide(alone) != decide(expected)).sum())
+    # The warning points at the line that called as_predictor.
+    warnings.warn(
+        f"{predictor.name} answers a person otherwise alone than in a batch: {int((off > BATCH_TOLERANCE).sum())} of {len(places)} rows "
+        f"get other scores and {differ} another decision. Figures about its batches do not hold for one person. Quantize it statically, "
+        "or export it in evaluation mode.",
+        ModelWarning,
+        stacklevel=3,
+    )
+
+
+def find_recorded_threshold(*models: Model) -> float | None:
+    """Return the decision threshold that ONNX files record in their metadata, for models that are compared with one another.
+
+    A :class:`~cfptq.errors.ModelWarning` says where only some of the models record one.
+
+    Args:
+        models: the models that are compared.
+
+    Raises:
+        FileError: a file cannot be read.
+        ModelError: two files record different thresholds.
+    """
+    recorded: dict[str, float] = {}
+    for model in models:
+        if isinstance(model, str | os.PathLike | onnx.ModelProto):
+            content = read_onnx(model)
+            if any(entry.key == THRESHOLD_KEY for entry in content.metadata_props):
+                recorded[name_source(model)] = read_decision_rule(content)[1] or 0.5
+    if len(set(recorded.values())) > 1:
+        listed = " and ".join(f"{value:g} in {name}" for name, value in recorded.items())
+        raise ModelError(f"The files must decide at one threshold, got {listed}. Give the right one with threshold=.")
+    threshold = next(iter(recorded.values()), 0.5)
+    if threshold == 0.5:
+        return None
+    if len(recorded) < len(set(map(id, models))):
+        warnings.warn(
+            f"Every model is read to decide at {threshold:g}, the threshold that {next(iter(recorded))} records. Give threshold= if it is "
+            "another.",
+            ModelWarning,
+            stacklevel=3,
+        )
+    return threshold
 
 
 def count_saturated_decisions(predictor: Predictor, rows: Tensor, decided: Tensor) -> int:
@@ -271,6 +345,18 @@ def _run_checked(run: Raw, x: Tensor, name: str) -> Tensor:
     return output
 
 
+def _has_gradient(run: Raw, example: Tensor) -> bool:
+    """Check that the output of a model can be differentiated with respect to its rows."""
+    with torch.inference_mode(False), torch.enable_grad():
+        rows = example[:GRADIENT_ROWS].clone().requires_grad_(True)
+        try:
+            output = run(rows * 1.0)  # The model may write into its input, which a leaf of autograd refuses.
+            torch.autograd.grad(output.sum(), rows)
+        except RuntimeError:
+            return False
+    return True
+
+
 def _copy_input(run: Raw) -> Raw:
     """Give a model that writes into its input a copy of the caller's rows."""
     return lambda x: run(x.clone())
@@ -291,7 +377,26 @@ def _infer_head_by_scaling(run: Raw, example: Tensor, name: str) -> Head:
                     return infer_head(far)
             except CfptqError:
                 continue
+    if head is Head.LOGITS and _stays_between_0_and_1(run, example, raw, name):
+        raise ModelError(
+            f"{name} must choose one class among several, got {raw.shape[1]} values between 0 and 1 that do not sum to 1. "
+            'They look like separate labels. Wrap the model, or give head="logits" if the largest value is the decision.'
+        )
     return head
+
+
+def _stays_between_0_and_1(run: Raw, example: Tensor, raw: Tensor, name: str) -> bool:
+    """Return whether all outputs lie in [0, 1], for rows of any scale."""
+    if not bool(((raw >= 0) & (raw <= 1)).all()):
+        return False
+    for scale in EXAMPLE_SCALES:
+        try:
+            far = _run_checked(run, example * scale, name)
+        except CfptqError:
+            continue
+        if not bool(((far >= 0) & (far <= 1)).all()):
+            return False
+    return True
 
 
 class _ModuleRun:

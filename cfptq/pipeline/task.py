@@ -28,15 +28,43 @@ from cfptq.network import (
 )
 from cfptq.network.onnx.verification import check_reading
 from cfptq.network.predictor import ArtefactPredictor
+from cfptq.pipeline.inputs import check_seed
 from cfptq.pipeline.method import Method
 from cfptq.quantize import CalibrationSet
-from cfptq.recourse import ProjectedGradient, RecourseBatch, Target
+from cfptq.recourse import RecourseBatch, Target
 
 #: Calibration rows that the model is run on to infer its head. More would change nothing.
 PROBE_ROWS = 256
 
 #: Multiply-adds that recourse near the boundary may take, about. A model that needs more solves a sample of its rejected rows.
 RECOURSE_MULTIPLY_ADDS = 2**35
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Settings of a task that the public functions share.
+
+    Attributes:
+        target: the class that recourse leads to, one for all, one a row (N,), or a rule. None takes the action set's ``favourable``.
+        head: what the model puts out. None infers it from the output.
+        threshold: decision threshold of a binary model, or None for the arg max.
+        max_rows: most calibration rows kept.
+        seed: seed of the calibration draw, from 0 to 2**32 - 1.
+        progress: whether a progress bar may be shown.
+
+    Raises:
+        ConfigurationError: the seed is not such a number.
+    """
+
+    target: Target | None = None
+    head: Head | str | None = None
+    threshold: float | None = None
+    max_rows: int = 4096
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -51,7 +79,6 @@ class QuantizationTask:
         target: the class that recourse leads to, one for all, one a row (N,), or a rule.
         rows: (N, ...) the factual calibration rows.
         labels: (N,) their labels, or None.
-        settings: settings of the recourse that joins U_cal (eq. 20).
         seed: seed of the calibration draw.
     """
 
@@ -62,7 +89,6 @@ class QuantizationTask:
     target: Target
     rows: torch.Tensor
     labels: torch.Tensor | None
-    settings: ProjectedGradient
     seed: int
 
     @cached_property
@@ -74,7 +100,7 @@ class QuantizationTask:
     def augmented_set(self) -> tuple[CalibrationSet, RecourseBatch]:
         """U_cal = X_cal ∪ {x + δ} (eq. 21), and the recourse of the rejected rows (eq. 20)."""
         return build_augmented_set(
-            self.rows, self.labels, self.predictor, self.space, target=self.target, settings=self.settings, seed=self.seed
+            self.rows, self.labels, self.predictor, self.space, target=self.target, settings=PAPER_TEACHER, seed=self.seed
         )
 
     @cached_property
@@ -115,40 +141,24 @@ class QuantizationTask:
         return replace(self, rows=self.rows[positions], labels=labels, target=target)
 
 
-def build_task(
-    model: nn.Module,
-    loader: Iterable[Any],
-    space: ActionSpace,
-    *,
-    target: Target | None = None,
-    settings: ProjectedGradient | None = None,
-    seed: int = 0,
-    max_rows: int = 4096,
-    head: Head | str | None = None,
-    threshold: float | None = None,
-    progress: bool = True,
-) -> QuantizationTask:
+def build_task(model: nn.Module, loader: Iterable[Any], space: ActionSpace, settings: TaskSettings) -> QuantizationTask:
     """Capture ``model`` and draw its calibration rows. The model is left as it was.
 
     Args:
         model: a trained classifier.
         loader: rows to calibrate on, in batches; see :func:`cfptq.calibration.draw_rows`.
         space: what people can change, in the model's own columns.
-        target: the class that recourse leads to: one for all, one a row (N,), or a rule; by default the action set's ``favourable``.
-        settings: settings of the recourse that joins U_cal; by default appendix F's.
-        seed: seed of the draw.
-        max_rows: most rows kept.
-        head: what the model puts out; inferred from its output where None.
-        threshold: decision threshold of a binary model, or None for the arg max.
-        progress: whether a progress bar may be shown.
+        settings: the target, the decision rule and the draw.
 
     Raises:
         DataError: the loader's rows cannot be used, or no target is known.
         ActionSetError: rows break the action set's rules.
         ModelError: the model cannot be captured or has nothing to quantize, or there is no such head.
     """
-    given_head = as_head(head)
-    rows, labels = draw_rows(loader, max_rows=max_rows, seed=seed, encode=getattr(space, "encode", None), progress=progress)
+    given_head = as_head(settings.head)
+    threshold, target = settings.threshold, settings.target
+    encode = getattr(space, "encode", None)
+    rows, labels = draw_rows(loader, max_rows=settings.max_rows, seed=settings.seed, encode=encode, progress=settings.progress)
     space.check(rows)
     if isinstance(model, OnnxModule):
         check_reading(model, rows)
@@ -166,4 +176,4 @@ def build_task(
             f"target must be given, because the action set has no favourable class. The model predicts {shares} of the calibration rows. "
             "Pass target=, or set favourable= in the action set."
         )
-    return QuantizationTask(network, predictor, decision, space, known_target, rows, labels, settings or PAPER_TEACHER, seed)
+    return QuantizationTask(network, predictor, decision, space, known_target, rows, labels, settings.seed)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import FileError, ModelError
+from cfptq.network.head import Head, as_head, compute_threshold_logit
 from cfptq.network.onnx.session import add_zero_points, duplicate_shared_weights, int8_saturates, open_session
 
 #: Endings of formats that unpickle. Reading them could run any code, and they are refused.
@@ -24,6 +25,9 @@ INPUT_TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tenso
 SCORE_NAMES = frozenset({"logit", "logits", "probability", "probabilities", "output_probability", "class_logits", "class_probabilities"})
 #: Operators of one input that keep the order of a row's classes.
 HEAD_OPERATORS = frozenset({"Cast", "Identity", "LogSoftmax", "Sigmoid", "Softmax", "ZipMap"})
+
+#: Metadata keys of the kind of output that a file's scores are, and of the threshold that it decides by.
+HEAD_KEY, THRESHOLD_KEY = "cfptq.head", "cfptq.threshold"
 
 #: Words in the types of operators that compute with integers.
 INTEGER_WORDS = ("Quantize", "QLinear", "Integer", "QGemm")
@@ -139,6 +143,24 @@ def _is_head_of(model: onnx.ModelProto, head: str, source: str) -> bool:
     return True
 
 
+def read_decision_rule(model: onnx.ModelProto) -> tuple[Head | None, float | None]:
+    """Return the head and the threshold that a file records in its metadata, each None where it records none.
+
+    Raises:
+        ModelError: a recorded value is not a head, or not a threshold between 0 and 1.
+    """
+    recorded = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        threshold = float(recorded[THRESHOLD_KEY]) if recorded.get(THRESHOLD_KEY) else None
+        compute_threshold_logit(threshold)
+        return as_head(recorded.get(HEAD_KEY) or None), threshold
+    except (ValueError, ModelError) as error:
+        raise ModelError(
+            f"The metadata {HEAD_KEY} and {THRESHOLD_KEY} of the ONNX model must hold a head and a number between 0 and 1, got "
+            f"{recorded.get(HEAD_KEY)!r} and {recorded.get(THRESHOLD_KEY)!r}. Correct them, or remove both entries."
+        ) from error
+
+
 class OnnxFile:
     """An ONNX model in ONNX Runtime's CPU provider, with int8 products that do not saturate and default graph optimizations.
 
@@ -152,6 +174,8 @@ class OnnxFile:
         model: the model that was read.
         where: the file's path, or a phrase for a model in memory.
         output: name of the output that is read.
+        head: kind of output that the file records, or None.
+        threshold: decision threshold that the file records, or None.
         fixed_rows: the only batch size that the file accepts, or None. Rows are padded to it.
 
     Raises:
@@ -172,6 +196,7 @@ class OnnxFile:
         self.where = where or name_source(source)
         find_rows_input(self.model)
         self.output = find_score_output(self.model, output)
+        self.head, self.threshold = read_decision_rule(self.model)
         self._artefact = self._prepare_artefact(source)
         self._threads = threads
         self._session = self._open(precise=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, FileError
 from cfptq.network.onnx.compiler import GraphCompiler
-from cfptq.network.onnx.file import find_rows_input, find_score_output, name_source, read_onnx, summarize_error
+from cfptq.network.onnx.file import find_rows_input, find_score_output, name_source, read_decision_rule, read_onnx, summarize_error
 from cfptq.network.onnx.graph_edits import free_batch_dimension, inline_constant_branches
 from cfptq.network.onnx.graph_reading import read_graph
 
@@ -35,6 +35,8 @@ class OnnxModule(nn.Module):
         output_name: the graph's name of the scores.
         model: the ONNX model that was read.
         where: the file's path, or a phrase for a model in memory.
+        head: kind of output that the file records, or None.
+        threshold: decision threshold that the file records, or None.
 
     Raises:
         FileError: the file cannot be read, or its graph is inconsistent.
@@ -47,6 +49,7 @@ class OnnxModule(nn.Module):
         model = read_onnx(source)
         where = name_source(source)
         self.model, self.where = model, where
+        self.head, self.threshold = read_decision_rule(model)
         if model.functions:
             model = inline_local_functions(model)
         rows = find_rows_input(model)
