@@ -1,1 +1,1 @@
-"""Atomic files, YAML, JSON, tables and progress, shared by all packages."""
+"""Files, YAML, JSON, tables, progress and argument checks, shared by all packages."""

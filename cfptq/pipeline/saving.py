@@ -1,17 +1,25 @@
-"""Write the parts of a result into a folder, and read them back without the original model."""
+"""Write the parts of a result into a folder, and read them back without the original model.
+
+``result.json`` holds the size and the SHA-256 of every other file in the folder, and a digest of itself. A file that was changed, exchanged
+or added is refused before it is read.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cfptq.allocation import BitAllocation, Budget, LayerScores, MeasuredScores
 from cfptq.errors import CfptqError, FileError, ModelError
-from cfptq.io.atomic import atomic_folder, check_replaceable
-from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network
+from cfptq.io.atomic import atomic_folder, check_replaceable, clear_killed_writes
+from cfptq.io.files import as_path, check_regular_file, describe_os_error, read_file, read_json
+from cfptq.network import DecisionRule, Head, Network
 from cfptq.network.serialize import NETWORK_FILES, deserialize_network, digest, serialize_network
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
@@ -23,7 +31,7 @@ from cfptq.recourse import RecourseBatch
 from cfptq.training import History
 
 #: Version of the saved form. A result of another version is refused.
-SCHEMA = 1
+SCHEMA = 2
 
 #: Files that a saved result may hold, relative to its folder.
 RESULT_FILES = (
@@ -47,6 +55,40 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "worst_group": WorstGroup.from_dict,
     "training": History.from_dict,
 }
+
+Size = Annotated[int, Field(ge=0)]
+Content = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _SavedFile(_Strict):
+    """Size and SHA-256 of one file of a saved result."""
+
+    bytes: Size
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Description(_Strict):
+    """Content of ``result.json``. The parts in it are checked by their own classes."""
+
+    schema_version: Literal[2] = Field(alias="schema")
+    digest: str
+    files: Annotated[dict[str, _SavedFile], Field(max_length=len(RESULT_FILES))]
+    head: str
+    threshold: float | None
+    allocation: Content
+    sensitivity: Content
+    tensor_names: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=2)]
+    pinned: Annotated[dict[str, int], Field(max_length=2**16)] = {}
+    method: Content | None = None
+    budget: Content | None = None
+    repair: Content | None = None
+    fewest_bits: Content | None = None
+    worst_group: Content | None = None
+    training: Content | None = None
 
 
 def check_save_folder(folder: str | os.PathLike[str]) -> None:
@@ -82,9 +124,7 @@ def write_result(
     Raises:
         FileError: ``folder`` is a file, the working folder, or holds other files, or it cannot be written.
     """
-    content = json.dumps({"schema": SCHEMA, **description}, indent=2, sort_keys=True) + "\n"
     with atomic_folder(folder, RESULT_FILES, RESULT_KEYS) as aside:
-        (aside / "result.json").write_text(content, encoding="utf-8", newline="\n")
         plan.write_into(aside)
         (aside / "network").mkdir()
         for name, data in serialize_network(network).items():
@@ -93,6 +133,9 @@ def write_result(
             calibration.save(aside / "calibration.safetensors")
         if recourse is not None:
             recourse.save(aside / "teacher.safetensors")
+        files = {name: _measure_file(aside / name) for name in RESULT_FILES[1:] if (aside / name).exists()}
+        content = {"schema": SCHEMA, **description, "files": files}
+        (aside / "result.json").write_bytes(_to_json({**content, "digest": _compute_digest(content)}))
 
 
 def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -104,12 +147,19 @@ def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileError: a file is missing, cut off, altered, or not what it should be.
     """
-    place = Path(folder)
+    place = as_path(folder, "folder")
+    clear_killed_writes(place)
+    if not (place / "result.json").exists():
+        raise FileError(f"Cannot read a saved result in {place}: it holds no result.json. Give a folder that Result.save wrote.")
+    description = _read_description(place)
+    for name in RESULT_FILES[1:]:
+        _check_file(place, name, description.files.get(name))
     try:
-        fields = _read_fields(place)
+        fields = _read_fields(place, description)
     except OSError as error:
-        raise FileError(f"Cannot read a saved result in {place}: {error.strerror}. Give a folder that Result.save wrote.") from error
-    except (ValueError, KeyError, TypeError) as error:
+        reason = describe_os_error(error)
+        raise FileError(f"Cannot read a saved result in {place}: {reason}. Give a folder that Result.save wrote.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise FileError(f"{place}/result.json is not a whole saved result ({error}). Save it again.") from error
     except FileError:
         raise
@@ -126,25 +176,71 @@ def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return fields
 
 
-def _read_fields(place: Path) -> dict[str, Any]:
+def _read_description(place: Path) -> _Description:
+    """Read and check ``result.json`` in the folder ``place``."""
+    path = place / "result.json"
+    content = read_json(path)
+    if content.get("schema") != SCHEMA:
+        raise FileError(f"{path} must have schema {SCHEMA}, got {content.get('schema')!r}. Save the result again with this release.")
+    if content.get("digest") != _compute_digest({key: value for key, value in content.items() if key != "digest"}):
+        raise FileError(f"{path} was changed after it was saved, as its digest differs. Save the result again.")
+    try:
+        return _Description.model_validate(content)
+    except (ValidationError, RecursionError) as error:
+        raise FileError(f"{path} is not a whole saved result ({_describe_problem(error)}). Save it again.") from error
+
+
+def _describe_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return "it is nested too deeply"
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _check_file(place: Path, name: str, saved: _SavedFile | None) -> None:
+    """Check that the file ``name`` has the bytes that were saved, and is absent where none was."""
+    path = place / name
+    if saved is None:
+        if os.path.lexists(path):
+            raise FileError(f"{path} does not belong to this saved result, which was saved without it. Remove it.")
+        return
+    check_regular_file(path)
+    if path.stat().st_size != saved.bytes or _measure_file(path)["sha256"] != saved.sha256:
+        raise FileError(f"{path} was changed after it was saved, as its digest differs. Save the result again.")
+
+
+def _measure_file(path: Path) -> dict[str, Any]:
+    """Return the size and the SHA-256 of a file."""
+    try:
+        with path.open("rb") as file:
+            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    except OSError as error:
+        raise FileError(f"This process cannot read {path}: {describe_os_error(error)}.") from error
+
+
+def _to_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _compute_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_to_json(content)).hexdigest()
+
+
+def _read_fields(place: Path, description: _Description) -> dict[str, Any]:
     """Read every part of the result in the folder ``place``, not yet compared with one another."""
-    description = json.loads((place / "result.json").read_bytes())
-    if description["schema"] != SCHEMA:
-        raise FileError(f"{place}/result.json must have schema {SCHEMA}, got {description['schema']}. Upgrade cfptq.")
-    calibration, recourse = place / "calibration.safetensors", place / "teacher.safetensors"
-    network = {name: (place / "network" / name).read_bytes() for name in NETWORK_FILES}
+    network = {name: read_file(place / "network" / name, description.files[f"network/{name}"].bytes) for name in NETWORK_FILES}
     return {
         "network": deserialize_network(network, f"{place}/network"),
         "plan": QuantizationPlan.load(place),
-        "allocation": BitAllocation(**description["allocation"]),
-        "sensitivity": _read_scores(description["sensitivity"]),
-        "head": Head(description["head"]),
-        "threshold": description["threshold"],
-        "calibration": CalibrationSet.load(calibration) if calibration.exists() else None,
-        "teacher": RecourseBatch.load(recourse) if recourse.exists() else None,
-        "pinned": description.get("pinned", {}),
-        "tensor_names": tuple(description.get("tensor_names", (INPUT, OUTPUT))),
-        **{name: read(description[name]) for name, read in _READERS.items() if description.get(name) is not None},
+        "allocation": BitAllocation(**description.allocation),
+        "sensitivity": _read_scores(description.sensitivity),
+        "head": Head(description.head),
+        "threshold": description.threshold,
+        "calibration": CalibrationSet.load(place / "calibration.safetensors") if "calibration.safetensors" in description.files else None,
+        "teacher": RecourseBatch.load(place / "teacher.safetensors") if "teacher.safetensors" in description.files else None,
+        "pinned": description.pinned,
+        "tensor_names": (description.tensor_names[0], description.tensor_names[1]),
+        **{name: read(content) for name, read in _READERS.items() if (content := getattr(description, name)) is not None},
     }
 
 

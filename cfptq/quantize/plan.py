@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,16 @@ from safetensors.torch import save as save_tensors
 
 from cfptq.errors import FileError, ModelError
 from cfptq.io.atomic import atomic_folder
+from cfptq.io.files import as_path, read_file, read_json
 from cfptq.quantize.formats import ActivationFormat, align_with_channels, container_bits, integer_limit, layer_widths
 
 #: Version of the file format.
 SCHEMA = 1
+
+#: Integer that a bias takes in a step that is widened for it. A variant of the step, or a small correction of the bias, still fits int32.
+MAX_WIDENED_BIAS = 2**30
+
+MAX_TENSOR_BYTES = 2**36  # A larger plan.safetensors is refused.
 
 #: The files of a saved plan.
 PLAN_FILES = ("plan.json", "plan.safetensors")
@@ -107,6 +113,31 @@ class LayerPlan:
         if not parts:
             return self.bias
         return torch.stack([integers.double() * step.double() for integers, step in parts]).sum(dim=0).to(torch.float32)
+
+
+def widen_steps_for_bias(layer: LayerPlan, form: ActivationFormat) -> LayerPlan:
+    """Widen the steps of the channels whose bias int32 cannot hold, as ONNX Runtime's quantizer does.
+
+    Such a channel's weights are negligible beside its bias, so their coarser rounding changes nothing that matters.
+
+    Args:
+        layer: the layer.
+        form: format of the layer's input.
+
+    Returns:
+        The layer itself where every bias fits.
+    """
+    if layer.bias is None or form.is_float:
+        return layer
+    step = layer.scale.double() * form.scale
+    limits = torch.iinfo(torch.int32).max * step, torch.finfo(torch.float32).tiny
+    is_too_fine = (layer.bias.abs().double() > limits[0]) | (step < limits[1])
+    if not bool(is_too_fine.any()):
+        return layer
+    wide = torch.maximum(layer.bias.abs().double() / MAX_WIDENED_BIAS, torch.tensor(2 * limits[1], dtype=torch.float64)) / form.scale
+    scale = torch.where(is_too_fine, wide, layer.scale.double()).to(torch.float32)
+    ratio = align_with_channels(layer.scale.double() / scale.double(), layer.integers)
+    return replace(layer, integers=torch.round(layer.integers * ratio).to(torch.int8), scale=scale)
 
 
 @dataclass(frozen=True)
@@ -244,14 +275,14 @@ class QuantizationPlan:
         Raises:
             FileError: a file is missing, incomplete, changed, or does not hold a plan.
         """
-        place = Path(folder)
+        place = as_path(folder, "folder")
         try:
-            head: dict[str, Any] = json.loads((place / "plan.json").read_bytes())
-            content = (place / "plan.safetensors").read_bytes()
-            if head["schema"] != SCHEMA:
-                raise FileError(f"{place}/plan.json must have schema {SCHEMA}, got {head['schema']}. Upgrade cfptq.")
+            head = read_json(place / "plan.json")
+            content = read_file(place / "plan.safetensors", MAX_TENSOR_BYTES)
+            if head.get("schema") != SCHEMA:
+                raise FileError(f"{place}/plan.json must have schema {SCHEMA}, got {head.get('schema')!r}. Save the plan again.")
             # The digest is that of the bytes in the file. Another release of safetensors may lay out the same plan in another way.
-            if head.pop("digest", None) not in (None, _digest(head, content)):
+            if head.pop("digest", None) != _digest(head, content):
                 raise FileError(
                     f"{place}/plan.json or {place}/plan.safetensors was changed after it was saved, as its digest differs. Save the plan "
                     "again."
@@ -284,7 +315,7 @@ class QuantizationPlan:
             raise FileError(
                 f"Cannot read the plan in {place} ({error.strerror}). Give a folder that QuantizationPlan.save wrote."
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError, ModelError) as error:
             raise FileError(f"{place} does not hold a complete quantization plan ({error}). Save the plan again.") from error
 
 

@@ -91,5 +91,5 @@ def test_a_file_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pl
 def test_a_folder_is_made_or_refused(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="Cannot make the folder"):
+    with pytest.raises(FileError, match="cannot make the folder"):
         make_folder(tmp_path / "file")

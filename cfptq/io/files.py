@@ -1,0 +1,102 @@
+"""Reads of regular files of a bounded size."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from cfptq.errors import FileError
+
+MAX_TEXT_BYTES = 2**26  # Larger JSON and YAML files are refused.
+
+
+def as_path(value: object, name: str = "path") -> Path:
+    """Return ``value`` as a path.
+
+    Args:
+        value: what was given.
+        name: name of the argument in messages.
+
+    Raises:
+        FileError: it is neither text nor a path, or holds a null character.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise FileError(f"{name} must be the path of a file or folder, as text or a pathlib.Path, got {value!r}.")
+    path = Path(value)
+    if "\0" in str(path):
+        raise FileError(f"{name} must be a path without null characters, got {str(path)!r}.")
+    return path
+
+
+def check_regular_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> Path:
+    """Check that ``path`` is a regular file of at most ``max_bytes``, or a link to one. Nothing is read.
+
+    Raises:
+        FileError: there is no such file, it is a folder, a device or a pipe, or it is larger.
+    """
+    source = as_path(path)
+    try:
+        state = source.stat()
+    except FileNotFoundError:
+        raise FileError(f"There is no file {source}.") from None
+    except OSError as error:
+        raise FileError(f"This process cannot read {source}: {describe_os_error(error)}.") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise FileError(f"{source} must be a regular file, and it is a folder, a device or a pipe.")
+    if max_bytes is not None and state.st_size > max_bytes:
+        raise FileError(f"{source} must have at most {max_bytes} bytes, got {state.st_size}.")
+    return source
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """Read a regular file of at most ``max_bytes``.
+
+    Raises:
+        FileError: there is no such file, it is no regular file, it is larger, or it cannot be read.
+    """
+    source = check_regular_file(path, max_bytes)
+    try:
+        with source.open("rb") as file:
+            # No more is read than the size that was checked, even if the file grows meanwhile.
+            return file.read(min(os.fstat(file.fileno()).st_size, max_bytes))
+    except (OSError, MemoryError) as error:
+        raise FileError(f"This process cannot read {source}: {describe_os_error(error)}.") from error
+
+
+def read_text(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Read a regular file of at most ``max_bytes`` as UTF-8, with or without a byte order mark.
+
+    Raises:
+        FileError: it is no such file, or no UTF-8 text.
+    """
+    try:
+        return read_file(path, max_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is not text in UTF-8. Its byte {error.start} is another encoding's. Save it as UTF-8.") from error
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
+    """Read the JSON object in a regular file of at most ``max_bytes``.
+
+    Raises:
+        FileError: it is no such file, or holds no JSON object.
+    """
+    content = read_file(path, max_bytes)
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise FileError(f"{path} is nested too deeply to be one of cfptq's files.") from None
+    except ValueError as error:
+        raise FileError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise FileError(f"{path} must hold a JSON object, got a {type(value).__name__}.")
+    return value
+
+
+def describe_os_error(error: BaseException) -> str:
+    """Return the reason that an operating system gave, without its path."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(reason).rstrip(".")
