@@ -72,13 +72,18 @@ def _fold(graph: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> None:
     new_weight.meta["origin"] = old_weight.meta.get("origin", old_weight.target)
     new_weight.meta["folded"] = old_weight.meta.get("folded", False)
     layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
-    _replace_output(norm, layer, native)
+    _replace_output(graph.graph, norm, layer, native)
     for unused in (old_weight, old_bias):
         if isinstance(unused, fx.Node) and not unused.users:
             graph.graph.erase_node(unused)
 
 
-def _replace_output(norm: fx.Node, layer: fx.Node, native: bool) -> None:
+def _replace_output(graph: fx.Graph, norm: fx.Node, layer: fx.Node, native: bool) -> None:
+    """Let the layer take the place of the normalization, which is erased."""
     results = [user for user in norm.users if user.target is operator.getitem and user.args[1] == 0] if native else [norm]
     for result in results:
         result.replace_all_uses_with(layer, delete_user_cb=lambda user: user is not norm)
+    # A normalization left in the graph would count as another user of the layer, and a second one behind it would not be folded.
+    for unused in (*norm.users, norm):
+        if not unused.users:
+            graph.erase_node(unused)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cfptq.errors import ModelError
 from cfptq.quantize.coordinate_descent import descend_channels
 from cfptq.quantize.formats import fake_quantize
 from cfptq.quantize.reconstruct import WEIGHT_CLIPS, compute_channel_scale
@@ -129,7 +130,12 @@ def factorize_hessian(problem: LayerProblem) -> HessianFactors:
     reversed_hessian = torch.stack([part[columns][:, columns] for part, columns in zip(moments.hessian, last_first, strict=True)])
     reversed_hessian.diagonal(dim1=1, dim2=2).add_(damping)
     # The lower factor of the reversed Hessian, itself reversed, is upper triangular.
-    lower = torch.linalg.cholesky(reversed_hessian)
+    lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
+    if bool(failed.any()) or not bool(torch.isfinite(lower).all() & torch.isfinite(moments.cross).all()):
+        raise ModelError(
+            f"The products of weights and inputs of layer {problem.name!r} must stay within float32, got weights up to "
+            f"{float(problem.weight.abs().max()):.3g} and inputs up to {float(problem.seen.abs().max()):.3g}. Rescale the layers before it."
+        )
     root = lower.diagonal(dim1=1, dim2=2)
     wanted = torch.stack([part[:, columns].mT for part, columns in zip(problem.grouped(problem.weight), order, strict=True)])
     if bool(moments.cross.any()):

@@ -53,7 +53,9 @@ def _compute_step(
 ) -> torch.Tensor:
     """Compute the change of ``integers`` that lowers the error most, 0 where none lowers it."""
     step = (integers - slope / curvature / scale).round_().clamp_(lowest, highest) - integers
-    return step * (step * scale * (2 * slope + curvature * step * scale) < 0)
+    lowers = step * scale * (2 * slope + curvature * step * scale) < 0
+    # Where numbers leave float32 nothing moves.
+    return torch.where(lowers, step, torch.zeros_like(step))
 
 
 def descend_channel(
@@ -78,7 +80,9 @@ def descend_channel(
         The change of each integer, (k,).
     """
     moved = np.zeros_like(integers)
-    curvature = hessian.diagonal() * scale
+    curvature = np.maximum(hessian.diagonal() * scale, np.finfo(np.float32).tiny)
+    if not (np.isfinite(slope).all() and np.isfinite(hessian).all() and np.isfinite(curvature).all()):
+        return moved  # Numbers that leave float32 say nothing about a better integer.
     for _ in range(MAX_SWEEPS):
         steps = np.clip(np.round(integers + moved - slope / curvature), lowest, highest) - integers - moved
         columns = np.flatnonzero(steps)
@@ -86,8 +90,8 @@ def descend_channel(
             break
         for column in columns.tolist():
             here = integers[column] + moved[column]
-            goal = round(float(here - slope[column] / curvature[column]))
-            step = min(max(goal, float(lowest[column])), float(highest[column])) - float(here)
+            goal = min(max(float(here - slope[column] / curvature[column]), float(lowest[column])), float(highest[column]))
+            step = round(goal) - float(here)
             if step * (2 * slope[column] + curvature[column] * step) < 0:
                 moved[column] += step
                 slope += hessian[column] * (step * scale)

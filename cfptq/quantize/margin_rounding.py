@@ -34,6 +34,9 @@ MIN_DESCENT_ROWS = 512
 #: Least γ_r, as a share of their mean. A channel that no row's margin depends on keeps the integers that suit its own output.
 MIN_CHANNEL_SHARE = 1e-3
 
+#: Least size of a margin's largest gradient, and the inverse of the greatest. Squares beyond leave float32, and integers stay as they are.
+MIN_SLOPE = 1e-15
+
 #: Width from which on layers keep their compensated integers. The activations' steps are coarser than the weights' there.
 MIN_FINE_BITS = 7
 
@@ -70,7 +73,7 @@ def descend_on_margins(
         slope: the margins' gradient in the layer's output, (N, out, positions).
         max_rows: rows to descend on at most.
     """
-    if not bool(slope.any()):
+    if not MIN_SLOPE <= float(slope.abs().max()) <= 1 / MIN_SLOPE:
         return start
     descent = _LayerDescent(problem, factors, start, max_rows)
     descent.sweep(error, slope)

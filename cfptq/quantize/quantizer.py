@@ -18,7 +18,7 @@ from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.cross_layer_equalization import equalize_network
 from cfptq.quantize.formats import ActivationFormat, fake_quantize, layer_widths
 from cfptq.quantize.partial_run import LayerwiseRun
-from cfptq.quantize.plan import LayerPlan, QuantizationPlan
+from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bias
 from cfptq.quantize.reconstruct import fit_activation_format, round_nearest
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight, Rounding
 from cfptq.quantize.row_sampling import every_nth, sample_affordable_rows
@@ -132,7 +132,8 @@ def quantize(
         rounded = rounding(problem)
         # A user's own rule may not know of bounds.
         integers = rounded.integers if signs is None else signs.clamp(rounded.integers)
-        layers.append(LayerPlan(layer.name, layer.kind, width, integers, rounded.scale, rounded.bias, tensor))
+        planned = LayerPlan(layer.name, layer.kind, width, integers, rounded.scale, rounded.bias, tensor)
+        layers.append(widen_steps_for_bias(planned, form))
         if prefix:
             prefix.set_output(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
     return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, reason, kept_structure)

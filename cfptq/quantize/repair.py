@@ -20,7 +20,7 @@ from cfptq.network import DecisionRule, Network
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, hold_out_people
 from cfptq.quantize.fake_quantized import fake_quantize_network, run_prefix
 from cfptq.quantize.formats import fake_quantize, integer_limit
-from cfptq.quantize.plan import LayerPlan, QuantizationPlan
+from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bias
 from cfptq.quantize.structure import SignBounds
 
 #: Target margin that a decision must have, in logits. The fake-quantized module and a file's integer kernels may differ by so much.
@@ -226,7 +226,8 @@ def find_repair(
             reached = _rank_state(problem.gaps(state), point)
             if reached[1] <= flips_allowed and reached < rank:
                 best, rank = state, reached
-    layer = replace(last, integers=best.integers.to(torch.int8), bias=best.bias)
+    moved = replace(last, integers=best.integers.to(torch.int8), bias=best.bias)
+    layer = widen_steps_for_bias(moved, plan.input_format(last))
     return replace(plan, layers=(*plan.layers[:-1], layer)), best.moves
 
 

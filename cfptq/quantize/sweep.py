@@ -19,7 +19,7 @@ from cfptq.quantize.compensate import factorize_hessian
 from cfptq.quantize.fake_quantized import check_matches, insert_fake_quantization
 from cfptq.quantize.formats import ActivationFormat
 from cfptq.quantize.margin_rounding import MIN_DESCENT_ROWS, descend_on_margins, is_descent_affordable
-from cfptq.quantize.plan import LayerPlan, QuantizationPlan
+from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bias
 from cfptq.quantize.quantizer import build_layer_problem, flatten_positions
 from cfptq.quantize.rounding_rule import RoundedWeight
 from cfptq.quantize.row_sampling import sample_affordable_rows
@@ -90,7 +90,7 @@ def sweep_plan(network: Network, plan: QuantizationPlan, target: MarginTarget, d
             after = _sweep_layer(network, layer, before, plan.keep, current, target)
             if after is before:
                 continue
-            layers[layer.name] = after
+            layers[layer.name] = widen_steps_for_bias(after, plan.input_format(before))
             candidate = run()
             if target.error(candidate.margins) < target.error(current.margins):
                 current = candidate

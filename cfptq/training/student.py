@@ -24,6 +24,7 @@ from cfptq.quantize import (
     integer_limit,
     sweep_plan,
 )
+from cfptq.quantize.plan import widen_steps_for_bias
 from cfptq.training.learned_quantizers import compute_affine_parameters, quantize_lsq, quantize_pact
 
 #: Largest initial distance of a weight from its planned integer, in steps. At 0.5 it would round to the next integer.
@@ -358,6 +359,8 @@ class Student(nn.Module):
             for module, (name, kind, source), bits in zip(self.layers, self._names, self.bits, strict=True)
         )
         formats = tuple(clip.to_format() for clip in self.clips)
+        by_tensor = {form.tensor: form for form in formats}
+        layers = tuple(widen_steps_for_bias(layer, by_tensor[layer.input]) for layer in layers)
         start = self._plan
         return QuantizationPlan(layers, formats, start.network, method, start.seed, start.portable, start.input_choice, self.keep)
 
