@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from cfptq.errors import DataError, ModelError
+from cfptq.network.batch_axis import put_rows_first
 from cfptq.network.batch_norm import fold_batch_norms
 from cfptq.network.convolution import unify_convolutions
 from cfptq.network.graph import Network
@@ -15,6 +17,7 @@ from cfptq.network.layers import find_layers, get_parameter_nodes
 from cfptq.network.normalize import fold_constants, has_mutation, normalize_graph, rename_nodes
 from cfptq.network.quiet import quiet_exporters
 from cfptq.network.state import check_initialized, preserved_state
+from cfptq.network.wrappers import check_inputs, takes_any_number, unwrap
 
 #: Largest difference between network and model, as a share of the largest output (or of 1). A larger one is an error.
 RELATIVE_TOLERANCE = 1e-4
@@ -27,7 +30,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
     of the parameters, on the CPU.
 
     Args:
-        model: takes one float32 tensor (batch first) and returns one float32 tensor.
+        model: takes one float32 tensor (batch first) and returns one float32 tensor. A compiled or data-parallel module is unwrapped.
         example: a few rows, ``(N, ...)`` float32, N ≥ 1. They fix the shape of a row, and the outputs are compared on them.
 
     Raises:
@@ -35,6 +38,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
         ModelError: the model cannot be exported, takes or returns something else, is not float32, changes its own buffers, draws
             random numbers, or has no quantizable layer.
     """
+    model = unwrap(model)
     device = _check_model(model)
     rows = _check_example(example).to(device)
     with preserved_state(model), quiet_exporters():
@@ -44,6 +48,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
     unify_convolutions(graph)
     fold_constants(graph, get_parameter_nodes)
     fold_batch_norms(graph)
+    put_rows_first(graph, rows.cpu())
     graph = rename_nodes(graph)
     layers, skipped = find_layers(graph)
     network = Network(_finalize(graph), layers, skipped, tuple(rows.shape[1:]))
@@ -57,7 +62,11 @@ def _check_model(model: nn.Module) -> torch.device:
         raise ModelError(f"The model must be a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("The model must not be a ScriptModule. Give the nn.Module that was scripted or traced.")
+    scripted = next((name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    if scripted:
+        raise ModelError(f"{scripted!r} must not be a ScriptModule. Give the model with the nn.Module that was scripted or traced.")
     check_initialized(model)
+    check_inputs(model)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
@@ -107,7 +116,8 @@ def _run_model(model: nn.Module, rows: Tensor) -> Tensor:
 def _export(model: nn.Module, rows: Tensor) -> fx.GraphModule:
     try:
         batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(model, (rows,), dynamic_shapes=({0: batch},), strict=False)
+        axes: Any = ({0: batch},)
+        program = torch.export.export(model, (rows,), dynamic_shapes=(axes,) if takes_any_number(model) else axes, strict=False)
         exported = _unlift(program)
         if has_mutation(exported):
             program = program.run_decompositions({})

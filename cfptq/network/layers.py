@@ -103,6 +103,8 @@ def _find_obstacle(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node])
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return f"inside a branch of torch.{operation}"
         return f"{operation} is not one of the operations that are quantized (Linear, Conv1d, Conv2d)"
+    if "obstacle" in node.meta:
+        return str(node.meta["obstacle"])
     weight, bias = node.args[1], node.args[2]
     if not (isinstance(weight, fx.Node) and weight.op == "get_attr"):
         return "its weight is computed from the input"

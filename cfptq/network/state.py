@@ -47,7 +47,7 @@ def preserved_state(*models: nn.Module, threads: int | None = None) -> Iterator[
     parameters = list({id(p): p for model in models for p in model.parameters()}.values())
     modes = [module.training for module in modules]
     frozen = [(p.requires_grad, p.grad) for p in parameters]
-    buffers = [{name: (b, None if b is None else b.detach().clone()) for name, b in module._buffers.items()} for module in modules]
+    buffers = [{name: (b, None if b is None else b.detach().clone()) for name, b in _list_buffers(module)} for module in modules]
     thread_count = torch.get_num_threads()
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
@@ -69,10 +69,12 @@ def preserved_state(*models: nn.Module, threads: int | None = None) -> Iterator[
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
         for module, saved in zip(modules, buffers, strict=True):
-            for name in [name for name in module._buffers if name not in saved]:
+            is_scripted = isinstance(module, torch.jit.ScriptModule)  # It can neither gain nor lose a buffer.
+            for name in [] if is_scripted else [name for name in module._buffers if name not in saved]:
                 del module._buffers[name]
             for name, (buffer, value) in saved.items():
-                module._buffers[name] = buffer
+                if not is_scripted:
+                    module._buffers[name] = buffer
                 if buffer is not None and value is not None:
                     _restore_buffer(buffer, value)
         if torch.get_num_threads() != thread_count:
@@ -82,6 +84,13 @@ def preserved_state(*models: nn.Module, threads: int | None = None) -> Iterator[
         random.setstate(generators[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def _list_buffers(module: nn.Module) -> list[tuple[str, Tensor | None]]:
+    """Return the module's own buffers by name, those that are None too unless it is a ScriptModule."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return list(module.named_buffers(recurse=False))
+    return list(module._buffers.items())
 
 
 def _restore_buffer(buffer: Tensor, value: Tensor) -> None:

@@ -3,17 +3,125 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from cfptq.actions import ActionSet, ActionSpace
-from cfptq.errors import ActionSetError, ConfigurationError, DataError, ModelError
-from cfptq.network import OnnxModule
+from cfptq.actions.columns import is_sparse
+from cfptq.allocation import Budget
+from cfptq.auditing import Protocol
+from cfptq.errors import ActionSetError, BudgetError, ConfigurationError, DataError, ModelError
+from cfptq.io.arguments import BOOLEAN, COUNT, PATH, SEED, TEXT, Argument, instance_of, number, one_of, optional
+from cfptq.network import Head, OnnxModule
+from cfptq.network.wrappers import check_inputs, unwrap
+from cfptq.pipeline.method import Method
+from cfptq.pipeline.method_presets import METHODS
+from cfptq.recourse.arguments import ACTION_SPACE, MODEL_TO_RUN, TARGET
+from cfptq.training import QAT_METHODS, QatMethod
+
+ROW_COUNT = replace(COUNT, error=DataError)
+LOADER = Argument(
+    lambda value: (isinstance(value, Iterable) and not isinstance(value, str | bytes)) or hasattr(value, "__getitem__") or is_sparse(value),
+    "an iterable of batches, a tensor, an array or a DataFrame",
+    error=DataError,
+)
+PEOPLE = Argument(
+    lambda value: isinstance(value, pd.DataFrame | torch.Tensor | np.ndarray) or is_sparse(value),
+    "a DataFrame of raw features, or a tensor or array of columns",
+    error=DataError,
+)
+HIDDEN_BITS = Argument(lambda value: isinstance(value, Integral) and value in (8, 16, 32), "8, 16, or 32 for float", error=ModelError)
+VALUES_PER_ROW = Argument(
+    lambda value: isinstance(value, Sized | Iterable) and not isinstance(value, str | bytes | Mapping), "one value per row", error=DataError
+)
+
+#: Arguments that several public functions have, by name.
+COMMON: Mapping[str, Argument] = {
+    "model": instance_of((nn.Module, str, os.PathLike), "a torch.nn.Module or the path of an ONNX file", error=ModelError),
+    "calib_loader": LOADER,
+    "train_loader": LOADER,
+    "test_loader": LOADER,
+    "loader": LOADER,
+    "action_set": ACTION_SPACE,
+    "target": optional(TARGET),
+    "budget": optional(
+        Argument(
+            lambda value: isinstance(value, Budget) or number().accepts(value),
+            "a number of average bits, or a cfptq.Budget",
+            error=BudgetError,
+        )
+    ),
+    "input_bits": optional(replace(one_of(("two-step",), "8, 16, 32 or 'two-step'", accepts=HIDDEN_BITS.accepts), error=ModelError)),
+    "portable": BOOLEAN,
+    "repair": BOOLEAN,
+    "head": optional(replace(one_of([head.value for head in Head], accepts=lambda value: isinstance(value, Head)), error=ModelError)),
+    "threshold": optional(replace(number("a probability between 0 and 1"), error=ModelError)),
+    "max_rows": ROW_COUNT,
+    "calibration_rows": ROW_COUNT,
+    "seed": SEED,
+    "progress": BOOLEAN,
+    "protocol": optional(instance_of(Protocol, "a cfptq.auditing.Protocol")),
+}
+
+CALIBRATE: Mapping[str, Argument] = {
+    **COMMON,
+    "max_validity_drop": optional(replace(number("a share between 0 and 1", lambda value: 0 <= value <= 1), error=BudgetError)),
+    "method": one_of(METHODS, f"a cfptq.Method or one of {', '.join(METHODS)}", accepts=lambda value: isinstance(value, Method)),
+    "activation_bits": optional(HIDDEN_BITS),
+    "groups": optional(
+        Argument(
+            lambda value: isinstance(value, str) or callable(value),
+            "a feature's name, or a function from rows (N, ...) to one label each",
+        )
+    ),
+}
+
+QAT: Mapping[str, Argument] = {
+    **COMMON,
+    "method": one_of(QAT_METHODS, f"a QatMethod or one of {', '.join(QAT_METHODS)}", accepts=lambda value: isinstance(value, QatMethod)),
+    "groups": optional(VALUES_PER_ROW),
+    "activation_bits": HIDDEN_BITS,
+    "checkpoint": optional(PATH),
+    "log": optional(PATH),
+    "fit": optional(Argument(callable, "a function from a trainer to its history")),
+}
+
+COMPARE: Mapping[str, Argument] = {
+    **COMMON,
+    "methods": Argument(
+        lambda value: (
+            isinstance(value, str | Method | QatMethod)
+            or (isinstance(value, Sequence) and all(isinstance(entry, str | Method | QatMethod) for entry in value))
+        ),
+        "names of methods, or Method and QatMethod objects, one or several",
+    ),
+    "groups": optional(instance_of(Mapping, "a mapping from a name to one value per row", error=DataError)),
+    "dataset": TEXT,
+    "keep": optional(PATH),
+}
+
+TUNING_SCORE: Mapping[str, Argument] = {**COMMON, "max_accuracy_drop": number("a share from 0 to 1")}
+
+AUDIT: Mapping[str, Argument] = {
+    **COMMON,
+    "f": MODEL_TO_RUN,
+    "f_q": MODEL_TO_RUN,
+    "people": PEOPLE,
+    "issued": optional(PEOPLE),
+    "groups": Argument(
+        lambda value: isinstance(value, str) or (isinstance(value, Iterable) and isinstance(value, Sized)),
+        "the name of a column, several names, or a mapping from a name to one value per person",
+        error=DataError,
+    ),
+    "label": optional(replace(VALUES_PER_ROW, accepts=lambda value: isinstance(value, str) or VALUES_PER_ROW.accepts(value))),
+}
 
 
 def check_seed(seed: int) -> None:
@@ -22,8 +130,7 @@ def check_seed(seed: int) -> None:
     Raises:
         ConfigurationError: it is not.
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
-        raise ConfigurationError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}.")
+    SEED.check("seed", seed)
 
 
 def check_layers(layers: Mapping[str, int] | None) -> None:
@@ -34,6 +141,8 @@ def check_layers(layers: Mapping[str, int] | None) -> None:
     """
     if not (layers is None or isinstance(layers, Mapping)):
         raise ConfigurationError(f"layers must map each layer's name to its bits, got {layers!r}. Pass for example {{'head': 8}}.")
+    for name, bits in (layers or {}).items():
+        COUNT.check(f"layers[{name!r}]", bits)
 
 
 def check_budget_or_limit(budget: object, max_validity_drop: object) -> None:
@@ -65,16 +174,18 @@ def check_action_space(action_set: ActionSpace) -> ActionSpace:
 
 
 def as_module(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
-    """Return a module as it is, and an ONNX file as a module.
+    """Return a module without wrappers such as ``torch.compile``, and an ONNX file as a module.
 
     Raises:
-        ModelError: ``model`` is neither, or the file cannot be read.
+        ModelError: ``model`` is neither, its forward needs several inputs, or the file cannot be read.
     """
     if isinstance(model, str | os.PathLike):
         return OnnxModule(model)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module or the path of an ONNX file, got a {type(model).__name__}.")
-    return model
+    plain = unwrap(model)
+    check_inputs(plain)
+    return plain
 
 
 def look_up_columns(
