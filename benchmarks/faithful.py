@@ -42,7 +42,7 @@ from cfptq.network.predictor import count_saturated_decisions
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.method_presets import METHODS
 from cfptq.pipeline.quantize_task import quantize_with
-from cfptq.pipeline.task import QuantizationTask, build_task
+from cfptq.pipeline.task import QuantizationTask, TaskSettings, build_task
 from cfptq.quantize import Activations, LayerProblem, RoundedWeight, round_by_margins
 
 RESULTS = Path(__file__).parent / "results"
@@ -118,7 +118,10 @@ class Judge:
     def teacher(self) -> QuantizationTask:
         """A teacher that has not computed anything yet."""
         return build_task(
-            self.experiment.model, self.loader, self.experiment.action_set, seed=self.seed, max_rows=self.rows, progress=False
+            self.experiment.model,
+            self.loader,
+            self.experiment.action_set,
+            TaskSettings(max_rows=self.rows, seed=self.seed, progress=False),
         )
 
     def __call__(self, teacher: QuantizationTask, method: Method, budget: float, portable: bool = True) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from cfptq.io.atomic import write_text
 from cfptq.network import to_onnx_model
 from cfptq.pipeline.method_presets import as_method
 from cfptq.pipeline.quantize_task import quantize_with
-from cfptq.pipeline.task import build_task
+from cfptq.pipeline.task import TaskSettings, build_task
 from cfptq.quantize import InputBits
 
 RUNS = 7
@@ -106,7 +106,7 @@ def stages(model: nn.Module, rows: torch.Tensor, action_set: ActionSet, method: 
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             times = [time.process_time()]
-            task = build_task(model, [rows], action_set, progress=False)
+            task = build_task(model, [rows], action_set, TaskSettings(progress=False))
             times.append(time.process_time())
             task.choose_calibration(chosen)
             times.append(time.process_time())
@@ -122,7 +122,7 @@ def stages(model: nn.Module, rows: torch.Tensor, action_set: ActionSet, method: 
 
 def latency_by_input(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> dict[str, Any]:
     """The default method's files at each input format: microseconds by batch size, and multiples of the int8 file's."""
-    task = build_task(model, [rows], action_set, progress=False)
+    task = build_task(model, [rows], action_set, TaskSettings(progress=False))
     with tempfile.TemporaryDirectory() as folder:
         files = {"ONNX Runtime int8": Path(folder) / "int8.onnx"}
         quantize_onnx_by_default(to_onnx_model(task.network), rows, 8, files["ONNX Runtime int8"])

@@ -39,7 +39,7 @@ from cfptq.io.atomic import write_text
 from cfptq.network import Predictor, as_predictor, to_onnx_model
 from cfptq.pipeline.comparison import Comparison
 from cfptq.pipeline.deploy import deploy_all
-from cfptq.pipeline.task import QuantizationTask, build_task
+from cfptq.pipeline.task import QuantizationTask, TaskSettings, build_task
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "adult.yaml"
 OURS = ("cf-ptq", "faithful")
@@ -156,7 +156,9 @@ def measure(seed: int) -> Comparison:
     recipe = Recipe.load(RECIPE)
     experiment = recipe.prepare(seed)
     columns, space = experiment.columns, experiment.action_set
-    teacher = build_task(experiment.model, [(columns.train, columns.train_labels)], space, seed=seed, max_rows=recipe.calibration.rows)
+    teacher = build_task(
+        experiment.model, [(columns.train, columns.train_labels)], space, TaskSettings(max_rows=recipe.calibration.rows, seed=seed)
+    )
     people = reference_recourse(teacher.predictor, columns.test, space, teacher.target, Protocol(), seed)
 
     def judged(student: Predictor, path: Path | None, **deployed: Any) -> dict[str, Any]:

@@ -15,15 +15,28 @@ from cfptq.actions import ActionSpace
 from cfptq.allocation import Budget
 from cfptq.auditing import AuditReport, Protocol, run_audit
 from cfptq.backends.toolchains import TOOLCHAINS
+from cfptq.io.arguments import PATH, check_arguments
 from cfptq.network import Head, Predictor, preserved_state
 from cfptq.pipeline.bit_search import find_fewest_bits
 from cfptq.pipeline.comparison import COMPARED, ComparedMethod, Comparison, check_budgets, check_methods, compare_methods
-from cfptq.pipeline.inputs import as_module, check_action_space, check_budget_or_limit, check_layers, check_seed, look_up_columns
+from cfptq.pipeline.inputs import (
+    AUDIT,
+    CALIBRATE,
+    COMPARE,
+    QAT,
+    TUNING_SCORE,
+    as_module,
+    check_action_space,
+    check_budget_or_limit,
+    check_layers,
+    check_seed,
+    look_up_columns,
+)
 from cfptq.pipeline.method import Groups, Method
 from cfptq.pipeline.method_presets import as_method
 from cfptq.pipeline.quantize_task import quantize_with
 from cfptq.pipeline.result import Result
-from cfptq.pipeline.task import build_task
+from cfptq.pipeline.task import TaskSettings, build_task
 from cfptq.pipeline.train_task import ALL_ROWS, CALIBRATION_ROWS, train_with
 from cfptq.pipeline.tuning import TuningScore, build_tuning_score
 from cfptq.quantize import Activations, InputBits, check_keep
@@ -38,6 +51,7 @@ DEFAULT_METHOD = "faithful"
 DEFAULT_BUDGET = 4.0
 
 
+@check_arguments(**CALIBRATE)
 def calibrate(
     model: nn.Module | str | os.PathLike[str],
     calib_loader: Iterable[Any],
@@ -101,7 +115,7 @@ def calibrate(
         ModelError: the model cannot be captured, or has nothing to quantize.
         BudgetError: the budget or the limit cannot be met.
     """
-    check_seed(seed)
+    settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
     check_layers(layers)
     check_budget_or_limit(budget, max_validity_drop)
     chosen = as_method(method).with_activations(activation_bits, input_bits)
@@ -113,17 +127,7 @@ def calibrate(
     )
     module = as_module(model)
     with preserved_state(module, threads=1):
-        task = build_task(
-            module,
-            calib_loader,
-            check_action_space(action_set),
-            target=target,
-            seed=seed,
-            max_rows=max_rows,
-            head=head,
-            threshold=threshold,
-            progress=progress,
-        )
+        task = build_task(module, calib_loader, check_action_space(action_set), settings)
         if max_validity_drop is not None:
             result = find_fewest_bits(task, chosen, max_validity_drop, pinned=layers, portable=portable, progress=progress)
         else:
@@ -132,6 +136,7 @@ def calibrate(
     return result.with_names_of(module)
 
 
+@check_arguments(**QAT)
 def qat(
     model: nn.Module | str | os.PathLike[str],
     train_loader: Iterable[Any],
@@ -218,23 +223,13 @@ def qat(
         BudgetError: the budget cannot be met.
         FileError: the checkpoint is another run's.
     """
-    check_seed(seed)
+    settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
     check_layers(layers)
     chosen = as_qat_method(method)
     chosen = chosen if keep is None else replace(chosen, keep=check_keep(keep))
     module = as_module(model)
     with preserved_state(module, threads=1):
-        task = build_task(
-            module,
-            train_loader,
-            check_action_space(action_set),
-            target=target,
-            seed=seed,
-            max_rows=max_rows,
-            head=head,
-            threshold=threshold,
-            progress=progress,
-        )
+        task = build_task(module, train_loader, check_action_space(action_set), settings)
         result = train_with(
             task,
             chosen,
@@ -251,6 +246,7 @@ def qat(
     return result.with_names_of(module)
 
 
+@check_arguments(**COMPARE)
 def compare(
     model: nn.Module | str | os.PathLike[str],
     calib_loader: Iterable[Any],
@@ -307,7 +303,7 @@ def compare(
         ModelError: the model cannot be captured, or has nothing to quantize.
         BudgetError: a budget is not a positive number, or cannot be met.
     """
-    check_seed(seed)
+    settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
     listed, limits = check_methods(methods), check_budgets(budgets)
     space = check_action_space(action_set)
     module = as_module(model)
@@ -319,20 +315,16 @@ def compare(
             space,
             listed,
             limits,
-            target=target,
+            settings,
             groups=groups,
-            head=head,
-            threshold=threshold,
             portable=portable,
-            max_rows=max_rows,
             protocol=protocol or Protocol(),
-            seed=seed,
             dataset=dataset,
             keep=keep,
-            progress=progress,
         )
 
 
+@check_arguments(**TUNING_SCORE)
 def tuning_score(
     model: nn.Module | str | os.PathLike[str],
     loader: Iterable[Any],
@@ -370,23 +362,14 @@ def tuning_score(
         ActionSetError: rows break the action set's rules, or it is not encoded.
         ModelError: the model cannot be captured, or has nothing to quantize.
     """
-    check_seed(seed)
+    settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
     module = as_module(model)
     with preserved_state(module, threads=1):
-        task = build_task(
-            module,
-            loader,
-            check_action_space(action_set),
-            target=target,
-            seed=seed,
-            max_rows=max_rows,
-            head=head,
-            threshold=threshold,
-            progress=progress,
-        )
+        task = build_task(module, loader, check_action_space(action_set), settings)
         return build_tuning_score(task, max_accuracy_drop, progress=progress)
 
 
+@check_arguments(**AUDIT)
 def audit(
     f: nn.Module | str | os.PathLike[str] | Callable[..., Any] | Predictor,
     f_q: nn.Module | str | os.PathLike[str] | Callable[..., Any] | Predictor,
@@ -452,6 +435,7 @@ def audit(
         )
 
 
+@check_arguments(folder=PATH)
 def load(folder: str | os.PathLike[str]) -> Result:
     """Read a saved result, which exports without the original model.
 

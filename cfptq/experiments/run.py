@@ -12,6 +12,7 @@ from cfptq.io.atomic import make_folder
 from cfptq.network import preserved_state
 from cfptq.pipeline.comparison import COMPARED, Comparison, check_budgets, check_methods, compare_methods
 from cfptq.pipeline.inputs import check_seed
+from cfptq.pipeline.task import TaskSettings
 
 #: Files that a run writes beside the quantized models.
 RESULTS_FILE, TIMINGS_FILE = "results.json", "timings.json"
@@ -80,17 +81,12 @@ def run_experiment(recipe: Recipe, experiment: Experiment, out: str | os.PathLik
             experiment.action_set,
             check_methods(recipe.methods or COMPARED),
             check_budgets(recipe.budgets),
-            target=None,
+            TaskSettings(max_rows=recipe.calibration.rows, seed=experiment.seed, progress=progress),
             groups=experiment.groups,
-            head=None,
-            threshold=None,
             portable=True,
-            max_rows=recipe.calibration.rows,
             protocol=Protocol(),
-            seed=experiment.seed,
             dataset=experiment.dataset.name,
             keep=folder,
-            progress=progress,
         )
     write_comparison(comparison, folder)
     return comparison

@@ -28,13 +28,12 @@ from cfptq.calibration import draw_rows
 from cfptq.errors import ConfigurationError
 from cfptq.io.atomic import write_text
 from cfptq.io.tables import as_html, as_text
-from cfptq.network import Head, Predictor, to_onnx_model
+from cfptq.network import Predictor, to_onnx_model
 from cfptq.network.onnx.session import describe_runtime, describe_saturation
 from cfptq.pipeline.deploy import deploy_all
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.method_presets import METHODS
-from cfptq.pipeline.task import build_task
-from cfptq.recourse import Target
+from cfptq.pipeline.task import TaskSettings, build_task
 from cfptq.training import QAT_METHODS, QatMethod
 
 #: A method of ``compare``: the name of a preset or a toolchain, or a method object.
@@ -231,39 +230,25 @@ def compare_methods(
     space: ActionSpace,
     methods: Sequence[ComparedMethod],
     budgets: Sequence[float],
+    settings: TaskSettings,
     *,
-    target: Target | None,
     groups: Mapping[str, Sequence[Any]] | None,
-    head: Head | str | None,
-    threshold: float | None,
     portable: bool,
-    max_rows: int,
     protocol: Protocol,
-    seed: int,
     dataset: str,
     keep: str | os.PathLike[str] | None,
-    progress: bool,
 ) -> Comparison:
     """Quantize by each method, write each file, and measure accuracy and recourse on the same test rows.
 
     The arguments are those of :func:`cfptq.compare`, checked.
     """
+    seed, progress = settings.seed, settings.progress
     with contextlib.ExitStack() as stack:
         if keep is not None:
             Path(keep).mkdir(parents=True, exist_ok=True)
         folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = time.perf_counter()
-        task = build_task(
-            module,
-            calib_loader,
-            space,
-            target=target,
-            seed=seed,
-            max_rows=max_rows,
-            head=head,
-            threshold=threshold,
-            progress=progress,
-        )
+        task = build_task(module, calib_loader, space, settings)
         rows, labels = draw_rows(test_loader, max_rows=sys.maxsize, seed=seed, encode=getattr(space, "encode", None), progress=progress)
         space.check(rows)
         split_by_group(groups, rows)  # Groups that do not fit are refused before the work.

@@ -96,7 +96,8 @@ def train_with(
             method.pretraining, task.network, start, lambda module: build_supervision(module, replace(method.teacher, share=1.0)),
             method.schedule.pretraining, task.decision, task.seed, method.keep,
         )  # fmt: skip
-        predictor = as_predictor(network.graph, example=task.rows[:PROBE_ROWS], head=task.decision.head, threshold=task.decision.threshold, name="fp32")
+        example, decision = task.rows[:PROBE_ROWS], task.decision
+        predictor = as_predictor(network.graph, example=example, head=decision.head, threshold=decision.threshold, name="fp32")
         task = replace(task, network=network, predictor=predictor)
     rule = _choose_start(method, activations)
     # A start that is fitted to rows must not see those that choose the epoch.

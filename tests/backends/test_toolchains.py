@@ -18,7 +18,7 @@ from cfptq.backends.toolchains import TOOLCHAINS, Toolchain, deploy_toolchain
 from cfptq.errors import MissingDependencyError
 from cfptq.network import Predictor, to_onnx_model
 from cfptq.pipeline.deploy import deploy_all
-from cfptq.pipeline.task import QuantizationTask, build_task
+from cfptq.pipeline.task import QuantizationTask, TaskSettings, build_task
 
 COLUMNS = 6
 
@@ -47,7 +47,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def teacher(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> QuantizationTask:
-    return build_task(model, [rows], action_set, progress=False)
+    return build_task(model, [rows], action_set, TaskSettings(progress=False))
 
 
 @pytest.mark.parametrize("name", TOOLCHAINS)

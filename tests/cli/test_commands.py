@@ -265,8 +265,10 @@ class TestRun:
     def test_a_recipe_is_run_for_each_seed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], folders: dict[int, str]
     ) -> None:
-        def measured(*arguments: Any, seed: int, max_rows: int, **_: object) -> Comparison:
-            return Comparison("synthetic", seed, {"accuracy": max_rows}, {"4.0": {name: {} for name in arguments[4]}}, "4.0")
+        def measured(*arguments: Any, **_: object) -> Comparison:
+            methods, settings = arguments[4], arguments[6]
+            accuracy = {"accuracy": settings.max_rows}
+            return Comparison("synthetic", settings.seed, accuracy, {"4.0": {name: {} for name in methods}}, "4.0")
 
         monkeypatch.setattr(run, "compare_methods", measured)
         (tmp_path / "small.yaml").write_text(RECIPE)

@@ -20,7 +20,7 @@ from cfptq.network import decide
 from cfptq.pipeline.method import SCORES, Method
 from cfptq.pipeline.method_presets import METHODS
 from cfptq.pipeline.pareto import Pareto
-from cfptq.pipeline.task import build_task
+from cfptq.pipeline.task import TaskSettings, build_task
 from cfptq.quantize import integer_limit
 from cfptq.quantize import round_nearest as plain_rounding
 
@@ -252,7 +252,7 @@ def test_a_users_own_score_decides(calibrated: Calibrated) -> None:
 
 def test_scores_of_one_rule_on_other_rows_are_not_mixed_up(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
     augmented, boundary = Method("augmented", score="margin"), Method("boundary", score="margin", rows="boundary")
-    shared, fresh = (build_task(model, [columns.train[:300]], action_set, progress=False) for _ in range(2))
+    shared, fresh = (build_task(model, [columns.train[:300]], action_set, TaskSettings(progress=False)) for _ in range(2))
     assert shared.score_layers(augmented, progress=False) != shared.score_layers(boundary, progress=False)
     assert shared.score_layers(boundary, progress=False) == fresh.score_layers(boundary, progress=False)
 
