@@ -129,8 +129,8 @@ class ActionSet:
         dtype :class:`Ordinal`. Strings, booleans and other categories become :class:`Categorical`. Ranges and frequencies follow from
         the values.
 
-        A column whose values are all different and seem to number the rows becomes immutable, with a warning. So does no column that
-        a keyword names. Numbers that look like codes for a missing value, and dates as text, are warned of.
+        A column whose values are all different and seem to number the rows becomes immutable, with a warning. Columns that a keyword
+        names stay as declared. Numbers that look like codes for a missing value, and dates as text, are warned of.
 
         Args:
             frame: training rows with raw features, one person a row. Ranges and σ are computed from them.
@@ -138,7 +138,7 @@ class ActionSet:
             increase_only: names of features that an action may only increase.
             decrease_only: names of features that an action may only decrease.
             bounds: ``(lowest, highest)`` in raw units by name. ``None`` keeps the observed range on a side, and ±inf leaves it open.
-                Bounds of an ordinal feature are members of its domain. A row outside declared bounds is invalid.
+                Bounds of an ordinal feature are members of its domain. A row outside them may stay or move towards them.
             bounds_share: bounds as shares of the observed range, by name. ``(0.0, 0.9)`` ends at 90 % of the way to the maximum.
             reachable: levels that an action may lead to, by name of a categorical feature. Default: all levels.
             effort: factor on the cost of a change, by name. Default: 1.

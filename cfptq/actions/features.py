@@ -132,7 +132,7 @@ class Continuous(Feature):
 
     Attributes:
         bounds: declared ``(lowest, highest)`` in raw units. ``None`` keeps the observed range on a side, and ±inf leaves it open.
-            A row outside declared bounds is invalid. The observed range never makes a row invalid.
+            A row outside declared bounds may stay or move towards them. The observed range is no rule.
         bounds_share: bounds as shares of the observed range. ``(0.0, 0.9)`` ends at 90 % of the way from minimum to maximum.
         statistics: statistics of the training rows, in raw units.
         column: index of the model's column, which holds ``(raw - offset) / scale``.
@@ -179,7 +179,7 @@ class Continuous(Feature):
 
     @property
     def declared_bounds(self) -> tuple[float, float]:
-        """Declared bounds in raw units, ±inf where a side is open. A row outside them is invalid."""
+        """Declared bounds in raw units, ±inf where a side is open."""
         if self.bounds_share is not None and self.statistics is not None:
             width = self.statistics.maximum - self.statistics.minimum
             return tuple(self.statistics.minimum + share * width for share in self.bounds_share)  # type: ignore[return-value]
@@ -354,7 +354,7 @@ class Ordinal(_LevelFeature):
 
     Attributes:
         domain: the values, lowest first.
-        bounds: declared ``(lowest, highest)``, members of the domain or ``None`` for an open side. A row outside is invalid.
+        bounds: declared ``(lowest, highest)``, members of the domain or ``None`` for an open side. A row outside may stay.
     """
 
     domain: tuple[Level, ...]

@@ -127,6 +127,8 @@ def examine_columns(features: Sequence[AnyFeature], columns: Tensor) -> tuple[Re
 
 def _round_to_float32(raw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     largest = float(np.abs(raw).max(initial=0.0))
+    if not math.isfinite(largest):
+        return raw
     return np.round(raw, _COLUMN_DIGITS - max(0, math.ceil(math.log10(largest))) if largest > 1 else 2 * _COLUMN_DIGITS)
 
 

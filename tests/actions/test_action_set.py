@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from cfptq.actions import ActionSet, Categorical, Continuous, Integer, Mutability, Ordinal, Statistics
+from cfptq.actions.yaml_format import format_yaml
 from cfptq.errors import ActionSetError, CfptqError, DataError, FileError
 
 
@@ -552,3 +555,42 @@ def test_columns_come_as_a_frame_with_their_names_and_never_sparse() -> None:
         ActionSet.from_columns(table.assign(job="a"), [Continuous("income", column=0)])
     with pytest.raises(DataError, match="Rows must be dense"):
         action_set.check(sparse.float())
+
+
+_ODD_VALUES = [None, "x", [], {}, {"a": 1}, [1, 2], -1, 0, 1e308, 1e-320, math.nan, math.inf, True, 10**400, 10**12, [None], [[]]]
+
+
+def list_places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(found for key, part in parts for found in list_places(part, (*place, key)))]
+
+
+@functools.cache
+def saved_document() -> Any:
+    action_set, _ = encoded()
+    settings_of_set = {"width": action_set.width, "column_names": action_set.column_names}
+    return yaml.safe_load(format_yaml(action_set.features, settings_of_set))
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_with_an_odd_value_is_refused_or_works(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("odd") / "actions.yaml"
+    document = copy.deepcopy(saved_document())
+    *first, last = data.draw(st.sampled_from([place for place in list_places(document) if place]))
+    holder = document
+    for key in first:
+        holder = holder[key]
+    holder[last] = data.draw(st.sampled_from(_ODD_VALUES))
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    try:
+        action_set = ActionSet.load(path)
+        x = action_set.encode(people())
+        action_set.examine(x)
+        action_set.describe(x, action_set.project(x, torch.ones_like(x)))
+        action_set.decode(x)
+        action_set.cost(x, x)
+    except CfptqError:
+        return
+    assert str(action_set)
