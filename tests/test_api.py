@@ -321,7 +321,7 @@ REFUSED: dict[str, tuple[Any, type[CfptqError], str]] = {
     "budget below the lowest width": (lambda c, a: {"budget": 1.5}, BudgetError, "2"),
     "budget and limit": (lambda c, a: {"budget": 4.0, "max_validity_drop": 0.1}, ConfigurationError, "must not both"),
     "limit out of range": (lambda c, a: {"max_validity_drop": 1.5}, BudgetError, "between 0 and 1"),
-    "limit that is no number": (lambda c, a: {"max_validity_drop": "x"}, BudgetError, "between 0 and 1, got 'x'"),
+    "limit that is no number": (lambda c, a: {"max_validity_drop": "x"}, BudgetError, "between 0 and 1, or None, got 'x'"),
     "layers without bits": (lambda c, a: {"layers": ["head"]}, ConfigurationError, "must map each layer"),
     "a list of groups": (lambda c, a: {"groups": ["a"] * 300}, ConfigurationError, "function from rows .* got a list"),
     "unknown head": (lambda c, a: {"head": "foo"}, ModelError, "foo"),

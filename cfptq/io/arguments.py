@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Argument:
-    """What an argument may be.
+    """Accepted values of an argument.
 
     Attributes:
         accepts: tells whether a value other than None is accepted.
@@ -64,9 +64,10 @@ def optional(argument: Argument) -> Argument:
 
 def describe_value(value: object) -> str:
     """Return a plain value as it is written, and anything else by its type."""
-    if value is None or isinstance(value, str | bytes | bool | int | float | np.generic | list | tuple | dict | set):
+    if value is None or isinstance(value, str | bytes | bool | int | float | np.generic):
         return reprlib.repr(value)
-    return f"a {type(value).__name__}"
+    shown = f" {reprlib.repr(value)}" if isinstance(value, list | tuple | dict | set) else ""
+    return f"a {type(value).__name__}{shown}"
 
 
 def check_arguments(**accepted: Argument) -> Callable[[Callable[P, R]], Callable[P, R]]:

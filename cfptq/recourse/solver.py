@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError, ModelError, name_rows
+from cfptq.io.arguments import BOOLEAN, COUNT, SEED, check_arguments, one_of, optional
 from cfptq.io.progress import track
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Model, Predictor, as_predictor
 from cfptq.network.state import preserved_state
+from cfptq.recourse.arguments import ACTION_SPACE, MODEL_TO_RUN, TARGET
 from cfptq.recourse.batch import RecourseBatch, Status
 from cfptq.recourse.exact import Exact, solve_exact
 from cfptq.recourse.gradient import ProjectedGradient, run_projected_gradient
@@ -34,7 +36,23 @@ EXAMPLE_ROWS = 256
 #: Added to the slack, one after the other, where an action fails its final check. A row that still fails gets a zero action.
 _EXTRA_SLACK_LOGITS = (1e-3, 1e-1)
 
+_METHOD = replace(
+    one_of(METHODS, accepts=lambda value: isinstance(value, Method)),
+    words=f"one of {', '.join(map(repr, METHODS))}, or the settings of a method",
+    error=DataError,
+)
 
+
+@check_arguments(
+    model=MODEL_TO_RUN,
+    action_set=ACTION_SPACE,
+    target=TARGET,
+    method=_METHOD,
+    seed=SEED,
+    chunk_rows=replace(COUNT, error=DataError),
+    threads=optional(COUNT),
+    progress=BOOLEAN,
+)
 def solve(
     model: Model,
     rows: Tensor | np.ndarray,
@@ -74,9 +92,7 @@ def solve(
         ActionSetError: Rows break the rules of the action set.
         ModelError: The model cannot be run, or has no gradient.
     """
-    settings = _resolve_method(method)
-    if chunk_rows < 1:
-        raise DataError(f"chunk_rows must be at least 1, got {chunk_rows}.")
+    settings = METHODS[method] if isinstance(method, str) else method
     x = _check_rows(rows)
     modules = (model,) if isinstance(model, nn.Module) else ()
     with preserved_state(*modules, threads=threads):
@@ -192,15 +208,6 @@ def _get_name(settings: Method) -> str:
     if isinstance(settings, GradientFree):
         return "gradient-free"
     return "minimal-cost" if isinstance(settings, MinimalCost) else "projected-gradient"
-
-
-def _resolve_method(method: str | Method) -> Method:
-    """Return the settings of a method given by name or settings."""
-    if isinstance(method, Method):
-        return method
-    if method in METHODS:
-        return METHODS[method]
-    raise DataError(f"method must be one of {', '.join(map(repr, METHODS))}, or the settings of a method. Got {method!r}.")
 
 
 def _check_rows(rows: Tensor | np.ndarray) -> Tensor:
