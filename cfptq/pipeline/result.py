@@ -21,8 +21,10 @@ from cfptq.backends.onnxruntime import OPSET_INT2
 from cfptq.backends.prepared_model import build_prepared_module
 from cfptq.backends.quantize_static import RowReader, build_quantize_static_arguments
 from cfptq.errors import DataError, ModelError
+from cfptq.io.arguments import BOOLEAN, COUNT, PATH, check_arguments, number
 from cfptq.io.tables import as_html
 from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network, OnnxModule, Predictor, as_predictor
+from cfptq.network.onnx.interface import OnnxInterface
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
 from cfptq.pipeline.handover import (
@@ -77,7 +79,9 @@ class Result:
         fewest_bits: the limit on Validity Drop that chose the bits, and its evidence; None where a budget was given.
         worst_group: Validity Drop by group before and after reweighting; None without groups.
         training: training history; None where the method trains nothing.
+        remarks: sentences about calibration rows that alone set a range, and about decisions that large or small numbers change.
         tensor_names: names of input and output in exported files. A model that came as ONNX keeps its own.
+        interface: types and further outputs of the ONNX file that the model came as; None where it has float32 rows and scores alone.
     """
 
     network: Network
@@ -95,7 +99,9 @@ class Result:
     fewest_bits: FewestBits | None = None
     worst_group: WorstGroup | None = None
     training: History | None = None
+    remarks: tuple[str, ...] = ()
     tensor_names: tuple[str, str] = (INPUT, OUTPUT)
+    interface: OnnxInterface | None = None
 
     @property
     def decision(self) -> DecisionRule:
@@ -110,7 +116,8 @@ class Result:
     @property
     def skipped(self) -> dict[str, str]:
         """Layers that were left in float, each with the reason."""
-        return dict(self.network.skipped)
+        beside = () if self.interface is None else self.interface.in_float
+        return dict(self.network.skipped) | dict.fromkeys(beside, "an output beside the scores, computed by the file's float nodes")
 
     @cached_property
     def structure(self) -> KeptStructure:
@@ -165,6 +172,7 @@ class Result:
     def notes(self) -> list[str]:
         """Sentences about the scores, structure, training, groups, repair and the search for the fewest bits, where there are any."""
         found = [f"Note: {self.sensitivity.note}"] if self.sensitivity.note else []
+        found += self.remarks
         found.append(str(self.structure))
         found += [f"Training: {self.training}"] if self.training is not None else []
         found += [str(part) for part in (self.fewest_bits, self.worst_group, self.repair) if part is not None]
@@ -179,6 +187,7 @@ class Result:
         budget = self.budget or Budget.total(self.allocation.total_bits)
         return compare_allocations(self.sensitivity, budget, self.plan.candidate_widths, self.pinned)
 
+    @check_arguments(held_out=BOOLEAN, progress=BOOLEAN)
     def pareto(self, *, held_out: bool = False, progress: bool = True) -> Pareto:
         """Trace Validity Drop against average bits. It is an estimate on calibration people.
 
@@ -213,6 +222,7 @@ class Result:
             progress=progress,
         )
 
+    @check_arguments(radius=number(), samples=COUNT, progress=BOOLEAN)
     def estimate_margins(self, *, radius: float = 0.1, samples: int = 16, progress: bool = True) -> MarginEstimate:
         """Estimate at which calibration recourse points Prop. 5.1 holds, with measured ε.
 
@@ -262,6 +272,7 @@ class Result:
         """Return the fake-quantized module, which computes with the plan's integers and is differentiable in its input."""
         return fake_quantize_network(self.network, self.plan)
 
+    @check_arguments(path=PATH)
     def predictor(self, path: str | os.PathLike[str]) -> Predictor:
         """Return the file at ``path``, run in ONNX Runtime, with the gradients of the fake-quantized module."""
         example = torch.zeros(2, *self.network.input_shape)
@@ -276,17 +287,18 @@ class Result:
         return build_prepared_module(self.network, self.plan)
 
     def qconfig_mapping(self) -> QConfigMapping:
-        """Return the argument of PyTorch's ``prepare_fx`` on :meth:`prepared_model`; see :mod:`cfptq.backends.fx`."""
+        """Return the argument of PyTorch's ``prepare_fx`` on :meth:`prepared_model` (:mod:`cfptq.backends.fx`)."""
         return build_qconfig_mapping(self.network, self.plan)
 
     def pt2e_quantizer(self) -> PlanQuantizer:
-        """Return the argument of torchao's ``prepare_pt2e`` on :meth:`prepared_model`; see :mod:`cfptq.backends.pt2e`."""
+        """Return the argument of torchao's ``prepare_pt2e`` on :meth:`prepared_model` (:mod:`cfptq.backends.pt2e`)."""
         return build_pt2e_quantizer(self.network, self.plan)
 
     def neural_compressor_config(self) -> PlanConfig:
-        """Return the argument of Neural Compressor's ``prepare`` and ``autotune``; see :mod:`cfptq.backends.neural_compressor`."""
+        """Return the argument of Neural Compressor's ``prepare`` and ``autotune`` (:mod:`cfptq.backends.neural_compressor`)."""
         return build_neural_compressor_config(self.network, self.plan)
 
+    @check_arguments(path=PATH)
     def quantize_static_arguments(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return keywords for ONNX Runtime's ``quantize_static(path, out, reader, **keywords)``.
 
@@ -307,10 +319,12 @@ class Result:
             )
         return RowReader(self.calibration.rows, self.tensor_names[0])
 
+    @check_arguments(path=PATH)
     def prepared_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the prepared model as ONNX to ``path``, for ONNX Runtime's own quantizer."""
         write_onnx(build_prepared_onnx(self.network, self.plan, tensor_names=self.tensor_names), path)
 
+    @check_arguments(packed=BOOLEAN, weight_only=BOOLEAN, opset=COUNT)
     def onnx_model(self, *, packed: bool = True, weight_only: bool = False, opset: int = OPSET_INT2) -> onnx.ModelProto:
         """Return the quantized model as ONNX, in memory.
 
@@ -324,11 +338,13 @@ class Result:
             self.plan,
             decision=self.decision,
             tensor_names=self.tensor_names,
+            interface=self.interface,
             packed=packed,
             weight_only=weight_only,
             opset=opset,
         )
 
+    @check_arguments(path=PATH, packed=BOOLEAN, weight_only=BOOLEAN, opset=COUNT, check=BOOLEAN)
     def to_onnx(
         self,
         path: str | os.PathLike[str],
@@ -360,6 +376,7 @@ class Result:
         rows = None if self.calibration is None else self.calibration.rows
         write_checked_onnx(model, path, self.network, self.plan, rows, decision=self.decision, weight_only=weight_only)
 
+    @check_arguments(folder=PATH, rows=BOOLEAN)
     def save(self, folder: str | os.PathLike[str], *, rows: bool = True) -> None:
         """Write the result into a folder of its own, which :func:`cfptq.load` reads without the original model.
 
@@ -378,7 +395,9 @@ class Result:
             "method": None if self.method is None else self.method.to_dict(),
             "budget": None if self.budget is None else asdict(self.budget),
             "pinned": dict(self.pinned),
+            "remarks": list(self.remarks),
             "tensor_names": list(self.tensor_names),
+            "interface": None if self.interface is None else self.interface.to_dict(),
             "repair": None if self.repair is None else self.repair.to_dict(),
             "fewest_bits": None if self.fewest_bits is None else self.fewest_bits.to_dict(),
             "worst_group": None if self.worst_group is None else self.worst_group.to_dict(),
@@ -388,6 +407,7 @@ class Result:
         write_result(folder, description, self.network, self.plan, calibration, recourse)
 
     @staticmethod
+    @check_arguments(folder=PATH)
     def load(folder: str | os.PathLike[str]) -> Result:
         """Read what :meth:`save` wrote.
 
@@ -398,4 +418,6 @@ class Result:
 
     def with_names_of(self, model: nn.Module) -> Result:
         """Return the result with the tensor names of the ONNX file that ``model`` was read from, or as it is for other models."""
-        return replace(self, tensor_names=(model.input_name, model.output_name)) if isinstance(model, OnnxModule) else self
+        if not isinstance(model, OnnxModule):
+            return self
+        return replace(self, tensor_names=(model.input_name, model.output_name), interface=model.interface)

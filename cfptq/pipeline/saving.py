@@ -20,6 +20,7 @@ from cfptq.errors import CfptqError, FileError, ModelError
 from cfptq.io.atomic import atomic_folder, check_replaceable, clear_killed_writes
 from cfptq.io.files import as_path, check_regular_file, describe_os_error, read_file, read_json
 from cfptq.network import DecisionRule, Head, Network
+from cfptq.network.onnx.interface import OnnxInterface
 from cfptq.network.serialize import NETWORK_FILES, deserialize_network, digest, serialize_network
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
@@ -54,6 +55,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "fewest_bits": FewestBits.from_dict,
     "worst_group": WorstGroup.from_dict,
     "training": History.from_dict,
+    "interface": OnnxInterface.from_dict,
 }
 
 Size = Annotated[int, Field(ge=0)]
@@ -83,6 +85,8 @@ class _Description(_Strict):
     sensitivity: Content
     tensor_names: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=2)]
     pinned: Annotated[dict[str, int], Field(max_length=2**16)] = {}
+    remarks: Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=10000)] = []
+    interface: Content | None = None
     method: Content | None = None
     budget: Content | None = None
     repair: Content | None = None
@@ -240,6 +244,7 @@ def _read_fields(place: Path, description: _Description) -> dict[str, Any]:
         "teacher": RecourseBatch.load(place / "teacher.safetensors") if "teacher.safetensors" in description.files else None,
         "pinned": description.pinned,
         "tensor_names": (description.tensor_names[0], description.tensor_names[1]),
+        "remarks": tuple(description.remarks),
         **{name: read(content) for name, read in _READERS.items() if (content := getattr(description, name)) is not None},
     }
 

@@ -107,7 +107,10 @@ def test_an_onnx_file_is_calibrated_and_its_names_are_kept(maker: str, rows: tor
     result.save(tmp_path / "saved")
     cfptq.load(tmp_path / "saved").to_onnx(target, check=True)
     written = onnx.load(target).graph
-    assert ([value.name for value in written.input], [value.name for value in written.output]) == ([names[0]], [names[1]])
+    given = onnx.load(source).graph
+    for field in ("input", "output"):
+        assert [value.name for value in getattr(written, field)] == [value.name for value in getattr(given, field)]
+    assert names[1] in [value.name for value in written.output]
     before, after = (as_predictor(path, example=rows[:8]).logits(rows) for path in (source, target))
     assert (before.argmax(dim=1) == after.argmax(dim=1)).float().mean() > 0.98
 
@@ -126,8 +129,7 @@ def test_dense_layers_of_keras_become_layers_with_a_bias_and_nothing_else(rows: 
 def test_operators_without_a_form_here_are_named(rows: torch.Tensor, action_set: ActionSet, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Gemm", ["x", "w"], ["h"], transB=1),
-        helper.make_node("Det", ["h"], ["d"]),
-        helper.make_node("LpNormalization", ["h"], ["y"]),
+        helper.make_node("Bernoulli", ["h"], ["y"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -137,7 +139,7 @@ def test_operators_without_a_form_here_are_named(rows: torch.Tensor, action_set:
         [onnx.numpy_helper.from_array(np.zeros((2, COLUMNS), np.float32), "w")],
     )
     onnx.save(helper.make_model(graph), tmp_path / "odd.onnx")
-    with pytest.raises(ModelError, match="LpNormalization"):
+    with pytest.raises(ModelError, match="Bernoulli"):
         cfptq.calibrate(tmp_path / "odd.onnx", [rows], action_set, progress=False)
 
 

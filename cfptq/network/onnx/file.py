@@ -24,10 +24,12 @@ INPUT_TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tenso
 #: Names of outputs that mark the class scores among several outputs.
 SCORE_NAMES = frozenset({"logit", "logits", "probability", "probabilities", "output_probability", "class_logits", "class_probabilities"})
 #: Operators of one input that keep the order of a row's classes.
-HEAD_OPERATORS = frozenset({"Cast", "Identity", "LogSoftmax", "Sigmoid", "Softmax", "ZipMap"})
+HEAD_OPERATORS = frozenset({"Cast", "Identity", "LogSoftmax", "Normalizer", "Sigmoid", "Softmax", "ZipMap"})
 
 #: Metadata keys of the kind of output that a file's scores are, and of the threshold that it decides by.
 HEAD_KEY, THRESHOLD_KEY = "cfptq.head", "cfptq.threshold"
+#: Metadata key of the tensor that holds a file's scores.
+OUTPUT_KEY = "cfptq.output"
 
 #: Words in the types of operators that compute with integers.
 INTEGER_WORDS = ("Quantize", "QLinear", "Integer", "QGemm")
@@ -97,12 +99,18 @@ def find_rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     return rows
 
 
+def takes_halves(source: str | os.PathLike[str] | onnx.ModelProto) -> bool:
+    """Return whether a model takes its rows in half precision."""
+    return find_rows_input(read_onnx(source)).type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
 def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
     """Return the name of the output that holds the class scores.
 
-    It is the output asked for, or else the only float tensor. Among several, it is the only one with a name of :data:`SCORE_NAMES`, or
-    the one that all others are computed from by operators of :data:`HEAD_OPERATORS` alone. A scikit-learn classifier's (label,
-    probabilities) gives the probabilities. A ZipMap, which turns them into a list of dictionaries, is skipped.
+    It is the output asked for, or that which the file's metadata names, or else the only float tensor. Among several, it is the only one
+    with a name of :data:`SCORE_NAMES`, or the one that all others are computed from by operators of :data:`HEAD_OPERATORS` alone. A
+    scikit-learn classifier's (label, probabilities) gives the probabilities. A ZipMap, which turns them into a list of dictionaries, is
+    skipped.
 
     Args:
         model: the model.
@@ -115,13 +123,16 @@ def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
     names: list[str] = [value.name for value in model.graph.output]
     listed = ", ".join(names)
     if output is not None:
-        if output not in names:
+        if output not in names and output not in zipped.values():
             raise ModelError(f"output must be one of the ONNX model's outputs ({listed}), got {output!r}.")
         return zipped.get(output, output)
+    recorded = next((entry.value for entry in model.metadata_props if entry.key == OUTPUT_KEY), "")
+    if recorded in names or recorded in zipped.values():
+        return recorded
     scores: list[str] = [v.name for v in model.graph.output if v.name in zipped or v.type.tensor_type.elem_type in FLOATS]
     if len(scores) > 1:
         named = [name for name in scores if name.lower() in SCORE_NAMES]
-        roots = [name for name in scores if all(_is_head_of(model, other, name) for other in scores if other != name)]
+        roots = [name for name in scores if all(derives_from(model, other, name) for other in scores if other != name)]
         scores = named if len(named) == 1 else roots[:1] or scores
     if len(scores) != 1:
         raise ModelError(
@@ -131,8 +142,14 @@ def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
     return zipped.get(scores[0], scores[0])
 
 
-def _is_head_of(model: onnx.ModelProto, head: str, source: str) -> bool:
-    """Return whether ``head`` is computed from ``source`` alone, by operators that keep each row's order of classes."""
+def derives_from(model: onnx.ModelProto, head: str, source: str) -> bool:
+    """Return whether ``head`` is computed from ``source`` alone, by operators that keep each row's order of classes.
+
+    Args:
+        model: the model.
+        head: name of a tensor.
+        source: name of another tensor, or of the same.
+    """
     makers = {name: node for node in model.graph.node for name in node.output}
     name = head
     while name != source:

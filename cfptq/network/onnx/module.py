@@ -15,6 +15,7 @@ from cfptq.network.onnx.compiler import GraphCompiler
 from cfptq.network.onnx.file import find_rows_input, find_score_output, name_source, read_decision_rule, read_onnx, summarize_error
 from cfptq.network.onnx.graph_edits import free_batch_dimension, inline_constant_branches
 from cfptq.network.onnx.graph_reading import read_graph
+from cfptq.network.onnx.interface import read_interface
 
 
 class OnnxModule(nn.Module):
@@ -37,6 +38,7 @@ class OnnxModule(nn.Module):
         where: the file's path, or a phrase for a model in memory.
         head: kind of output that the file records, or None.
         threshold: decision threshold that the file records, or None.
+        interface: what the file takes and gives, or None where that is float32 rows and float32 scores alone.
 
     Raises:
         FileError: the file cannot be read, or its graph is inconsistent.
@@ -74,9 +76,9 @@ class OnnxModule(nn.Module):
         self._fixed = [(slot, module, key) for slot, module, kind, key in compiler.held if kind == "_buffers"]
         self._input, self._output = compiler.input, compiler.output
         self.operators = tuple(compiler.operators)
+        self.interface = read_interface(model, result)
         self._traced = compiler.get_plain_slots()
-        zipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "ZipMap"}
-        self.input_name, self.output_name = rows.name, zipped.get(result, result)
+        self.input_name, self.output_name = rows.name, result
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the raw output, float32 and differentiable with respect to ``x``.
