@@ -14,6 +14,7 @@ from cfptq.network.batch_norm import fold_batch_norms
 from cfptq.network.convolution import unify_convolutions
 from cfptq.network.graph import Network
 from cfptq.network.layers import find_layers, get_parameter_nodes
+from cfptq.network.linear_forms import unify_linear_layers
 from cfptq.network.normalize import fold_constants, has_mutation, normalize_graph, rename_nodes
 from cfptq.network.quiet import quiet_exporters
 from cfptq.network.state import check_initialized, preserved_state
@@ -46,6 +47,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
         graph = normalize_graph(_export(model, rows))
         outputs.append(_run_model(model, rows[:1]))
     unify_convolutions(graph)
+    unify_linear_layers(graph)
     fold_constants(graph, get_parameter_nodes)
     fold_batch_norms(graph)
     put_rows_first(graph, rows.cpu())

@@ -166,8 +166,9 @@ def _make_unique(names: list[str]) -> list[str]:
 
 
 def _move_shared_attributes(graph: fx.GraphModule, layers: dict[str, fx.Node]) -> None:
-    """Rename each attribute called ``<name>.weight`` or ``<name>.bias`` that other nodes use too, so that it is not overwritten."""
+    """Rename each attribute called like a layer, or its weight or bias, that other nodes use too, so that it is not overwritten."""
     owners = {f"{name}.{kind}": (node, position) for name, node in layers.items() for position, kind in ((1, "weight"), (2, "bias"))}
+    owners.update((name, (node, 1)) for name, node in layers.items() if name not in owners)
     for node in graph.graph.nodes:
         if node.op != "get_attr" or node.target not in owners:
             continue

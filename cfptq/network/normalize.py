@@ -214,23 +214,11 @@ def fold_constants(graph: fx.GraphModule, wanted: Callable[[fx.Node], tuple[fx.N
         graph: changed in place.
         wanted: returns the arguments of a node to replace.
     """
-    known: dict[fx.Node, Any] = {}
     constant = find_constant_nodes(graph.graph)
-
-    def evaluate_node(node: fx.Node) -> Any:
-        if node not in known:
-            if node.op == "get_attr":
-                known[node] = get_attribute(graph, str(node.target))
-            else:
-                args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: evaluate_node(a) if isinstance(a, fx.Node) else a)
-                known[node] = cast(Callable[..., Any], node.target)(*args, **kwargs)
-        return known[node]
-
     for node in list(graph.graph.nodes):
         for argument in wanted(node):
             if argument.op == "call_function" and argument in constant:
-                with torch.no_grad():
-                    value = evaluate_node(argument)
+                value = evaluate_constant(graph, argument)
                 name = f"{argument.name}_folded"
                 set_tensor(graph, name, value.clone())
                 with graph.graph.inserting_before(node):
@@ -238,6 +226,15 @@ def fold_constants(graph: fx.GraphModule, wanted: Callable[[fx.Node], tuple[fx.N
                 folded.meta["folded"] = True
                 argument.replace_all_uses_with(folded)
     graph.graph.eliminate_dead_code()
+
+
+def evaluate_constant(graph: fx.GraphModule, node: fx.Node) -> Any:
+    """Compute the value of a node that depends on parameters and constants alone."""
+    if node.op == "get_attr":
+        return get_attribute(graph, str(node.target))
+    args, kwargs = map_aggregate((node.args, node.kwargs), lambda a: evaluate_constant(graph, a) if isinstance(a, fx.Node) else a)
+    with torch.no_grad():
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
 def find_constant_nodes(graph: fx.Graph) -> set[fx.Node]:

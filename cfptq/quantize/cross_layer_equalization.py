@@ -16,11 +16,12 @@ from torch import fx
 from cfptq.network import Layer, Network, count_multiply_adds
 from cfptq.quantize.row_sampling import every_nth
 
-#: Functions that may stand between the two layers. Each acts on one channel, with f(s z) = s f(z) for s > 0.
-HOMOGENEOUS = frozenset(
+#: Functions that may stand between two layers, with f(s z) = s f(z) for s > 0. Each acts on one number.
+HOMOGENEOUS = frozenset({torch.ops.aten.relu.default, torch.ops.aten.leaky_relu.default})
+
+#: Further such functions between two convolutions. Each acts on one channel. A linear layer's channels lie on the axis that they pool.
+HOMOGENEOUS_POOLING = frozenset(
     {
-        torch.ops.aten.relu.default,
-        torch.ops.aten.leaky_relu.default,
         torch.ops.aten.max_pool1d.default,
         torch.ops.aten.max_pool2d.default,
         torch.ops.aten.avg_pool1d.default,
@@ -46,7 +47,8 @@ def equalize_network(network: Network, rows: torch.Tensor, fine: Collection[str]
         return network
     kept = rows[every_nth(len(rows), count_multiply_adds(network))]
     values = network.observe(kept, [name for producer, consumer in pairs for name in (producer.node, consumer.input)])
-    largest = {name: value.transpose(0, 1).flatten(1).abs().amax(dim=1) for name, value in values.items()}
+    channel_axis = {name: -1 if layer.kind == "linear" else 1 for layer, other in pairs for name in (layer.node, other.input)}
+    largest = {name: value.movedim(channel_axis[name], 0).flatten(1).abs().amax(dim=1) for name, value in values.items()}
     parameters = {layer.name: (network.weight(layer.name), network.bias(layer.name)) for layer in network.layers}
     for producer, consumer in pairs:
         weight, bias = parameters[producer.name]
@@ -70,7 +72,8 @@ def _find_pairs(network: Network) -> list[tuple[Layer, Layer]]:
     pairs = []
     for consumer in network.layers:
         node: fx.Node = nodes[consumer.input]
-        while node.op == "call_function" and node.target in HOMOGENEOUS and len(node.users) == 1:
+        allowed = HOMOGENEOUS if consumer.kind == "linear" else HOMOGENEOUS | HOMOGENEOUS_POOLING
+        while node.op == "call_function" and node.target in allowed and len(node.users) == 1:
             node = node.all_input_nodes[0]
         producer = by_node.get(node.name)
         if producer is None or producer.kind != consumer.kind or len(node.users) != 1 or len(nodes[consumer.input].users) != 1:
