@@ -173,10 +173,12 @@ def _split(batch: Any, number: int, encode: Encode | None) -> tuple[Tensor | np.
     labels = None
     rows = batch
     if isinstance(batch, Mapping):
-        row_name = next((name for name in ROW_NAMES if name in batch), None)
-        if row_name is None:
-            raise DataError(f"batch {number} must name its rows one of {', '.join(ROW_NAMES)}, got {sorted(map(str, batch))}.")
-        rows, labels = batch[row_name], next((batch[name] for name in LABEL_NAMES if name in batch), None)
+        rows, labels = _get_entry(batch, ROW_NAMES), _get_entry(batch, LABEL_NAMES)
+        if rows is None:
+            raise DataError(
+                f"batch {number} is a mapping, so it must hold many rows under one of {', '.join(ROW_NAMES)}, got the keys "
+                f"{', '.join(map(repr, list(batch)[:20]))}. Give a DataFrame instead of one mapping a person."
+            )
     elif isinstance(batch, tuple | list):
         if len(batch) not in (1, 2):
             raise DataError(f"batch {number} must be rows or a pair (rows, labels), got {len(batch)} parts.")
@@ -190,6 +192,12 @@ def _split(batch: Any, number: int, encode: Encode | None) -> tuple[Tensor | np.
     if not isinstance(rows, Tensor | np.ndarray):
         raise DataError(f"rows of batch {number} must be a tensor, an array or a DataFrame, got a {type(rows).__name__}.")
     return rows, labels
+
+
+def _get_entry(batch: Mapping[Any, Any], names: tuple[str, ...]) -> Any:
+    """Return the entry of a batch under the first of ``names`` that it has, in any case of letters, or None."""
+    known = {key.casefold(): key for key in reversed(list(batch)) if isinstance(key, str)}
+    return next((batch[name if name in batch else known[name]] for name in names if name in known), None)
 
 
 def _as_rows(rows: Tensor | np.ndarray, number: int) -> Tensor:

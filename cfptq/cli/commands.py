@@ -15,10 +15,12 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from cfptq import __version__
-from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_action_set, read_module, read_table
-from cfptq.cli.outputs import say, show, show_comparison, show_quickstart, show_result
-from cfptq.errors import CfptqError
+from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_action_set, read_module
+from cfptq.cli.outputs import say, show, show_comparison, show_quickstart, show_result, write_model_and_plan
+from cfptq.cli.table_files import read_table
+from cfptq.errors import CfptqError, FileError
 from cfptq.io.atomic import check_writable, make_folder
+from cfptq.io.files import describe_os_error
 
 P = ParamSpec("P")
 
@@ -65,6 +67,10 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except CfptqError as error:
             typer.echo(f"cfptq: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(COULD_NOT_RUN) from None
+        except OSError as error:
+            named = f" {error.filename}" if error.filename else ""
+            typer.echo(f"cfptq: {FileError(f'This process cannot read or write{named}: {describe_os_error(error)}.')}", err=True)
             raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
             _end_interrupted()
@@ -208,11 +214,7 @@ def calibrate(
         max_rows=max_rows,
         seed=seed,
     )
-    if pareto is not None:
-        result.pareto().plot(pareto)
-    result.to_onnx(out)
-    if save is not None:
-        result.save(save, rows=False)
+    write_model_and_plan(result, out, save, pareto)
     show_result(result, out)
 
 
@@ -280,9 +282,7 @@ def qat(
         log=log,
         seed=seed,
     )
-    result.to_onnx(out)
-    if save is not None:
-        result.save(save, rows=False)
+    write_model_and_plan(result, out, save)
     show_result(result, out)
 
 

@@ -1,12 +1,12 @@
-"""Readers of the models, tables and action sets that commands are given."""
+"""Readers of the models and action sets that commands are given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfptq.errors import ConfigurationError, DataError, FileError, ModelError
+from cfptq.errors import ConfigurationError, DataError, ModelError
+from cfptq.io.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,29 +46,6 @@ def read_action_set(path: Path) -> ActionSet:
     return ActionSet.load(path)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read the rows of a CSV or Parquet file.
-
-    Raises:
-        FileError: The file is missing, empty or of another kind, or cannot be read.
-    """
-    import pandas as pd
-
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    kind = next((suffix for suffix in readers if path.name.lower().removesuffix(".gz").endswith(suffix)), None)
-    if kind is None:
-        raise FileError(f"{path} is neither CSV nor Parquet by its name. Give a .csv, .csv.gz or .parquet file.")
-    if not path.is_file():
-        raise FileError(f"There is no file {path}.")
-    try:
-        frame = readers[kind](path)
-    except (ValueError, OSError) as error:
-        raise FileError(f"{path} cannot be read as {kind[1:]}: {error}.") from error
-    if len(frame) == 0:
-        raise FileError(f"{path} holds no rows.")
-    return frame
-
-
 def get_column(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
     """Return a column of the table in ``path`` by its name.
 
@@ -76,7 +53,8 @@ def get_column(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
         DataError: The table has no such column.
     """
     if name not in frame.columns:
-        raise DataError(f"{path} has no column {name!r}. Its columns are {', '.join(map(str, frame.columns))}.")
+        known = [str(column) for column in frame.columns]
+        raise DataError(f"{path} has no column {name!r}{did_you_mean(name, known)}. Its columns are {', '.join(known)}.")
     return frame[name]
 
 

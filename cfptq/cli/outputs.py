@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
+
+from cfptq.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from cfptq.experiments import QuickstartResult
@@ -45,6 +48,25 @@ def show_quickstart(result: QuickstartResult) -> None:
     show("VD: share of advice that fails. drift: change of the favourable rate. 0 is best for both.")
     show(f"Details in {result.folder}: {', '.join(result.files)}, and the quantized models.")
     say("Next, judge a file as an auditor would:", f"  {result.audit_command()}")
+
+
+def write_model_and_plan(result: Result, path: Path, folder: Path | None, plot: Path | None = None) -> None:
+    """Write the ONNX file, the plan and the plot of the Pareto curve, all or none.
+
+    Args:
+        result: The quantized model.
+        path: ONNX file to write.
+        folder: Folder of the plan, or None for no plan.
+        plot: File of the plot, or None for no plot.
+    """
+    content = result.onnx_model().SerializeToString(deterministic=True)
+    with ExitStack() as stack:
+        # The files take their places after the plan has, by renames that need no space.
+        if plot is not None:
+            result.pareto().plot(stack.enter_context(atomic_write(plot)))
+        stack.enter_context(atomic_write(path)).write_bytes(content)
+        if folder is not None:
+            result.save(folder, rows=False)
 
 
 def show_result(result: Result, path: Path) -> None:

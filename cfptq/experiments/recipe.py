@@ -7,8 +7,9 @@ Keys that are left out have the values of the standard protocol.
 from __future__ import annotations
 
 import os
+import reprlib
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -19,14 +20,23 @@ from torch import nn
 from cfptq import datasets, models
 from cfptq.actions import ActionSet
 from cfptq.datasets import Columns, Dataset
-from cfptq.errors import RecipeError
+from cfptq.errors import FileError, RecipeError
+from cfptq.io.files import read_text
+from cfptq.io.suggestions import did_you_mean
 from cfptq.io.yaml import RepeatedKeyError, UniqueKeyLoader
 from cfptq.models import TrainingLog, TrainingSettings
 
-Names = tuple[str, ...]
+MAX_FILE_BYTES = 2**20  # Larger recipes are refused. Those of this repository have some 3 kB.
+MAX_ENTRIES = 10_000  # Longer lists are refused.
+MAX_HIDDEN_LAYERS = 100
+MAX_NEURONS = 2**14  # Neurons of one hidden layer.
+MAX_HIDDEN_WEIGHTS = 2**27  # Weights between hidden layers. Their training takes 2 GiB.
+
+Names = Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=MAX_ENTRIES)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Side = float | None
 #: A level of an ordinal or categorical feature, as YAML reads it.
 Value = int | float | str
@@ -65,7 +75,7 @@ class Backbone(_Part):
     """Classifier of kind ``mlp``, with hidden layers, or ``logistic-regression``, without."""
 
     kind: Literal["mlp", "logistic-regression"] = "mlp"
-    hidden: tuple[Count, ...] = (64, 64)
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_NEURONS)], ...], Field(max_length=MAX_HIDDEN_LAYERS)] = (64, 64)
     batch_norm: bool = False
     residual: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -74,6 +84,13 @@ class Backbone(_Part):
     def _logistic_regression_has_no_layers(self) -> Self:
         if self.kind == "logistic-regression" and (stray := sorted(self.model_fields_set - {"kind"})):
             raise ValueError(f"logistic-regression has no {', '.join(stray)}. Leave it out, or use kind mlp.")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_into_memory(self) -> Self:
+        weights = sum(first * second for first, second in pairwise(self.hidden))
+        if weights > MAX_HIDDEN_WEIGHTS:
+            raise ValueError(f"hidden must have at most {MAX_HIDDEN_WEIGHTS:,} weights between its layers, got {weights:,}.")
         return self
 
     def build(self, inputs: int, classes: int, seed: int) -> nn.Module:
@@ -132,14 +149,17 @@ class Recipe(_Part):
     backbone: Backbone = Field(default=Backbone(), alias="model")
     training: Training = Training()
     calibration: Calibration = Calibration()
-    budgets: Annotated[tuple[Positive, ...], Field(min_length=1)] = (4.0,)
+    budgets: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MAX_ENTRIES)] = (4.0,)
     methods: Annotated[Names, Field(min_length=1)] | None = None
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_ENTRIES)] = (0, 1, 2)
 
     @model_validator(mode="after")
     def _names_are_known_and_once(self) -> Self:
         if self.dataset_name not in datasets.NAMES:
-            raise ValueError(f"dataset must be one of {', '.join(datasets.NAMES)}, got {self.dataset_name!r}")
+            raise ValueError(
+                f"dataset must be one of {', '.join(datasets.NAMES)}, got {reprlib.repr(self.dataset_name)}"
+                f"{did_you_mean(self.dataset_name[:100], datasets.NAMES)}"
+            )
         for key in ("budgets", "seeds", "methods"):
             values = getattr(self, key) or ()
             if len(set(values)) != len(values):
@@ -158,9 +178,9 @@ class Recipe(_Part):
                 place.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"Cannot read the recipe {path}: {error}. Give the path of a YAML file.") from error
+            text = read_text(path, MAX_FILE_BYTES)
+        except FileError as error:
+            raise RecipeError(f"Cannot read the recipe: {error} Give the path of a YAML file.") from error
         return cls.parse(text, name=str(path))
 
     @classmethod
@@ -179,7 +199,7 @@ class Recipe(_Part):
         except RepeatedKeyError as error:
             raise RecipeError(f"{name}: {error}. Keep one of them.") from error
         except yaml.YAMLError as error:
-            raise RecipeError(f"{name} is not YAML: {error}.") from error
+            raise RecipeError(f"{name} is not YAML: {' '.join(str(error).split())}.") from error
         if not isinstance(content, dict):
             raise RecipeError(f"{name} holds no keys. A recipe starts with 'schema: 1' and 'dataset: ...'.")
         try:
@@ -309,10 +329,21 @@ class Experiment:
         }
 
 
+def _list_keys(part: type[BaseModel]) -> list[str]:
+    """Return all keys of a part of a recipe, and of the parts in it."""
+    keys = []
+    for name, field in part.model_fields.items():
+        keys.append(field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _list_keys(field.annotation)
+    return keys
+
+
 def _describe_problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {where!r}"
+        # The keys beside it are those of the part that it stands in, which the error does not name.
+        return f"unknown key {where!r}{did_you_mean(error['loc'][-1], _list_keys(Recipe))}"
     if error["type"] == "missing":
         return f"the key {where!r} is missing"
     message = str(error["msg"]).removeprefix("Value error, ")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cfptq.auditing import Protocol
 from cfptq.experiments.recipe import Experiment, Recipe
+from cfptq.io.arguments import BOOLEAN, PATH, check_arguments, instance_of, optional
 from cfptq.io.atomic import make_folder
 from cfptq.network import preserved_state
 from cfptq.pipeline.comparison import COMPARED, Comparison, check_budgets, check_methods, compare_methods
@@ -18,6 +19,13 @@ from cfptq.pipeline.task import TaskSettings
 RESULTS_FILE, TIMINGS_FILE = "results.json", "timings.json"
 
 
+@check_arguments(
+    recipe=instance_of((Recipe, str, os.PathLike), "a recipe or the path of its YAML file"),
+    out=PATH,
+    seeds=optional(instance_of((list, tuple, range), "a list of seeds")),
+    data_dir=optional(PATH),
+    progress=BOOLEAN,
+)
 def run_recipe(
     recipe: Recipe | str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -52,6 +60,8 @@ def run_recipe(
     chosen = tuple(dict.fromkeys(known.seeds if seeds is None else seeds))
     for seed in chosen:
         check_seed(seed)
+    check_methods(known.methods or COMPARED)
+    check_budgets(known.budgets)
     comparisons = {}
     for seed in chosen:
         folder = make_folder(Path(out) if len(chosen) == 1 else Path(out) / f"seed-{seed}")

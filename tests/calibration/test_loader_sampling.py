@@ -118,7 +118,7 @@ def test_a_shuffling_loader_leaves_the_global_random_state_alone() -> None:
         ([(ROWS, ["yes", "no"])], "no numbers"),
         ([(ROWS, torch.tensor([0, 1])), ROWS], "no labels"),
         ([(ROWS, ROWS, ROWS)], "3 parts"),
-        ([{"rows": ROWS}], "must name its rows"),
+        ([{"rows": ROWS}], "batch 0 is a mapping"),
         (["abc"], "str"),
         ("rows.csv", "loader must be"),
         (7, "loader must be"),
@@ -132,3 +132,10 @@ def test_what_cannot_be_read_is_refused(loader: Any, says: str) -> None:
 def test_max_rows_must_be_positive() -> None:
     with pytest.raises(DataError, match="max_rows"):
         draw_rows([ROWS], max_rows=0)
+
+
+def test_a_mapping_names_its_rows_in_any_case_and_is_no_person() -> None:
+    rows, labels = draw_rows([{"X": ROWS, "Labels": torch.tensor([0, 1])}], progress=False)
+    assert torch.equal(rows, ROWS) and labels is not None and labels.tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"batch 0 is a mapping.* got the keys 'age', 'job'.* Give a DataFrame"):
+        draw_rows([{"age": 3, "job": "cook"}, {"age": 4, "job": "clerk"}], progress=False)

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_module, read_table
-from cfptq.errors import ConfigurationError, DataError, FileError, ModelError
+from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_module
+from cfptq.errors import ConfigurationError, DataError, ModelError
 
 FRAME = pd.DataFrame({"a": [1.5, 2.5], "b": ["x", "y"]})
 
@@ -19,37 +19,6 @@ class Columns:
 
     def encode(self, frame: pd.DataFrame) -> str:
         return f"{len(frame)} rows"
-
-
-@pytest.mark.parametrize("name", ["rows.csv", "rows.CSV", "rows.csv.gz", "rows.parquet"])
-def test_tables_are_read_by_their_name(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    if "parquet" in name:
-        FRAME.to_parquet(path)
-    else:
-        FRAME.to_csv(path, index=False)
-    pd.testing.assert_frame_equal(read_table(path), FRAME)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("rows.xlsx", b"", "neither CSV nor Parquet"),
-        ("rows.csv", b"", "cannot be read as csv"),
-        ("rows.csv", b"a,b\n", "holds no rows"),
-        ("rows.csv", b"\xff\xfe\x00\x01", "cannot be read as csv"),
-        ("rows.parquet", b"PAR1 cut off", "cannot be read as parquet"),
-    ],
-)
-def test_tables_that_are_none_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(FileError, match=message):
-        read_table(tmp_path / name)
-
-
-def test_a_missing_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="There is no file"):
-        read_table(tmp_path / "absent.csv")
 
 
 def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cfptq import datasets
-from cfptq.errors import ActionSetError, RecipeError
+from cfptq.errors import ActionSetError, ConfigurationError, RecipeError
+from cfptq.experiments import run_recipe
 from cfptq.experiments.quickstart import build_quickstart_recipe
 from cfptq.experiments.recipe import Recipe
 from cfptq.models import MLP, LogisticRegression
@@ -117,16 +118,22 @@ def test_a_mixed_cost_reaches_the_action_set() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{schema: 1, dataset: synthetic, action: {}}", "unknown key 'action'"),
+        ("{schema: 1, dataset: synthetic, action: {}}", r"unknown key 'action' \(did you mean 'actions'\?\)"),
         ("{schema: 1, dataset: synthetic, actions: {imutable: [age]}}", "unknown key 'actions.imutable'"),
         ("{schema: 1, dataset_name: synthetic}", "'dataset'"),
         ("{schema: 1}", "the key 'dataset' is missing"),
         ("{dataset: synthetic}", "the key 'schema' is missing"),
         ("{schema: 2, dataset: synthetic}", "schema"),
-        ("{schema: 1, dataset: adults}", "got 'adults'"),
+        ("{schema: 1, dataset: adults}", r"got 'adults' \(did you mean 'adult'\?\)"),
         ("{schema: 1, dataset: synthetic, seeds: []}", "seeds"),
         ("{schema: 1, dataset: synthetic, seeds: [1, 1]}", "seeds must be distinct"),
         ("{schema: 1, dataset: synthetic, seeds: [-1]}", "seeds.0"),
+        ("{schema: 1, dataset: synthetic, seeds: [4294967296]}", "seeds.0"),
+        ("{schema: 1, dataset: synthetic, model: {hidden: [1000000000]}}", "model.hidden.0"),
+        ("{schema: 1, dataset: synthetic, model: {hidden: [16000, 16000]}}", "model: hidden must have at most"),
+        (f"{{schema: 1, dataset: synthetic, model: {{hidden: {[8] * 1000}}}}}", "model.hidden"),
+        ("{schema: 1, dataset: synthetic, training: {epochs: 10000000000}}", "training.epochs"),
+        ("[" * 5000, "not YAML"),
         ("{schema: 1, dataset: synthetic, budgets: [0]}", "budgets.0"),
         ("{schema: 1, dataset: synthetic, actions: {norm: l3}}", "norm"),
         ("{schema: 1, dataset: synthetic, actions: {max_changes: 0}}", "max_changes"),
@@ -144,6 +151,27 @@ def test_a_recipe_that_makes_no_sense_says_where(text: str, complaint: str) -> N
     with pytest.raises(RecipeError, match=complaint) as caught:
         Recipe.parse(text, name="mine.yaml")
     assert str(caught.value).startswith("mine.yaml")
+
+
+def test_a_recipe_is_a_regular_file_of_a_small_size(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_bytes(b"#" * (2**20 + 1))
+    for path, told in {
+        Path("/dev/zero"): "regular file",
+        tmp_path / "large.yaml": "at most 1048576 bytes",
+        tmp_path: "regular file",
+    }.items():
+        with pytest.raises(RecipeError, match=told):
+            Recipe.load(path)
+
+
+def test_an_unknown_method_is_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recipe, "prepare", lambda *_, **__: pytest.fail("the work has begun"))
+    recipe = Recipe.parse("{schema: 1, dataset: synthetic, methods: [faithfull]}")
+    with pytest.raises(ConfigurationError, match="did you mean 'faithful'"):
+        run_recipe(recipe, tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="recipe must be"):
+        run_recipe(5, tmp_path / "out")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cfptq.errors import FileError
-from cfptq.io.atomic import atomic_folder, make_folder, write_text
+from cfptq.io.atomic import atomic_folder, atomic_write, clear_killed_writes, make_folder, write_text
 
 FILES = ("note.json", "parts/a.txt")
 
@@ -93,3 +101,73 @@ def test_a_folder_is_made_or_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot make the folder"):
         make_folder(tmp_path / "file")
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let this process write at most ``size`` bytes a file."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_old_file_whichever_library_writes(tmp_path: Path) -> None:
+    for name, write_large in {
+        "text": lambda path: path.write_bytes(b"x" * 10_000),
+        "tensors": lambda path: save_file({"a": torch.zeros(10_000)}, path),
+    }.items():
+        write_text(tmp_path / name, "old")
+        with (
+            full_disk(5000),
+            pytest.raises(FileError, match=rf"cannot write .*{name}: .*File too large"),
+            atomic_write(tmp_path / name) as path,
+        ):
+            write_large(path)
+        assert (tmp_path / name).read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["tensors", "text"]
+
+
+def killed_while_writing(path: Path, then: str = "") -> None:
+    """Begin a write to ``path`` in a process of its own that kills itself in its midst."""
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom cfptq.io.atomic import atomic_write\n"
+        f"final = Path(sys.argv[1])\nwith atomic_write(final) as aside:\n    aside.mkdir()\n    {then}\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -signal.SIGKILL
+
+
+def test_the_next_write_clears_what_a_killed_one_left(tmp_path: Path) -> None:
+    write(tmp_path / "plan")
+    killed_while_writing(tmp_path / "plan")
+    (tmp_path / ".plan.mine").mkdir()
+    assert len(os.listdir(tmp_path)) == 3 and contents(tmp_path / "plan")
+    write(tmp_path / "plan", "b")
+    assert sorted(os.listdir(tmp_path)) == [".plan.mine", "plan"]
+
+
+def test_a_folder_that_was_half_exchanged_is_put_back(tmp_path: Path) -> None:
+    write(tmp_path / "plan")
+    before = contents(tmp_path / "plan")
+    killed_while_writing(tmp_path / "plan", 'final.rename(aside.parent / "retired")')
+    assert not (tmp_path / "plan").exists()
+    clear_killed_writes(tmp_path / "plan")
+    assert contents(tmp_path / "plan") == before and os.listdir(tmp_path) == ["plan"]
+
+
+def test_a_write_in_progress_is_left_alone(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a") as aside:
+        write_text(tmp_path / "a", "other")
+        aside.write_text("mine")
+    assert (tmp_path / "a").read_text() == "mine" and os.listdir(tmp_path) == ["a"]
+
+
+def test_folders_are_exchanged_where_the_system_cannot_do_it_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfptq.io.atomic._exchange", lambda first, second: False)
+    write(tmp_path / "plan")
+    write(tmp_path / "plan", "b")
+    assert (tmp_path / "plan" / "parts" / "a.txt").read_text() == "b" and os.listdir(tmp_path) == ["plan"]
