@@ -12,6 +12,7 @@ from cfptq.allocation import Budget, allocation_path
 from cfptq.errors import BudgetError, DataError
 from cfptq.io.progress import track
 from cfptq.network import as_predictor, decide
+from cfptq.pipeline.examination import examine_decisions, examine_rows
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.quantize_task import quantize_at
@@ -48,7 +49,8 @@ def find_fewest_bits(
     """
     if not (isinstance(max_validity_drop, Real) and 0 <= max_validity_drop <= 1):
         raise BudgetError(f"max_validity_drop must be a share of people between 0 and 1, got {max_validity_drop!r}.")
-    rest, held_out = _hold_out_recourse(task)
+    seen, remarks = examine_rows(task, method)
+    rest, held_out = _hold_out_recourse(seen)
     scores = rest.score_layers(method, progress)
     widths = find_candidate_widths(task.network, method.activations, portable)
     lowest = 1.0
@@ -59,7 +61,7 @@ def find_fewest_bits(
         broken = int((decide(student.logits(held_out.points)) != held_out.target).sum())
         found = FewestBits(float(max_validity_drop), len(held_out), broken)
         if found.validity_drop <= max_validity_drop:
-            return replace(result, fewest_bits=found)
+            return replace(result, fewest_bits=found, remarks=(*remarks, *examine_decisions(seen, result.plan)))
         lowest = min(lowest, found.validity_drop)
     raise BudgetError(
         f"max_validity_drop must be at least {lowest:.3f}, the least that any allocation reached on {len(held_out)} held-out people, got "
@@ -72,7 +74,10 @@ def _hold_out_recourse(task: QuantizationTask) -> tuple[QuantizationTask, Recour
     points, recourse = task.boundary_set
     chosen = torch.arange(0, len(recourse), HOLD_OUT_EVERY)
     if len(chosen) == 0:
-        raise DataError("max_validity_drop needs rejected calibration rows that have recourse, and there are none. Give a budget instead.")
+        why = recourse.note and f" {recourse.note}"
+        raise DataError(
+            f"max_validity_drop needs rejected calibration rows that have recourse, and there are none.{why} Give a budget instead."
+        )
     kept = torch.ones(len(task.rows), dtype=torch.bool)
     kept[points.source[points.origin == COUNTERFACTUAL][chosen]] = False
     return task.keep_rows(kept.nonzero()[:, 0]), recourse[chosen]

@@ -105,4 +105,4 @@ def _deploy_method(
     student: Predictor = result.predictor(path)
     plan = result.plan
     entry = judge(student, path, average_bits=plan.average_bits, activation_bits=result.activation_bits, input_bits=result.input_bits)
-    return entry | {"bits": result.bits}
+    return entry | {"bits": result.bits, "keep": list(plan.keep)}

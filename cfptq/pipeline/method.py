@@ -92,6 +92,8 @@ class Method:
             from rows (N, ...) to N labels. None weighs all alike.
         keep: structure of the weights that is kept. "zeros" keeps every exact zero at 0, and "signs" keeps every integer from the opposite
             sign of its weight. The default is both. An empty tuple keeps nothing.
+        drops_extreme_rows: calibrate without the rows that alone set the range of a column or of a hidden tensor, such as a slip of the
+            decimal point; see :mod:`cfptq.quantize.extreme_rows`. Every method warns of them.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Method:
     repair: bool = False
     groups: Groups | None = None
     keep: tuple[str, ...] = STRUCTURE
+    drops_extreme_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.rows not in ("factual", "augmented", "boundary"):

@@ -23,6 +23,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 activations=Activations(input_bits=None, clip=False),
                 equalize=True,
                 sequential=True,
+                drops_extreme_rows=True,
             ),
             Method("ptq", rows="factual", score="factual", allocator="uniform"),
             Method("mixed-ptq", rows="factual", score="factual"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cfptq.allocation import BitAllocation, Budget, LayerScores, Widths, assign_lowest_bits
 from cfptq.io.progress import track
+from cfptq.pipeline.examination import examine_decisions, examine_rows
 from cfptq.pipeline.group_weighting import ROUNDS, GroupTrial, WorstGroup, build_group_problem, choose_trial, label_rows
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.result import Result
@@ -38,15 +40,18 @@ def quantize_with(
     Raises:
         BudgetError: the budget cannot be met. It is raised before any recourse is computed.
         DataError: the method's groups do not fit the rows. It is raised before any recourse is computed.
+        ModelError: the network's numbers are too far from each other for the plan to keep its decisions.
     """
     sizes = {layer.name: layer.parameters for layer in task.network.layers}
     candidates = widths or find_candidate_widths(task.network, method.activations, portable)
     assign_lowest_bits(tuple(sizes), tuple(sizes.values()), Budget.of(budget), candidates, pinned)
     if method.groups is not None:
         label_rows(method.groups, task.rows, task.space)
-    scores = task.score_layers(method, progress)
+    seen, remarks = examine_rows(task, method)
+    scores = seen.score_layers(method, progress)
     allocation = method.allocate(scores, budget, candidates, pinned)
-    return quantize_at(task, method, scores, allocation, Budget.of(budget), pinned=pinned, portable=portable, progress=progress)
+    result = quantize_at(seen, method, scores, allocation, Budget.of(budget), pinned=pinned, portable=portable, progress=progress)
+    return replace(result, remarks=(*remarks, *examine_decisions(seen, result.plan)))
 
 
 def quantize_at(

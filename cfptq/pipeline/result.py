@@ -150,7 +150,7 @@ class Result:
         hidden = "float" if self.activation_bits == 32 else f"{self.activation_bits}-bit"
         return (
             f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average ({layers}), {self.input_format} input, "
-            f"{hidden} hidden activations{left}{held}"
+            f"{hidden} hidden activations, {self.decision}{left}{held}"
         )
 
     def __repr__(self) -> str:
@@ -170,12 +170,13 @@ class Result:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about the scores, structure, training, groups, repair and the search for the fewest bits, where there are any."""
+        """Sentences about the scores, output, structure, training, groups, repair and the search for the fewest bits."""
         found = [f"Note: {self.sensitivity.note}"] if self.sensitivity.note else []
         found += self.remarks
-        found.append(str(self.structure))
+        found += [f"Output: {self.decision}", str(self.structure)]
+        found += [self.teacher.note] if self.teacher is not None and self.teacher.note else []
         found += [f"Training: {self.training}"] if self.training is not None else []
-        found += [str(part) for part in (self.fewest_bits, self.worst_group, self.repair) if part is not None]
+        found += [str(part) for part in (self.interface, self.fewest_bits, self.worst_group, self.repair) if part is not None]
         return [f"{note[0].upper()}{note[1:].removesuffix('.')}." for note in found]
 
     def _repr_html_(self) -> str:

@@ -87,3 +87,13 @@ def test_a_layer_whose_raw_output_is_needed_keeps_its_batch_norm():
         torch.testing.assert_close(network(x), model.eval()(x))
     assert norms_left(network) == 1
     assert torch.equal(network.weight("layer"), model.layer.weight)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_batch_norms_in_a_row_are_all_folded(count: int):
+    norms = [settled(nn.BatchNorm1d(3), seed) for seed in range(count)]
+    model = nn.Sequential(nn.Linear(4, 3), *norms, nn.ReLU(), nn.Linear(3, 2)).eval()
+    x = rows(5, 4)
+    network = capture(model, x)
+    assert norms_left(network) == 0
+    torch.testing.assert_close(network(x), model(x))

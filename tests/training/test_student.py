@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_lesson import lesson
@@ -10,7 +12,7 @@ from torch import nn
 from cfptq.calibration import build_factual_set
 from cfptq.errors import ModelError
 from cfptq.network import as_predictor, capture
-from cfptq.quantize import Activations, fake_quantize_network, quantize
+from cfptq.quantize import Activations, QuantizationPlan, fake_quantize_network, quantize
 from cfptq.training import Start, Student
 
 
@@ -86,6 +88,30 @@ def test_pruned_weights_are_zero_and_stay_so() -> None:
         optimizer.step()
     for layer in student.to_plan("pruned").layers:
         assert float((layer.integers == 0).float().mean()) >= 0.5
+
+
+def test_training_keeps_zeros_and_signs_of_the_network() -> None:
+    taught = lesson()
+    network = taught.start.network
+    blind = network.with_parameters(
+        {layer.name: (network.weight(layer.name) * (network.weight(layer.name) > 0), network.bias(layer.name)) for layer in network.layers}
+    )
+
+    def keep_positive(plan: QuantizationPlan) -> QuantizationPlan:
+        return replace(plan, layers=tuple(replace(layer, integers=layer.integers.clamp(min=0)) for layer in plan.layers))
+
+    uniform = {bits: keep_positive(plan) for bits, plan in taught.start.uniform.items()}
+    student = Student(Start(blind, keep_positive(taught.start.plan), uniform), keep=("zeros", "signs"))
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.05)
+    for _ in range(15):
+        optimizer.zero_grad()
+        student(taught.rows).square().mean().backward()
+        optimizer.step()
+    assert any(bool((layer.weight < 0).any()) for layer in student.layers)
+    plan = student.to_plan("kept")
+    assert plan.keep == ("zeros", "signs")
+    for layer in plan.layers:
+        assert bool((layer.integers >= 0).all()) and not bool(layer.integers[blind.weight(layer.name) == 0].any())
 
 
 def test_without_quantizers_the_student_is_the_full_precision_model() -> None:
