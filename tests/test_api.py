@@ -170,6 +170,63 @@ def test_a_result_that_was_changed_after_it_was_saved_is_refused(
     cfptq.load(tmp_path / "plan")
 
 
+def test_every_file_of_a_saved_result_is_the_one_that_was_saved(
+    model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        cfptq.calibrate(model, batches(columns), action_set, max_rows=200, seed=seed, progress=False).save(tmp_path / name)
+    told = tmp_path / "a" / "result.json"
+    content = json.loads(told.read_text())
+    changes: tuple[dict[str, Any], ...] = ({"head": "logit"}, {"threshold": 0.9}, {"tensor_names": ["a"]}, {"files": {}}, {"note": 1})
+    without_digest = {key: value for key, value in content.items() if key != "digest"}
+    for text in (*(json.dumps(content | change) for change in changes), json.dumps(without_digest), "[" * 10_000, "[]"):
+        told.write_text(text)
+        with pytest.raises(FileError, match=r"result\.json"):
+            cfptq.load(tmp_path / "a")
+    told.write_text(json.dumps(content))
+    for name in ("calibration.safetensors", "teacher.safetensors", "plan.json"):
+        kept = (tmp_path / "a" / name).read_bytes()
+        for replacement in ((tmp_path / "b" / name).read_bytes(), kept + b" ", None):
+            (tmp_path / "a" / name).unlink()
+            if replacement is not None:
+                (tmp_path / "a" / name).write_bytes(replacement)
+            with pytest.raises(FileError, match=name):
+                cfptq.load(tmp_path / "a")
+            (tmp_path / "a" / name).write_bytes(kept)
+    cfptq.load(tmp_path / "a")
+
+
+def test_wrong_and_misspelt_arguments_are_named(model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path) -> None:
+    rows, start = batches(columns), (model, batches(columns))
+    result = cfptq.calibrate(model, rows, action_set, max_rows=100, progress=False)
+    calls: dict[str, Callable[[], Any]] = {
+        "max_rows must be a whole number": lambda: cfptq.calibrate(*start, action_set, max_rows="5"),  # type: ignore[arg-type]
+        "portable must be True or False": lambda: cfptq.calibrate(*start, action_set, portable="no"),  # type: ignore[arg-type]
+        r"layers\['0'\] must be": lambda: cfptq.calibrate(*start, action_set, layers={"0": "8"}),  # type: ignore[dict-item]
+        "did you mean 'budget'": lambda: cfptq.calibrate(*start, action_set, budgett=4),  # type: ignore[call-arg]
+        "did you mean 'faithful'": lambda: cfptq.calibrate(*start, action_set, method="faithfull"),
+        "did you mean 'logits'": lambda: cfptq.calibrate(*start, action_set, head="logitss"),
+        "calibration_rows must be": lambda: cfptq.qat(*start, action_set, calibration_rows=0),
+        "log must be the path": lambda: cfptq.qat(*start, action_set, log=5),  # type: ignore[arg-type]
+        "methods must be": lambda: cfptq.compare(model, rows, rows, action_set, methods=5),  # type: ignore[arg-type]
+        "protocol must be": lambda: cfptq.audit(model, model, columns.test, action_set, protocol=5),  # type: ignore[arg-type]
+        "people must be": lambda: cfptq.audit(model, model, None, action_set),  # type: ignore[arg-type]
+        "groups must be": lambda: cfptq.audit(model, model, columns.test, action_set, groups=5),  # type: ignore[arg-type]
+        "max_accuracy_drop must be": lambda: cfptq.tuning_score(*start, action_set, max_accuracy_drop="x"),  # type: ignore[arg-type]
+        "folder must be the path": lambda: cfptq.load(None),  # type: ignore[arg-type]
+        "path must be the path": lambda: result.to_onnx(None),  # type: ignore[arg-type]
+        "packed must be": lambda: result.to_onnx(tmp_path / "model.onnx", packed=1),  # type: ignore[arg-type]
+        "rows must be True or False": lambda: result.save(tmp_path / "plan", rows=None),  # type: ignore[arg-type]
+        "action_set must be": lambda: cfptq.recourse.solve(model, columns.test, None, target=1),  # type: ignore[arg-type]
+        "chunk_rows must be": lambda: cfptq.recourse.solve(model, columns.test, action_set, target=1, chunk_rows="5"),  # type: ignore[arg-type]
+        "method must be": lambda: cfptq.recourse.solve(model, columns.test, action_set, target=1, method=["exact"]),  # type: ignore[arg-type]
+    }
+    for told, call in calls.items():
+        with pytest.raises(CfptqError, match=told):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_network_and_a_plan_that_do_not_belong_together_are_refused(
     model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path
 ) -> None:

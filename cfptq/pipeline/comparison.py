@@ -27,6 +27,7 @@ from cfptq.backends.toolchains import TOOLCHAINS
 from cfptq.calibration import draw_rows
 from cfptq.errors import ConfigurationError
 from cfptq.io.atomic import write_text
+from cfptq.io.suggestions import did_you_mean
 from cfptq.io.tables import as_html, as_text
 from cfptq.network import Predictor, to_onnx_model
 from cfptq.network.onnx.session import describe_runtime, describe_saturation
@@ -202,7 +203,8 @@ def check_methods(methods: ComparedMethod | Sequence[ComparedMethod]) -> Sequenc
     for entry in listed:
         if isinstance(entry, str) and entry not in known:
             raise ConfigurationError(
-                f"methods must be presets, toolchains or method objects, got {entry!r}. Choose from {', '.join(known)}."
+                f"methods must be presets, toolchains or method objects, got {entry!r}{did_you_mean(entry, known)}. Choose from "
+                f"{', '.join(known)}."
             )
     names = [entry if isinstance(entry, str) else entry.name for entry in listed]
     if len(set(names)) != len(names):
