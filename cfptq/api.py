@@ -70,6 +70,7 @@ def calibrate(
     keep: Sequence[str] | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
+    output: str | None = None,
     max_rows: int = 4096,
     seed: int = 0,
     progress: bool = True,
@@ -100,7 +101,9 @@ def calibrate(
         keep: structure of the weights that is kept. "zeros" keeps every exact zero at 0, and "signs" keeps every integer from the opposite
             sign of its weight. By default the method's own, which is both. ``()`` keeps nothing.
         head: what the model puts out. By default it is inferred from the output.
-        threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
+        threshold: decision threshold on the probability of a binary model. By default what an ONNX file records,
+            or else the larger logit decides.
+        output: name of the output with the class scores, for an ONNX file with several.
         max_rows: most calibration rows kept. From a longer loader they are drawn evenly.
         seed: seed of the calibration draw.
         progress: whether a progress bar may be shown.
@@ -125,7 +128,7 @@ def calibrate(
         groups=groups if groups is not None else chosen.groups,
         keep=chosen.keep if keep is None else check_keep(keep),
     )
-    module = as_module(model)
+    module = as_module(model, output)
     with preserved_state(module, threads=1):
         task = build_task(module, calib_loader, check_action_space(action_set), settings)
         if max_validity_drop is not None:
@@ -153,6 +156,7 @@ def qat(
     keep: Sequence[str] | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
+    output: str | None = None,
     max_rows: int = ALL_ROWS,
     calibration_rows: int = CALIBRATION_ROWS,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -201,7 +205,9 @@ def qat(
             sign of its weight. By default the method's own, which is both in ``cfq-qat`` and nothing
             in the presets that reproduce the paper's training. ``()`` keeps nothing.
         head: what the model puts out. By default it is inferred from the output.
-        threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
+        threshold: decision threshold on the probability of a binary model. By default what an ONNX file records,
+            or else the larger logit decides.
+        output: name of the output with the class scores, for an ONNX file with several.
         max_rows: most training rows kept. By default all.
         calibration_rows: most rows that the training-free start is calibrated on.
         checkpoint: file that is replaced after every epoch, and from which the same call resumes. By default none.
@@ -227,7 +233,7 @@ def qat(
     check_layers(layers)
     chosen = as_qat_method(method)
     chosen = chosen if keep is None else replace(chosen, keep=check_keep(keep))
-    module = as_module(model)
+    module = as_module(model, output)
     with preserved_state(module, threads=1):
         task = build_task(module, train_loader, check_action_space(action_set), settings)
         result = train_with(
@@ -259,6 +265,7 @@ def compare(
     groups: Mapping[str, Sequence[Any]] | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
+    output: str | None = None,
     portable: bool = True,
     max_rows: int = 4096,
     protocol: Protocol | None = None,
@@ -284,7 +291,9 @@ def compare(
             ``favourable``.
         groups: name -> one value per test row, for Validity Drop by group. By default none.
         head: what the model puts out. By default it is inferred from the output.
-        threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
+        threshold: decision threshold on the probability of a binary model. By default what an ONNX file records,
+            or else the larger logit decides.
+        output: name of the output with the class scores, for an ONNX file with several.
         portable: keep weights behind integer inputs within ±63 (7 bits). It does not apply to toolchains.
         max_rows: most calibration rows kept. From a longer loader they are drawn evenly.
         protocol: evaluation settings. By default the standard protocol.
@@ -306,7 +315,7 @@ def compare(
     settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
     listed, limits = check_methods(methods), check_budgets(budgets)
     space = check_action_space(action_set)
-    module = as_module(model)
+    module = as_module(model, output)
     with preserved_state(module, threads=1):
         return compare_methods(
             module,
@@ -334,6 +343,7 @@ def tuning_score(
     target: Target | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
+    output: str | None = None,
     max_rows: int = 4096,
     seed: int = 0,
     progress: bool = True,
@@ -348,7 +358,9 @@ def tuning_score(
         target: the class that recourse leads to: one for all, one per row, or a rule (rows, logits) -> classes. By default it is the
             action set's ``favourable``.
         head: what the model puts out. By default it is inferred from the output.
-        threshold: decision threshold on the probability of a binary model. By default the larger logit decides.
+        threshold: decision threshold on the probability of a binary model. By default what an ONNX file records,
+            or else the larger logit decides.
+        output: name of the output with the class scores, for an ONNX file with several.
         max_rows: most rows kept. From a longer loader they are drawn evenly.
         seed: seed of the draw.
         progress: whether a progress bar may be shown.
@@ -363,7 +375,7 @@ def tuning_score(
         ModelError: the model cannot be captured, or has nothing to quantize.
     """
     settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
-    module = as_module(model)
+    module = as_module(model, output)
     with preserved_state(module, threads=1):
         task = build_task(module, loader, check_action_space(action_set), settings)
         return build_tuning_score(task, max_accuracy_drop, progress=progress)
@@ -382,6 +394,7 @@ def audit(
     target: Target | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
+    output: str | None = None,
     protocol: Protocol | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -399,7 +412,9 @@ def audit(
         target: the class that recourse leads to: one for all, one per person, or a rule (rows, logits) -> classes. By default it is the
             action set's ``favourable``.
         head: what both models put out. By default it is inferred from the output.
-        threshold: decision threshold of both models on the probability. By default the larger logit decides.
+        threshold: decision threshold of both models on the probability. By default what the ONNX files record, or else the larger logit
+            decides.
+        output: name of the output with the class scores, for ONNX files with several. A file without it is read as it is.
         protocol: evaluation settings. By default the standard protocol.
         seed: seed of the population's shuffle and of resampling.
         progress: whether a progress bar may be shown.
@@ -429,6 +444,7 @@ def audit(
             issued=issued,
             head=head,
             threshold=threshold,
+            output=output,
             protocol=protocol,
             seed=seed,
             progress=progress,

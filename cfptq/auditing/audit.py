@@ -24,7 +24,7 @@ from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.errors import ActionSetError, DataError, FileError
 from cfptq.network.head import Head, decide
 from cfptq.network.onnx.session import describe_runtime
-from cfptq.network.predictor import Model, as_predictor, find_recorded_threshold
+from cfptq.network.predictor import Model, as_predictor, choose_outputs, describe_reading, find_recorded_threshold
 from cfptq.recourse import Target, resolve_target
 
 
@@ -40,6 +40,7 @@ def run_audit(
     issued: Any = None,
     head: Head | str | None = None,
     threshold: float | None = None,
+    output: str | None = None,
     protocol: Protocol | None = None,
     seed: int = 0,
     threads: int | None = 1,
@@ -58,7 +59,9 @@ def run_audit(
         issued: Advice already given, as points in columns or a DataFrame of raw features. It is checked first and reported apart, see
             :func:`~cfptq.auditing.check_issued`.
         head: Form of the output of models that are not predictors yet. Inferred by default.
-        threshold: Probability of class 1 above which class 1 is decided, for models that are not predictors yet. 0.5 by default.
+        threshold: Probability of class 1 above which class 1 is decided, for models that are not predictors yet. By default what
+            ONNX files record, or else 0.5.
+        output: Name of the output with the class scores, for ONNX files with several. A file without it is read as it is.
         protocol: Settings of the evaluation. The standard protocol by default.
         seed: Seed of the shuffle, the solvers and the intervals.
         threads: Torch threads while solving. None leaves the number as it is.
@@ -74,8 +77,10 @@ def run_audit(
     columns = _encode(rows, space)
     wanted = _choose_target(target, space)
     threshold = find_recorded_threshold(f, f_q) if threshold is None else threshold
-    before = as_predictor(f, example=columns, head=head, threshold=threshold)
-    after = as_predictor(f_q, example=columns, head=head, threshold=threshold)
+    before, after = (
+        as_predictor(model, example=columns, head=head, threshold=threshold, output=name)
+        for model, name in zip((f, f_q), choose_outputs(output, f, f_q), strict=True)
+    )
     if labels is not None:
         labels = parse_labels(labels, columns, before.n_classes)
     split_by_group(groups, columns)  # Groups that do not fit are refused before the long part.
@@ -90,8 +95,8 @@ def run_audit(
     teacher = reference_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
     metrics = evaluate(before, after, teacher, columns, labels, space, groups, threads=threads, progress=progress)
     return AuditReport(
-        full_precision=AuditedModel(before.name, _hash_file(f)),
-        quantized=AuditedModel(after.name, _hash_file(f_q)),
+        full_precision=AuditedModel(before.name, _hash_file(f), describe_reading(before)),
+        quantized=AuditedModel(after.name, _hash_file(f_q), describe_reading(after)),
         fp32=teacher.to_dict(labels),
         metrics=metrics,
         issued=advice,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, DataError, ModelError, ModelWarning, name_rows
-from cfptq.network.head import Head, as_head, class_logits, compute_threshold_logit, decide, infer_head
+from cfptq.network.head import DecisionRule, Head, as_head, class_logits, compute_threshold_logit, decide, infer_head
 from cfptq.network.onnx.file import THRESHOLD_KEY, OnnxFile, name_source, read_decision_rule, read_onnx, summarize_error
 from cfptq.network.onnx.module import OnnxModule
 from cfptq.network.wrappers import check_inputs, unwrap
@@ -31,7 +31,7 @@ CHUNK_ROWS = 16384
 MAX_ABS_LOGIT = 1e30
 #: Rows of the example on which a model is differentiated to find whether it can be.
 GRADIENT_ROWS = 2
-#: Factors that scale the example. Outputs that leave [0, 1] at any of them are not probabilities.
+#: Factors that scale the example, and offsets that move it. Outputs that leave [0, 1] at any of them are not probabilities.
 EXAMPLE_SCALES = (-32.0, 8.0, -1e4, 1e4)
 #: Largest median error of a file's differentiable twin on the example, relative to the largest output. Other twins are not used.
 RELATIVE_TWIN_TOLERANCE = 0.02
@@ -262,6 +262,27 @@ def _warn_about_batch_dependence(predictor: ArtefactPredictor, example: Tensor, 
     )
 
 
+def choose_outputs(output: str | None, *models: Model) -> list[str | None]:
+    """Return the output to read of each model, which is ``output`` in ONNX files that have it.
+
+    Args:
+        output: name of an output, or None.
+        models: the models that are compared.
+
+    Raises:
+        FileError: a file cannot be read.
+        ModelError: no file has an output of that name.
+    """
+    if output is None:
+        return [None] * len(models)
+    files = [model if isinstance(model, str | os.PathLike | onnx.ModelProto) else None for model in models]
+    names = [[] if file is None else [value.name for value in read_onnx(file).graph.output] for file in files]
+    if not any(output in listed for listed in names):
+        listed = ", ".join(dict.fromkeys(name for listed in names for name in listed)) or "none, because no model is an ONNX file"
+        raise ModelError(f"output must be one of the models' outputs ({listed}), got {output!r}.")
+    return [output if output in listed else None for listed in names]
+
+
 def find_recorded_threshold(*models: Model) -> float | None:
     """Return the decision threshold that ONNX files record in their metadata, for models that are compared with one another.
 
@@ -274,26 +295,30 @@ def find_recorded_threshold(*models: Model) -> float | None:
         FileError: a file cannot be read.
         ModelError: two files record different thresholds.
     """
-    recorded: dict[str, float] = {}
+    recorded: list[tuple[str, float]] = []
     for model in models:
         if isinstance(model, str | os.PathLike | onnx.ModelProto):
             content = read_onnx(model)
             if any(entry.key == THRESHOLD_KEY for entry in content.metadata_props):
-                recorded[name_source(model)] = read_decision_rule(content)[1] or 0.5
-    if len(set(recorded.values())) > 1:
-        listed = " and ".join(f"{value:g} in {name}" for name, value in recorded.items())
+                recorded.append((name_source(model), read_decision_rule(content)[1] or 0.5))
+    if len({value for _, value in recorded}) > 1:
+        listed = " and ".join(f"{value:g} in {name}" for name, value in recorded)
         raise ModelError(f"The files must decide at one threshold, got {listed}. Give the right one with threshold=.")
-    threshold = next(iter(recorded.values()), 0.5)
+    where, threshold = next(iter(recorded), ("", 0.5))
     if threshold == 0.5:
         return None
-    if len(recorded) < len(set(map(id, models))):
+    if len(recorded) < len(models):
         warnings.warn(
-            f"Every model is read to decide at {threshold:g}, the threshold that {next(iter(recorded))} records. Give threshold= if it is "
-            "another.",
+            f"Every model is read to decide at {threshold:g}, the threshold that {where} records. Give threshold= if it is another.",
             ModelWarning,
             stacklevel=3,
         )
     return threshold
+
+
+def describe_reading(predictor: Predictor) -> str:
+    """Return how a model's output is read, in words, or "" for a predictor of the user's own."""
+    return str(DecisionRule(predictor.head, predictor.threshold)) if isinstance(predictor, ArtefactPredictor) else ""
 
 
 def count_saturated_decisions(predictor: Predictor, rows: Tensor, decided: Tensor) -> int:
@@ -370,9 +395,9 @@ def _infer_head_by_scaling(run: Raw, example: Tensor, name: str) -> Head:
     head = infer_head(raw)
     if head in (Head.PROBABILITY, Head.PROBABILITIES):
         # Small logits look like probabilities. Only probabilities stay in [0, 1] for rows of any scale.
-        for scale in EXAMPLE_SCALES:
+        for moved in _list_far_rows(example):
             try:
-                far = _run_checked(run, example * scale, name)
+                far = _run_checked(run, moved, name)
                 if bool(torch.isfinite(far).all()) and infer_head(far) is not head:
                     return infer_head(far)
             except CfptqError:
@@ -385,18 +410,27 @@ def _infer_head_by_scaling(run: Raw, example: Tensor, name: str) -> Head:
     return head
 
 
+def _list_far_rows(example: Tensor) -> Iterator[Tensor]:
+    """Yield the rows of the example scaled and moved. Rows of zeros stay where they are under a scale."""
+    for scale in EXAMPLE_SCALES:
+        yield example * scale
+        yield example + scale
+
+
 def _stays_between_0_and_1(run: Raw, example: Tensor, raw: Tensor, name: str) -> bool:
-    """Return whether all outputs lie in [0, 1], for rows of any scale."""
+    """Return whether all outputs lie in [0, 1] for rows of any scale, and are not the same for all."""
     if not bool(((raw >= 0) & (raw <= 1)).all()):
         return False
-    for scale in EXAMPLE_SCALES:
+    varies = False
+    for rows in _list_far_rows(example):
         try:
-            far = _run_checked(run, example * scale, name)
+            far = _run_checked(run, rows, name)
         except CfptqError:
             continue
         if not bool(((far >= 0) & (far <= 1)).all()):
             return False
-    return True
+        varies |= not torch.equal(far, raw)
+    return varies
 
 
 class _ModuleRun:

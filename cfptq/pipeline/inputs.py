@@ -51,6 +51,7 @@ COMMON: Mapping[str, Argument] = {
     "loader": LOADER,
     "action_set": ACTION_SPACE,
     "target": optional(TARGET),
+    "output": optional(TEXT),
     "budget": optional(
         Argument(
             lambda value: isinstance(value, Budget) or number().accepts(value),
@@ -173,14 +174,18 @@ def check_action_space(action_set: ActionSpace) -> ActionSpace:
     return action_set
 
 
-def as_module(model: nn.Module | str | os.PathLike[str]) -> nn.Module:
+def as_module(model: nn.Module | str | os.PathLike[str], output: str | None = None) -> nn.Module:
     """Return a module without wrappers such as ``torch.compile``, and an ONNX file as a module.
+
+    Args:
+        model: a module, or the path of an ONNX file.
+        output: name of the file's output with the class scores; None finds it.
 
     Raises:
         ModelError: ``model`` is neither, its forward needs several inputs, or the file cannot be read.
     """
     if isinstance(model, str | os.PathLike):
-        return OnnxModule(model)
+        return OnnxModule(model, output=output)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module or the path of an ONNX file, got a {type(model).__name__}.")
     plain = unwrap(model)

@@ -421,4 +421,4 @@ class Result:
         """Return the result with the tensor names of the ONNX file that ``model`` was read from, or as it is for other models."""
         if not isinstance(model, OnnxModule):
             return self
-        return replace(self, tensor_names=(model.input_name, model.output_name), interface=model.interface)
+        return replace(self, tensor_names=(model.input_name, model.output_name), interface=model.source.interface)

@@ -162,8 +162,8 @@ def build_task(model: nn.Module, loader: Iterable[Any], space: ActionSpace, sett
     space.check(rows)
     if isinstance(model, OnnxModule):
         check_reading(model, rows)
-        given_head = given_head or model.head
-        threshold = model.threshold if threshold is None else threshold
+        given_head = given_head or model.source.head
+        threshold = model.source.threshold if threshold is None else threshold
     network = capture(model, rows[:2] if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1)))
     predictor = as_predictor(network.graph, example=rows[:PROBE_ROWS], head=given_head, threshold=threshold, name="fp32")
     assert isinstance(predictor, ArtefactPredictor)

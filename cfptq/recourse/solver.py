@@ -13,13 +13,13 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError, ModelError, name_rows
 from cfptq.io.arguments import BOOLEAN, COUNT, SEED, check_arguments, one_of, optional
 from cfptq.io.progress import track
-from cfptq.network.head import target_margin
+from cfptq.network.head import Head, target_margin
 from cfptq.network.predictor import Model, Predictor, as_predictor
 from cfptq.network.state import preserved_state
 from cfptq.recourse.arguments import ACTION_SPACE, MODEL_TO_RUN, TARGET
 from cfptq.recourse.batch import RecourseBatch, Status
 from cfptq.recourse.exact import Exact, solve_exact
-from cfptq.recourse.gradient import ProjectedGradient, run_projected_gradient
+from cfptq.recourse.gradient import ProjectedGradient, count_flat_rows, run_projected_gradient
 from cfptq.recourse.gradient_free import GradientFree, search_without_gradient
 from cfptq.recourse.minimal_cost import MinimalCost, search_minimal_cost
 from cfptq.recourse.target import Target, resolve_target
@@ -63,6 +63,9 @@ def solve(
     seed: int = 0,
     chunk_rows: int = 4096,
     threads: int | None = 1,
+    head: Head | str | None = None,
+    threshold: float | None = None,
+    output: str | None = None,
     progress: bool = True,
 ) -> RecourseBatch:
     """Find recourse for every row (section 3.1, appendix A).
@@ -85,6 +88,10 @@ def solve(
         seed: Seed of the random restarts, default 0.
         chunk_rows: Rows solved at a time, default 4096. It bounds memory and affects results by float rounding only.
         threads: PyTorch threads, default 1, which is fastest for small models. ``None`` keeps the current number.
+        head: What a model that is no predictor yet puts out. Inferred from its output by default.
+        threshold: Probability of class 1 above which a model that is no predictor yet decides class 1. By default what an ONNX file
+            records, or else 0.5.
+        output: Name of the output with the class scores, for an ONNX file with several.
         progress: Show a progress bar for long runs if standard error is a terminal, default True.
 
     Raises:
@@ -96,7 +103,7 @@ def solve(
     x = _check_rows(rows)
     modules = (model,) if isinstance(model, nn.Module) else ()
     with preserved_state(*modules, threads=threads):
-        predictor = as_predictor(model, example=x[:EXAMPLE_ROWS]) if not isinstance(model, Predictor) or modules else model
+        predictor = as_predictor(model, example=x[:EXAMPLE_ROWS], head=head, threshold=threshold, output=output)
         if isinstance(settings, MinimalCost) and not predictor.is_differentiable:
             settings = settings.without_gradient()
         if not predictor.is_differentiable and not isinstance(settings, GradientFree | Exact):
@@ -118,9 +125,11 @@ def solve(
             for destination, piece in zip(whole, pieces, strict=True):
                 destination[part] = piece
         delta, points, cost, margin, status, bound = whole
-    proofs = {"status": status, "bound": bound} if isinstance(settings, Exact) else {}
-    found = _has_reached(margin, settings) | (margins > 0)
-    return RecourseBatch(x.clone(), points, delta, cost, found, margin, wanted, _get_name(settings), _get_confidence(settings), **proofs)
+        proofs = {"status": status, "bound": bound} if isinstance(settings, Exact) else {}
+        found = _has_reached(margin, settings) | (margins > 0)
+        note = _describe_flat_rows(predictor, x, action_set, wanted, found, settings, parts)
+    name, confidence = _get_name(settings), _get_confidence(settings)
+    return RecourseBatch(x.clone(), points, delta, cost, found, margin, wanted, name, confidence, note=note, **proofs)
 
 
 def _solve_chunk(
@@ -157,6 +166,26 @@ def _solve_chunk(
     claimed = (status == int(Status.OPTIMAL)) | (status == int(Status.BOUNDED))
     status[claimed & ~_has_reached(margin, settings)] = int(Status.NOT_FOUND)
     return delta, points, space.cost(x, delta), margin, status, bound
+
+
+def _describe_flat_rows(
+    predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, found: Tensor, settings: Method, parts: list[slice]
+) -> str:
+    """Return a note about the rows without recourse at which the gradient is zero, or "" where there are none."""
+    if not isinstance(settings, ProjectedGradient) or bool(found.all()):
+        return ""
+    flat, left = 0, 0
+    for part in parts:
+        rest = ~found[part]
+        left += int(rest.sum())
+        if bool(rest.any()):
+            flat += count_flat_rows(predictor, x[part][rest], space, target[part][rest], settings)
+    if flat == 0:
+        return ""
+    return (
+        f"The gradient of {predictor.name} is zero at {flat} of the {left} rows without recourse, so that projected-gradient steps do not "
+        'move them. Search them by method="minimal-cost", or give the model\'s logits in place of saturated probabilities.'
+    )
 
 
 def _search_checked(predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost | GradientFree) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cfptq.errors import DataError, FileError, ModelError
+from cfptq.errors import DataError, FileError, ModelError, ModelWarning
 from cfptq.network.head import Head, decide
-from cfptq.network.predictor import ArtefactPredictor, Predictor, as_predictor
+from cfptq.network.onnx.operators import OPERATORS
+from cfptq.network.predictor import ArtefactPredictor, Predictor, as_predictor, choose_outputs, find_recorded_threshold
 
 
 def rows(n: int, seed: int = 0) -> Tensor:
@@ -48,6 +50,69 @@ def onnx_model(outputs: int = 2, after: str = "", batch: Any = "N", kind: int = 
         answers.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, [batch]))
     graph = helper.make_graph(nodes, "classifier", [helper.make_tensor_value_info("input", kind, [batch, 5])], answers, held)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+# What a file records, and what it cannot promise ----------------------------------------------------------------------------
+
+
+def recorded(outputs: int = 2, **entries: str) -> onnx.ModelProto:
+    model = onnx_model(outputs)
+    helper.set_model_props(model, {f"cfptq.{key}": value for key, value in entries.items()})
+    return model
+
+
+def test_a_file_is_read_with_the_head_and_threshold_that_it_records() -> None:
+    x = rows(64)
+    plain, told = as_predictor(onnx_model(1), example=x), as_predictor(recorded(1, head="logit", threshold="0.8"), example=x)
+    assert isinstance(told, ArtefactPredictor) and (told.head, told.threshold) == (Head.LOGIT, 0.8)
+    assert torch.allclose(told.logits(x)[:, 1], plain.logits(x)[:, 1] - np.log(4), atol=1e-5)
+    given = as_predictor(recorded(1, head="logit", threshold="0.8"), example=x, threshold=0.5)
+    assert torch.equal(given.logits(x), plain.logits(x))
+
+
+@pytest.mark.parametrize("entries", [{"head": "logitz"}, {"threshold": "much"}, {"threshold": "1.5"}])
+def test_a_record_that_makes_no_sense_is_refused_by_its_keys(entries: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match=r"cfptq\.head and cfptq\.threshold"):
+        as_predictor(recorded(2, **entries), example=rows(8))
+
+
+def test_models_that_are_compared_decide_at_the_one_threshold_that_a_file_records() -> None:
+    with pytest.warns(ModelWarning, match=r"0\.8"):
+        assert find_recorded_threshold(network(), recorded(threshold="0.8")) == 0.8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_recorded_threshold(recorded(threshold="0.8"), recorded(threshold="0.8")) == 0.8
+        assert find_recorded_threshold(network(), recorded(threshold="")) is None
+        assert find_recorded_threshold(network(), network()) is None
+    for other in ("0.6", ""):
+        with pytest.raises(ModelError, match="threshold="):
+            find_recorded_threshold(recorded(threshold="0.8"), recorded(threshold=other))
+
+
+def test_an_output_is_read_in_the_files_that_have_it() -> None:
+    assert choose_outputs("label", network(), onnx_model(extra=True)) == [None, "label"]
+    assert choose_outputs(None, network()) == [None]
+    with pytest.raises(ModelError, match="label, output"):
+        choose_outputs("scores", onnx_model(extra=True))
+
+
+def test_answers_that_depend_on_the_batch_are_told() -> None:
+    def centred(x: Any) -> Any:
+        return (x - x.mean(axis=0))[:, :2]
+
+    with pytest.warns(ModelWarning, match="alone"):
+        as_predictor(centred, example=rows(64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_predictor(onnx_model(), example=rows(64))
+
+
+def test_separate_labels_are_not_taken_for_classes() -> None:
+    labels, x = network(3, nn.Sigmoid()), rows(64)
+    with pytest.raises(ModelError, match="do not sum to 1"):
+        as_predictor(labels, example=x)
+    assert as_predictor(labels, example=x, head="logits").n_classes == 3
+    assert as_predictor(network(3, nn.Softmax(dim=1)), example=x).n_classes == 3
 
 
 # Modules -------------------------------------------------------------------------------------------------------------------
@@ -184,11 +249,12 @@ def test_a_double_precision_file_and_a_label_output_are_understood() -> None:
     )
 
 
-def test_an_operator_without_a_twin_leaves_the_answers_and_names_itself() -> None:
+def test_an_operator_without_a_twin_leaves_the_answers_and_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(OPERATORS, ("", "Hardmax"))
     predictor = as_predictor(onnx_model(after="Hardmax"), example=rows(10), head="logits")
     assert predictor.logits(rows(4)).shape == (4, 2)
     assert not predictor.is_differentiable
-    with pytest.raises(ModelError, match="Hardmax"):
+    with pytest.raises(ModelError, match="no gradient: its output does not depend on its input by differentiable operations"):
         predictor.surrogate(rows(4))
 
 

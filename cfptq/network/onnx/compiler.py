@@ -18,7 +18,7 @@ from cfptq.network.onnx.values import MICROSOFT, ML, Node, Value
 #: Domains of the operators in :data:`LOWERINGS`.
 LOWERED_DOMAINS = ("", ML, MICROSOFT)
 #: Operators that lowering folds itself where their inputs are constant.
-FOLDED_BY_LOWERING = ("QuantizeLinear", "DequantizeLinear", "LinearClassifier", "MatMulNBits")
+FOLDED_BY_LOWERING = ("QuantizeLinear", "DequantizeLinear", "LinearClassifier", "LinearRegressor", "MatMulNBits")
 #: Operators of several outputs that anybody may read.
 SEVERAL_OUTPUTS = ("Split", "TopK")
 #: Operators to which a constant of one element is passed as a Python number, which is faster than a tensor.

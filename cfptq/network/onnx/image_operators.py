@@ -18,13 +18,9 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
         raise conversion_error(node, "its padding is automatic")
     function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
     # The padding is cut off here, because that of torch is the same on both sides.
-    whole = function(x, weight, bias, stride, 0, 0, node.get("group", 1), dilation)
+    whole = function(x, weight, bias, stride, 0, extra, node.get("group", 1), dilation)
     for axis in range(n):
-        size = whole.shape[2 + axis] - pads[axis] - pads[n + axis] + extra[axis]
-        short = pads[axis] + size - whole.shape[2 + axis]
-        if short > 0:
-            raise conversion_error(node, "its output_padding is larger than its padding")
-        whole = whole.narrow(2 + axis, pads[axis], size)
+        whole = whole.narrow(2 + axis, pads[axis], whole.shape[2 + axis] - pads[axis] - pads[n + axis])
     return whole  # type: ignore[no-any-return]
 
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from cfptq.errors import FileError, ModelError
-from cfptq.network.onnx.file import OUTPUT_KEY, derives_from, find_rows_input, get_fixed_rows
+from cfptq.network.onnx.file import OUTPUT_KEY, derives_from, find_rows_input, get_fixed_rows, summarize_error
 
 #: Operators with weights. What they compute from the rows changes when a model is quantized.
 LAYERS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "LinearClassifier", "LinearRegressor", "MatMul"})
@@ -40,9 +40,9 @@ class OnnxInterface:
             model: takes float32 rows under the file's name of the rows, and returns float32 scores as :attr:`scores`. It is not changed.
 
         Raises:
-            ModelError: the opset of ``model`` is older than a node of the shell needs.
+            ModelError: a node of the shell cannot be converted to the opset of ``model``.
         """
-        shell = onnx.load_from_string(self.shell)
+        shell = _convert_shell(onnx.load_from_string(self.shell), _read_opset(model), self.scores, self.scores_type)
         dressed = onnx.ModelProto()
         dressed.CopyFrom(model)
         graph, (rows,) = dressed.graph, shell.graph.input
@@ -68,8 +68,20 @@ class OnnxInterface:
         graph.initializer.extend(shell.graph.initializer)
         _join_opsets(dressed, shell)
         helper.set_model_props(dressed, {entry.key: entry.value for entry in dressed.metadata_props} | {OUTPUT_KEY: self.scores})
-        onnx.checker.check_model(dressed)
+        try:
+            onnx.checker.check_model(dressed)
+        except onnx.checker.ValidationError as error:
+            if "'shape'" not in str(error):  # ONNX Runtime needs no shape of an output, and many files have none.
+                raise ModelError(f"The outputs of the ONNX model cannot be kept ({summarize_error(error)}). Export it again.") from error
         return dressed
+
+    def __str__(self) -> str:
+        graph = onnx.load_from_string(self.shell).graph
+        names = [value.name for value in graph.output]
+        kind = TensorProto.DataType.Name(graph.input[0].type.tensor_type.elem_type).lower()
+        among = f" among {', '.join(names)}" if len(names) > 1 else ""
+        read = "" if kind == "float" else f"; it takes {kind}, and between its input and its scores all is computed in float32"
+        return f"the ONNX file's scores are its {self.scores!r}{among}{read}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -187,29 +199,48 @@ def _rename(graph: onnx.GraphProto, taken: set[str]) -> None:
 
 
 def _join_opsets(model: onnx.ModelProto, shell: onnx.ModelProto) -> None:
-    """Import the domains of the shell's nodes, and raise the opset to what they need."""
-    wanted = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in shell.opset_import}
-    needed = 1
-    for node in shell.graph.node:
-        if node.domain in ("", "ai.onnx"):
-            needed = max(needed, onnx.defs.get_schema(node.op_type, wanted[""], "").since_version)
+    """Import the domains of the shell's nodes, and raise the opset of ``model`` to what they need."""
+    version = _read_opset(shell)
+    needed = [onnx.defs.get_schema(node.op_type, version, "").since_version for node in shell.graph.node if node.domain in OWN_DOMAINS]
     for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = max(entry.version, needed)
-            now = entry.version
-    for node in shell.graph.node:
-        if node.domain in ("", "ai.onnx"):
-            then, later = (onnx.defs.get_schema(node.op_type, version, "").since_version for version in (wanted[""], now))
-            if then < later and node.op_type in CHANGED_OPERATORS and then < CHANGED_OPERATORS[node.op_type]:
-                raise ModelError(
-                    f"The ONNX model's outputs beside the scores are computed by {node.op_type} of opset {wanted['']}, which later opsets "
-                    f"read otherwise. Export it with opset {CHANGED_OPERATORS[node.op_type]} or later."
-                )
+        entry.version = max(entry.version, *needed, 1) if entry.domain in OWN_DOMAINS else entry.version
     known = {entry.domain for entry in model.opset_import}
-    model.opset_import.extend(entry for entry in shell.opset_import if entry.domain not in (*known, "", "ai.onnx"))
+    model.opset_import.extend(entry for entry in shell.opset_import if entry.domain not in (*known, *OWN_DOMAINS))
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
 
 
+def _convert_shell(shell: onnx.ModelProto, opset: int, scores: str, scores_type: int) -> onnx.ModelProto:
+    """Return the shell with nodes of ``opset`` where its own opset is older and writes one of its operators otherwise.
+
+    Raises:
+        ModelError: a node cannot be converted.
+    """
+    version = _read_opset(shell)
+    old = [node.op_type for node in shell.graph.node if node.domain in OWN_DOMAINS and version < CHANGED_OPERATORS.get(node.op_type, 0)]
+    if not old or version >= opset:
+        return shell
+    whole = onnx.ModelProto()
+    whole.CopyFrom(shell)
+    whole.graph.input.append(helper.make_tensor_value_info(scores, scores_type, None))
+    _replace(whole.graph.output, [value for value in shell.graph.output if value.name != scores])
+    try:
+        converted = onnx.version_converter.convert_version(whole, opset)
+    except Exception as error:
+        raise ModelError(
+            f"The ONNX model's outputs beside the scores are computed by {old[0]} of opset {version}, which opset {opset} writes "
+            f"otherwise. Export it with opset {CHANGED_OPERATORS[old[0]]} or later."
+        ) from error
+    _replace(converted.graph.input, list(shell.graph.input))
+    _replace(converted.graph.output, list(shell.graph.output))
+    return converted
+
+
+def _read_opset(model: onnx.ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in OWN_DOMAINS), 1)
+
+
+#: Names of ONNX's own domain.
+OWN_DOMAINS = ("", "ai.onnx")
 #: Operators that later opsets read otherwise, with the first opset of the present form.
 CHANGED_OPERATORS = {
     **dict.fromkeys(("Hardmax", "LogSoftmax", "ReduceSum", "Softmax", "Split", "Squeeze", "Unsqueeze"), 13),

@@ -137,6 +137,18 @@ def lower_linear_classifier(builder: StepBuilder, node: Node, inputs: list[Value
     return scores if function is None else Value(builder.emit(function, (scores.slot,)))
 
 
+def lower_linear_regressor(builder: StepBuilder, node: Node, inputs: list[Value | None]) -> Value:
+    """Lower LinearRegressor to a linear layer."""
+    (x,) = inputs
+    outputs, intercepts = node.get("targets", 1), node.get("intercepts")
+    if x is None or node.get("post_transform", "NONE") != "NONE" or (intercepts and len(intercepts) != outputs):
+        raise conversion_error(node, f"its post_transform is {node.get('post_transform')}, or its intercepts are not one a target")
+    name = make_identifier(node.name) or "LinearRegressor"
+    weight = Value(constant=torch.tensor(node.get("coefficients"), dtype=torch.float32).reshape(outputs, -1), origin=f"{name}.weight")
+    bias = Value(constant=torch.tensor(intercepts, dtype=torch.float32)) if intercepts else None
+    return lower_product(builder, node, F.linear, x, weight, bias, -1)
+
+
 def lower_scaler(builder: StepBuilder, node: Node, inputs: list[Value | None]) -> Value:
     """Lower Scaler, which subtracts an offset and multiplies by a scale."""
     (x,) = inputs
@@ -169,5 +181,6 @@ LOWERINGS: Mapping[str, Lowering] = {
     "Einsum": lower_einsum,
     "MatMulNBits": lower_matmul_n_bits,
     "LinearClassifier": lower_linear_classifier,
+    "LinearRegressor": lower_linear_regressor,
     "Scaler": lower_scaler,
 } | dict.fromkeys(MOVING, lower_moving)

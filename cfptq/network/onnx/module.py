@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -11,11 +12,31 @@ from onnx.inliner import inline_local_functions
 from torch import Tensor, nn
 
 from cfptq.errors import CfptqError, FileError
+from cfptq.network.head import Head
 from cfptq.network.onnx.compiler import GraphCompiler
 from cfptq.network.onnx.file import find_rows_input, find_score_output, name_source, read_decision_rule, read_onnx, summarize_error
 from cfptq.network.onnx.graph_edits import free_batch_dimension, inline_constant_branches
 from cfptq.network.onnx.graph_reading import read_graph
-from cfptq.network.onnx.interface import read_interface
+from cfptq.network.onnx.interface import OnnxInterface, read_interface
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxSource:
+    """The file that a module was read from.
+
+    Attributes:
+        model: the file's content.
+        where: the file's path, or a phrase for a model in memory.
+        head: kind of output that the file records, or None.
+        threshold: decision threshold that the file records, or None.
+        interface: what the file takes and gives, or None where that is float32 rows and float32 scores alone.
+    """
+
+    model: onnx.ModelProto
+    where: str
+    head: Head | None
+    threshold: float | None
+    interface: OnnxInterface | None
 
 
 class OnnxModule(nn.Module):
@@ -34,11 +55,7 @@ class OnnxModule(nn.Module):
         operators: the ONNX operators that run, in order. Dequantizing a tensor counts as the operator that reads it.
         input_name: the graph's name of the rows.
         output_name: the graph's name of the scores.
-        model: the ONNX model that was read.
-        where: the file's path, or a phrase for a model in memory.
-        head: kind of output that the file records, or None.
-        threshold: decision threshold that the file records, or None.
-        interface: what the file takes and gives, or None where that is float32 rows and float32 scores alone.
+        source: the file that was read.
 
     Raises:
         FileError: the file cannot be read, or its graph is inconsistent.
@@ -49,9 +66,7 @@ class OnnxModule(nn.Module):
     def __init__(self, source: str | os.PathLike[str] | onnx.ModelProto, *, output: str | None = None) -> None:
         super().__init__()
         model = read_onnx(source)
-        where = name_source(source)
-        self.model, self.where = model, where
-        self.head, self.threshold = read_decision_rule(model)
+        whole, where = model, name_source(source)
         if model.functions:
             model = inline_local_functions(model)
         rows = find_rows_input(model)
@@ -59,6 +74,10 @@ class OnnxModule(nn.Module):
         result = output if output is not None and output not in names else find_score_output(model, output)
         try:
             model = free_batch_dimension(inline_constant_branches(model))
+            # Set before the layers are registered, so that no layer takes one of these names.
+            self.operators: tuple[str, ...] = ()
+            self.input_name, self.output_name = rows.name, result
+            self.source = OnnxSource(whole, where, *read_decision_rule(whole), read_interface(model, result))
             nodes, constants = read_graph(model, rows.name, result)
             compiler = GraphCompiler(self, nodes, constants, rows.name, result)
         except CfptqError:
@@ -76,9 +95,7 @@ class OnnxModule(nn.Module):
         self._fixed = [(slot, module, key) for slot, module, kind, key in compiler.held if kind == "_buffers"]
         self._input, self._output = compiler.input, compiler.output
         self.operators = tuple(compiler.operators)
-        self.interface = read_interface(model, result)
         self._traced = compiler.get_plain_slots()
-        self.input_name, self.output_name = rows.name, result
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the raw output, float32 and differentiable with respect to ``x``.

@@ -113,7 +113,7 @@ def _size(node: Node, x: Any) -> Host:
     return np.array(math.prod(x.shape), dtype=object)
 
 
-def _trilu(node: Node, x: Tensor, diagonal: Any = 0) -> Tensor:
+def _trilu(node: Node, x: Tensor, diagonal: Any = None) -> Tensor:
     offset = int(as_ints(diagonal)[0]) if diagonal is not None else 0
     return torch.triu(x, offset) if node.get("upper", 1) else torch.tril(x, offset)
 

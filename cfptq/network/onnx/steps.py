@@ -83,7 +83,7 @@ class StepBuilder:
         *folders, leaf = path.split(".")
         module = self.root
         for part in folders:
-            part = part + "_" if not part.isdigit() and (hasattr(nn.Module, part) or part == "training") else part
+            part = f"{part}_" if hasattr(type(module), part) or part in module.__dict__ else part
             if part not in module._modules:
                 module.add_module(part, nn.Module())
             module = module.get_submodule(part)

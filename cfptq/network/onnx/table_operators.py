@@ -61,14 +61,6 @@ def _read_numbers(node: Node, name: str) -> Tensor | None:
     return None
 
 
-def _linear_regressor(node: Node, x: Tensor) -> Tensor:
-    outputs = node.get("targets", 1)
-    if node.get("post_transform", "NONE") != "NONE":
-        raise conversion_error(node, f"its post_transform is {node.get('post_transform')}")
-    result = x @ torch.tensor(node.get("coefficients")).reshape(outputs, -1).t()
-    return result + torch.tensor(node.get("intercepts")) if node.get("intercepts") else result
-
-
 def _normalizer(node: Node, x: Tensor) -> Tensor:
     order = {"MAX": math.inf, "L1": 1.0, "L2": 2.0}[node.get("norm", "MAX")]
     length: Tensor = torch.linalg.vector_norm(x, order, dim=1, keepdim=True)
@@ -91,7 +83,6 @@ TABLE_OPERATORS: dict[str, Operator] = {
     "FeatureVectorizer": _feature_vectorizer,
     "Imputer": _imputer,
     "LabelEncoder": _label_encoder,
-    "LinearRegressor": _linear_regressor,
     "Normalizer": _normalizer,
     "OneHotEncoder": _one_hot_encoder,
 }

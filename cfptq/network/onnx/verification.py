@@ -48,10 +48,10 @@ def check_reading(module: OnnxModule, rows: Tensor) -> None:
         ModelError: the file cannot be run, its answers depend on the other rows of a batch, or the module differs from it. The
             message names the first operator whose value differs.
     """
-    file = OnnxFile(module.model, output=module.output_name, where=module.where)
+    file = OnnxFile(module.source.model, output=module.output_name, where=module.source.where)
     tried, expected = _run_file(file, rows)
     _check_batch_independence(file, tried, expected)
-    tolerance = RELATIVE_TOLERANCE_OF_HALVES if _has_halves(module.model) else RELATIVE_TOLERANCE
+    tolerance = RELATIVE_TOLERANCE_OF_HALVES if _has_halves(module.source.model) else RELATIVE_TOLERANCE
     try:
         with torch.no_grad():
             answer = module(tried)
@@ -63,7 +63,7 @@ def check_reading(module: OnnxModule, rows: Tensor) -> None:
     if answer.shape != expected.shape:
         raise ModelError(_describe_difference(module, file, tried[:TRACED_ROWS], tolerance))
     is_off = _measure(answer, expected) > tolerance
-    allowed = MAX_SHARE_AT_JUMPS * len(tried) if any(node.op_type in JUMPS for node in module.model.graph.node) else 0
+    allowed = MAX_SHARE_AT_JUMPS * len(tried) if any(node.op_type in JUMPS for node in module.source.model.graph.node) else 0
     if int(is_off.sum()) > allowed:
         raise ModelError(_describe_difference(module, file, tried[is_off][:TRACED_ROWS], tolerance))
 
@@ -137,10 +137,10 @@ def _measure(answer: Tensor, expected: Tensor) -> Tensor:
 def _describe_difference(module: OnnxModule, file: OnnxFile, rows: Tensor, tolerance: float) -> str:
     """Return the message of a difference, which names the first operator whose value differs."""
     found = _find_first_difference(module, file, rows, tolerance)
-    element = find_rows_input(module.model).type.tensor_type.elem_type
+    element = find_rows_input(module.source.model).type.tensor_type.elem_type
     precision = " The file computes in float64 and cfptq in float32." if element == TensorProto.DOUBLE else ""
     if found is None:
-        operators = ", ".join(dict.fromkeys(node.op_type for node in module.model.graph.node))
+        operators = ", ".join(dict.fromkeys(node.op_type for node in module.source.model.graph.node))
         return f"Our reading of {file.where} must give the answers of ONNX Runtime, and does not. Its operators are {operators}.{precision}"
     node, off = found
     return (

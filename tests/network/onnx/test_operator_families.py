@@ -1,0 +1,172 @@
+"""Operators that prepare tables, pick and place elements, and work on images agree with ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from graphs import FLOAT, INT64, drawn, graph, largest_difference, node, rows
+
+from cfptq.errors import ModelError
+from cfptq.network.onnx.module import OnnxModule
+
+ML = "ai.onnx.ml"
+#: Whole numbers from 0 to 2 in a column of their own, as float "q" and as int64 "code".
+CODES = [
+    node("Slice", "x zero one one", "s"),
+    node("Round", "s", "r"),
+    node("Clip", "r low high", "q"),
+    node("Cast", "q", "code", to=INT64),
+]
+OF_CODES = {"zero": [0], "one": [1], "low": np.float32(0), "high": np.float32(2)}
+TO_FLOAT = node("Cast", "o", "y", to=FLOAT)
+
+TABLES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "Imputer": ([node("Imputer", "x", "y", imputed_value_floats=[1.0, 2, 3, 4, 5, 6], replaced_value_float=0.0, domain=ML)], {}),
+    "Binarizer": ([node("Binarizer", "x", "y", threshold=0.3, domain=ML)], {}),
+    "OneHotEncoder": ([*CODES, node("OneHotEncoder", "code", "y", cats_int64s=[0, 1, 5], zeros=1, domain=ML)], OF_CODES),
+    "OneHot": ([*CODES, node("OneHot", "code depth values", "y")], {**OF_CODES, "depth": np.int64(3), "values": np.float32([-1, 4])}),
+    "OneHot, first axis": (
+        [*CODES, node("OneHot", "code depth values", "y", axis=1)],
+        {**OF_CODES, "depth": np.int64(3), "values": np.float32([0, 1])},
+    ),
+    "LabelEncoder, floats": (
+        [*CODES, node("LabelEncoder", "q", "y", keys_floats=[0.0, 2.0], values_floats=[7.0, 9.0], default_float=-2.0, domain=ML)],
+        OF_CODES,
+    ),
+    "LabelEncoder, integers": (
+        [*CODES, node("LabelEncoder", "code", "o", keys_int64s=[0, 2], values_int64s=[7, 9], default_int64=-2, domain=ML), TO_FLOAT],
+        OF_CODES,
+    ),
+    "FeatureVectorizer": ([*CODES, node("FeatureVectorizer", "x q", "y", inputdimensions=[6, 1], domain=ML)], OF_CODES),
+    "LinearRegressor": (
+        [node("LinearRegressor", "x", "y", coefficients=drawn(12).tolist(), intercepts=[1.0, 2], targets=2, domain=ML)],
+        {},
+    ),
+}
+ELEMENTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "IsNaN": ([node("Log", "x", "l"), node("IsNaN", "l", "o"), TO_FLOAT], {}),
+    "IsInf": ([node("Div", "x zero", "l"), node("IsInf", "l", "o", detect_negative=0), TO_FLOAT], {"zero": np.float32(0)}),
+    "Mod": ([node("Mod", "x b", "y", fmod=1)], {"b": np.float32(0.7)}),
+    "Xor": ([node("Greater", "x b", "g"), node("Xor", "g g2", "o"), TO_FLOAT], {"b": np.float32(0), "g2": np.array([True])}),
+    "Shrink": ([node("Shrink", "x", "y", bias=0.2, lambd=0.4)], {}),
+    "Atan": ([node("Atan", "x", "y")], {}),
+    "Hardmax": ([node("Hardmax", "x", "y")], {}),
+    "LpNormalization": ([node("LpNormalization", "x", "y", p=1)], {}),
+    "ReduceLogSum": ([node("Exp", "x", "e"), node("ReduceLogSum", "e axes", "y", keepdims=0)], {"axes": [1]}),
+    "Tile": ([node("Tile", "x n", "y")], {"n": [1, 3]}),
+    "CastLike": ([node("Greater", "x b", "g"), node("CastLike", "g x", "y")], {"b": np.float32(0)}),
+    "GatherElements": ([node("GatherElements", "x at", "y", axis=0)], {"at": [[3, -1, 0, 1, 2, 2]]}),
+    "GatherND": ([node("Transpose", "x", "t"), node("GatherND", "t at", "y")], {"at": [[1], [-2]]}),
+    "ScatterND": (
+        [node("Transpose", "x", "t"), node("Gather", "t zero", "u"), node("ScatterND", "t at u", "y")],
+        {"zero": [0], "at": [[3]]},
+    ),
+    "ScatterND, added": (
+        [node("Transpose", "x", "t"), node("Gather", "t zero", "u"), node("ScatterND", "t at u", "y", reduction="add")],
+        {"zero": [0, 1], "at": [[3], [3]]},
+    ),
+    "ScatterElements": ([node("ScatterElements", "x at u", "y", axis=1)], {"at": [[5, 0]], "u": np.float32([[8, 9]])}),
+    "CumSum": ([node("CumSum", "x axis", "y", reverse=1, exclusive=1)], {"axis": np.int64(1)}),
+    "ArgMax": ([node("ArgMax", "x", "o", axis=1, select_last_index=1), TO_FLOAT], {}),
+    "TopK": ([node("TopK", "x n", "y i")], {"n": [2]}),
+    "Trilu": (
+        [node("MatMul", "x W", "m"), node("Reshape", "m s", "r"), node("Trilu", "r", "y", upper=0)],
+        {"W": drawn(6, 9), "s": [-1, 3, 3]},
+    ),
+    "RMSNormalization": ([node("RMSNormalization", "x s", "y")], {"s": drawn(6)}),
+    "a quick Gelu": ([node("QuickGelu", "x", "y", domain="com.microsoft")], {}),
+    "a Gelu with its bias": ([node("BiasGelu", "x b", "y", domain="com.microsoft")], {"b": drawn(6)}),
+}
+IMAGES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "InstanceNormalization": ([node("InstanceNormalization", "x s b", "y")], {"s": drawn(4), "b": drawn(4, seed=1)}),
+    "GroupNormalization": ([node("GroupNormalization", "x s b", "y", num_groups=2)], {"s": drawn(4), "b": drawn(4, seed=1)}),
+    "MeanVarianceNormalization": ([node("MeanVarianceNormalization", "x", "y", axes=[2, 3])], {}),
+    "LRN": ([node("LRN", "x", "y", size=3, alpha=0.2)], {}),
+    "ConvTranspose": (
+        [node("ConvTranspose", "x K b", "y", strides=[2, 1], pads=[1, 0, 0, 1], output_padding=[1, 0])],
+        {"K": drawn(4, 3, 3, 2), "b": drawn(3)},
+    ),
+    "DepthToSpace": ([node("DepthToSpace", "x", "y", blocksize=2)], {}),
+    "DepthToSpace, column first": ([node("DepthToSpace", "x", "y", blocksize=2, mode="CRD")], {}),
+    "SpaceToDepth": ([node("SpaceToDepth", "x", "y", blocksize=2)], {}),
+    "Resize": ([node("Resize", "x - n", "y", mode="linear")], {"n": np.float32([1, 1, 2, 1.5])}),
+    "Resize to the nearest": (
+        [node("Resize", "x - n", "y", coordinate_transformation_mode="asymmetric", nearest_mode="floor")],
+        {"n": np.float32([1, 1, 2, 2])},
+    ),
+    "AveragePool with gaps": (
+        [node("AveragePool", "x", "y", kernel_shape=[2, 2], dilations=[2, 3], pads=[1, 0, 0, 1], strides=[1, 2])],
+        {},
+    ),
+    "AveragePool with gaps, padding counted": (
+        [node("AveragePool", "x", "y", kernel_shape=[2, 2], dilations=[3, 1], pads=[1, 1, 1, 1], count_include_pad=1)],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*TABLES, *ELEMENTS])
+def test_operators_on_rows_of_a_table_agree(name: str) -> None:
+    nodes, constants = {**TABLES, **ELEMENTS}[name]
+    model = graph(nodes, constants, opset=23 if name == "RMSNormalization" else 18)
+    x = rows()
+    x[::5, 2] = 0
+    ours = OnnxModule(model)(x)
+    assert largest_difference(model, x[:, :]) < 1e-5 if not torch.isnan(ours).any() else False
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_operators_on_images_agree(name: str) -> None:
+    nodes, constants = IMAGES[name]
+    model = graph(nodes, constants, row=(4, 6, 4), opset=21)
+    assert largest_difference(model, rows(5, 4, 6, 4)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("operator", "more"), [("BatchNormalization", {"training_mode": 1}), ("Dropout", {}), ("LabelEncoder", {"domain": ML})]
+)
+def test_operators_that_cannot_be_read_are_refused_by_name(operator: str, more: dict[str, Any]) -> None:
+    nodes = {
+        "BatchNormalization": [node("BatchNormalization", "x s b m v", "y rm rv", **more)],
+        "Dropout": [node("Dropout", "x ratio yes", "y")],
+        "LabelEncoder": [node("LabelEncoder", "x", "y", keys_floats=[0.0], values_strings=["no"], **more)],
+    }[operator]
+    constants = {name: np.ones(6, np.float32) for name in "sbmv"} | {"ratio": np.float32(0.5), "yes": np.array(True)}
+    with pytest.raises(ModelError, match=operator):
+        OnnxModule(graph(nodes, constants))(rows())
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_branch_on_a_constant_is_the_branch_that_it_takes(taken: bool) -> None:
+    def branch(name: str, shift: float) -> onnx.GraphProto:
+        held = [onnx.numpy_helper.from_array(np.float32(shift), "c")]
+        own = [node("Add", "h c", "s"), node("Relu", "s", name)]
+        return onnx.helper.make_graph(own, name, [], [onnx.helper.make_tensor_value_info(name, FLOAT, None)], held)
+
+    nodes = [
+        node("MatMul", "x c", "h"),  # "c" outside is another tensor than "c" inside
+        onnx.helper.make_node("If", ["yes"], ["k"], then_branch=branch("t", 1.0), else_branch=branch("e", -1.0)),
+        node("MatMul", "k V", "y"),
+    ]
+    model = graph(nodes, {"c": drawn(6, 8), "yes": np.array(taken), "V": drawn(8, 2)})
+    ours = OnnxModule(model)(rows())
+    assert torch.allclose(
+        ours, torch.relu(rows() @ torch.from_numpy(drawn(6, 8)) + (1 if taken else -1)) @ torch.from_numpy(drawn(8, 2)), atol=1e-5
+    )
+
+
+def test_a_branch_on_the_rows_is_refused_by_name() -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        return onnx.helper.make_graph([node("Relu", "x", name)], name, [], [onnx.helper.make_tensor_value_info(name, FLOAT, None)])
+
+    nodes = [
+        node("ReduceSum", "x", "total", keepdims=0),
+        node("Greater", "total zero", "yes"),
+        onnx.helper.make_node("If", ["yes"], ["y"], then_branch=branch("t"), else_branch=branch("e")),
+    ]
+    with pytest.raises(ModelError, match="If"):
+        OnnxModule(graph(nodes, {"zero": np.float32(0)}))
