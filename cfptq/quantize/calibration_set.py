@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cfptq.errors import DataError, FileError
 from cfptq.io.atomic import atomic_write
+from cfptq.io.files import as_path
 
 _FORMAT = "cfptq.calibration/1"
 
@@ -103,7 +103,7 @@ class CalibrationSet:
         Raises:
             FileError: the file is missing, incomplete, or no calibration set.
         """
-        if not Path(path).is_file():
+        if not as_path(path).is_file():
             raise FileError(f"There is no file {path}. Give a file that CalibrationSet.save wrote.")
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -113,7 +113,7 @@ class CalibrationSet:
             raise FileError(f"{path} cannot be read as a calibration set ({error}). Write it again with CalibrationSet.save.") from error
         if metadata.get("format") != _FORMAT or set(tensors) - {"labels"} != set(_TENSORS):
             raise FileError(f"{path} is no calibration set of format {_FORMAT}. Give a file that CalibrationSet.save wrote.")
-        return cls(**tensors, labels_are_teacher=metadata["labels_are_teacher"] == "True")
+        return cls(**tensors, labels_are_teacher=metadata.get("labels_are_teacher") == "True")
 
 
 _TENSORS = ("rows", "origin", "weights", "source", "target")

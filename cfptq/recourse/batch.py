@@ -82,6 +82,7 @@ class RecourseBatch:
         confidence: Probability of the target that ``found`` requires. 0.5 is the plain decision (margin above 0).
         status: Codes of :class:`Status`, (N,) int8. ``None`` if the solver proves nothing.
         bound: Lower bound of the cost of any valid action, (N,), infinite where there is none. ``None`` if the solver proves nothing.
+        note: Sentences about the search, empty if there is nothing to say.
     """
 
     factual: Tensor
@@ -95,6 +96,7 @@ class RecourseBatch:
     confidence: float
     status: Tensor | None = None
     bound: Tensor | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         count = len(self.factual)
@@ -118,7 +120,8 @@ class RecourseBatch:
         acting = self.found & (self.cost > 0)
         cost = f", median cost {float(self.cost[acting].median()):.4g}" if bool(acting.any()) else ""
         at = f" at {self.confidence:g}" if self.confidence != 0.5 else ""
-        return f"{self.method} recourse{at} for {len(self)} rows: {summary}{cost}. Call to_frame(action_set) for raw units."
+        note = f" {self.note}" if self.note else ""
+        return f"{self.method} recourse{at} for {len(self)} rows: {summary}{cost}. Call to_frame(action_set) for raw units.{note}"
 
     def __repr__(self) -> str:
         return f"<RecourseBatch {self}>"
@@ -234,7 +237,7 @@ class RecourseBatch:
         Raises:
             FileError: The folder does not exist or cannot be written.
         """
-        metadata = {"format": _FORMAT, "method": self.method, "confidence": repr(self.confidence)}
+        metadata = {"format": _FORMAT, "method": self.method, "confidence": repr(self.confidence), "note": self.note}
         with atomic_write(path) as temporary:
             save_file({name: value.contiguous() for name, value in self._tensors().items()}, temporary, metadata=metadata)
 
@@ -258,8 +261,8 @@ class RecourseBatch:
             raise FileError(f"Cannot read {path} as a recourse batch ({error}). Write it again with RecourseBatch.save.") from error
         if metadata.get("format") != _FORMAT or set(tensors) - set(_PROOFS) != set(_TENSORS):
             raise FileError(f"{path} must be a recourse batch in format {_FORMAT}. Give a file that RecourseBatch.save wrote.")
-        return cls(**tensors, method=metadata["method"], confidence=float(metadata["confidence"]))
+        return cls(**tensors, method=metadata["method"], confidence=float(metadata["confidence"]), note=metadata.get("note", ""))
 
 
 _PROOFS = ("status", "bound")
-_TENSORS = tuple(field.name for field in fields(RecourseBatch) if field.name not in ("method", "confidence", *_PROOFS))
+_TENSORS = tuple(field.name for field in fields(RecourseBatch) if field.name not in ("method", "confidence", "note", *_PROOFS))
