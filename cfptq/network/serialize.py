@@ -81,7 +81,7 @@ def deserialize_network(files: Mapping[str, bytes], where: str = "the saved netw
         raise FileError(f"{tensor_file} is not a valid safetensors file ({error}). Save the network again.") from error
     try:
         document = json.loads(files[GRAPH_FILE])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{graph_file} is not valid JSON ({error}). Save the network again.") from error
     if not isinstance(document, dict) or document.get("format") != "cfptq-network":
         raise FileError(f"{graph_file} does not describe a network saved by cfptq.")

@@ -261,7 +261,10 @@ class RecourseBatch:
             raise FileError(f"Cannot read {path} as a recourse batch ({error}). Write it again with RecourseBatch.save.") from error
         if metadata.get("format") != _FORMAT or set(tensors) - set(_PROOFS) != set(_TENSORS):
             raise FileError(f"{path} must be a recourse batch in format {_FORMAT}. Give a file that RecourseBatch.save wrote.")
-        return cls(**tensors, method=metadata["method"], confidence=float(metadata["confidence"]), note=metadata.get("note", ""))
+        try:
+            return cls(**tensors, method=metadata["method"], confidence=float(metadata["confidence"]), note=metadata.get("note", ""))
+        except (KeyError, ValueError) as error:
+            raise FileError(f"{path} is not a whole recourse batch ({error}). Write it again with RecourseBatch.save.") from error
 
 
 _PROOFS = ("status", "bound")
