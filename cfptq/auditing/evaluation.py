@@ -373,8 +373,10 @@ def _write_notes(reference: ReferenceRecourse, reason: str, name: str, saturated
     elif not bool(reference.projected.found.any()):
         notes.append(
             f"No recourse was found on {reference.name} for any of {len(reference.people)} rejected people, so Validity Drop is undefined. "
-            "Check that the action set leaves them something to change."
+            + (reference.projected.note or "Check that the action set leaves them something to change.")
         )
+    elif reference.projected.note:
+        notes.append(reference.projected.note)
     if reason:
         notes.append(reason)
     if saturated:

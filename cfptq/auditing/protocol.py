@@ -171,8 +171,8 @@ def reference_recourse(
     if len(people) and not f.is_differentiable:
         why = getattr(f, "reason", "").rstrip(".") or "it has no differentiable form"
         raise ModelError(
-            f"{f.name} must have a gradient, because the audit searches recourse by it, but has none ({why}). Give the advice that was sent "
-            "as issued=, or a differentiable model in its place."
+            f"{f.name} must have a gradient, because the audit searches recourse by it, but has none ({why}). Give the advice that was "
+            "sent as issued=, or a differentiable model in its place."
         )
 
     def solve_by(method: ProjectedGradient | MinimalCost) -> RecourseBatch:

@@ -33,10 +33,15 @@ class AuditedModel:
     Attributes:
         name: Name for tables.
         sha256: SHA-256 digest of its file in hexadecimal. None for a model that is not a file.
+        reading: How its output was read, with head and threshold. Empty for a predictor of the user's own.
     """
 
     name: str
     sha256: str | None = None
+    reading: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} puts out {self.reading}." if self.reading else self.name
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,11 @@ class AuditReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on metrics that are undefined or were left out, and on how people were read."""
-        return (*self.metrics.notes, *map(str, self.remarks))
+        """Sentences on metrics that are undefined or were left out, and on how outputs and people were read."""
+        readings = [str(model) for model in (self.full_precision, self.quantized) if model.reading]
+        if self.full_precision.reading == self.quantized.reading != "":
+            readings = [f"Both models put out {self.quantized.reading}."]
+        return (*self.metrics.notes, *readings, *map(str, self.remarks))
 
     def gate(self, max_vd: float | None = None, max_drift: float | None = None) -> Gate:
         """Compare the report with limits.

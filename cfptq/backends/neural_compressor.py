@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ try:
     from neural_compressor.common import logger
     from neural_compressor.common.base_config import register_config
     from neural_compressor.common.utils import Mode
+    from neural_compressor.torch.algorithms.pt2e_quant.save_load import save
     from neural_compressor.torch.export import export
     from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
     from neural_compressor.torch.quantization.config import TorchBaseConfig
@@ -137,7 +139,20 @@ def apply_plan(model: nn.Module, configs_mapping: Mapping[tuple[str, str], Any],
         return model
     logger.info("cfptq: %s", config.to_dict())
     quantized: nn.Module = config.quantize()
+    _add_save(quantized, config)
     return quantized
+
+
+def _add_save(model: nn.Module, config: PlanConfig) -> None:
+    """Give the converted model the method ``save(example_inputs=…, output_dir=…)`` of those that Neural Compressor converts itself."""
+
+    def save_model(module: nn.Module, example_inputs: tuple[torch.Tensor, ...], output_dir: str = "./saved_results") -> None:
+        # Neural Compressor's function replaces the configs by their content, and would fail on its second call.
+        module.qconfig = {NAME: config}  # type: ignore[assignment]
+        save(module, example_inputs, output_dir)
+
+    model.dynamic_shapes = ({0: torch.export.Dim("batch", min=1)},)  # type: ignore[assignment]
+    model.save = MethodType(save_model, model)  # type: ignore[assignment]
 
 
 def build_static_config(plan: QuantizationPlan) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -60,11 +61,13 @@ class _InputRecorder(fx.Interpreter):
             self.run(rows)
         return self.inputs
 
-    def run_node(self, n: fx.Node) -> object:
+    def run_node(self, n: fx.Node) -> Any:
         if get_layer_kind(n) is not None:
-            source = n.args[0] if n.args else n.kwargs["input"]
-            self.inputs[n] = self.env[source]  # type: ignore[index]
-        return super().run_node(n)
+            self.inputs[n] = self.env[cast(fx.Node, n.args[0] if n.args else n.kwargs["input"])]
+        result = super().run_node(n)
+        if n in self.inputs:
+            n.meta["out"] = result.shape[-1]
+        return result
 
 
 def _draw_rows(example: Tensor, count: int) -> Tensor:
@@ -109,7 +112,7 @@ def _move_rows(
         with graph.inserting_before(node):
             first = source
             if isinstance(order, str):
-                merged = [_count_rows(graph), tokens] if order == "outer" else [tokens, _count_rows(graph)]
+                merged: list[Any] = [_count_rows(graph), tokens] if order == "outer" else [tokens, _count_rows(graph)]
                 whole = source.args[0] if source.target in VIEWS else source  # A view of a view would guard the number of rows.
                 first = graph.call_function(aten.reshape.default, (whole, [*merged, *shape[1:]]))
             moved[source, order] = _permute(graph, first, axes) if axis else first
@@ -118,7 +121,7 @@ def _move_rows(
         back = _permute(graph, node, [axes.index(place) for place in range(rank)]) if axis else node
         merged_back = back
         if isinstance(order, str):
-            size = [graph.call_function(operator.mul, (_count_rows(graph), tokens)), *shape[1:-1], node.args[1].meta["val"].shape[0]]
+            size: list[Any] = [graph.call_function(operator.mul, (_count_rows(graph), tokens)), *shape[1:-1], node.meta["out"]]
             merged_back = graph.call_function(aten.reshape.default, (back, size))
     node.update_arg(0, moved[source, order])
     for user in users:

@@ -32,6 +32,15 @@ class Head(StrEnum):
     """One probability per class, ``(N, C)``. Each row sums to 1."""
 
 
+#: Phrase for each head in reports.
+_PHRASES = {
+    Head.LOGITS: "one logit per class",
+    Head.LOGIT: "one logit of class 1",
+    Head.PROBABILITY: "one probability of class 1",
+    Head.PROBABILITIES: "one probability per class",
+}
+
+
 def as_head(head: Head | str | None) -> Head | None:
     """Convert a name to a head.
 
@@ -149,6 +158,12 @@ class DecisionRule:
 
     def __post_init__(self) -> None:
         compute_threshold_logit(self.threshold)
+
+    def __str__(self) -> str:
+        rule = "the largest decides" if self.threshold is None else f"class 1 is decided above {self.threshold:g}"
+        if self.threshold is None and self.head in (Head.LOGIT, Head.PROBABILITY):
+            rule = "class 1 is decided above 0.5"
+        return f'{_PHRASES[self.head]} (head="{self.head.value}"), {rule}'
 
     def class_logits(self, output: Tensor) -> Tensor:
         """Convert a raw output to class logits ``(N, C)``, differentiably. See :func:`class_logits`."""

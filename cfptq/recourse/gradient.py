@@ -106,6 +106,20 @@ def _descend(
     return result, is_reached
 
 
+def count_flat_rows(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: ProjectedGradient) -> int:
+    """Count the rows at which the gradient of the loss with respect to the action is exactly zero.
+
+    Args:
+        predictor: Model to change the decision of.
+        rows: Factual rows, (N, ...).
+        space: Admissible actions.
+        target: Target class of each row, (N,) int64.
+        settings: Settings of the descent, of which the loss is used.
+    """
+    direction = _compute_direction(predictor, rows, space, space.zero(rows), target, settings)
+    return int((direction == 0).flatten(1).all(1).sum())
+
+
 def _is_at_target(predictor: Predictor, x: Tensor, space: ActionSpace, delta: Tensor, target: Tensor) -> Tensor:
     """Return which points have their target in the artefact, (N,) bool."""
     return target_margin(predictor.logits(space.apply(x, delta)), target) > 0

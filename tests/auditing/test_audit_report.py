@@ -234,3 +234,39 @@ def test_a_notebook_shows_the_report_as_html_with_names_as_they_are() -> None:
     shown = run_audit(Cut(0.0), Cut(0.1), rows, Plane(), groups=groups)._repr_html_()
     assert "By &lt;sex[/b]&gt;" in shown and "cook[/x]" in shown and "a &amp; b" in shown
     assert "<sex" not in shown
+
+
+class Halves(torch.nn.Module):
+    """The cut at 0 as one logit, or as two of the same difference."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, outputs)
+        with torch.no_grad():
+            self.layer.weight.zero_()
+            self.layer.bias.zero_()
+            self.layer.weight[-1, 0] = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        return out
+
+
+def test_the_report_says_how_each_output_was_read() -> None:
+    same = run_audit(Halves(1), Halves(1), ROWS, Plane(), threshold=0.6)
+    assert 'Both models put out one logit of class 1 (head="logit"), class 1 is decided above 0.6.' in same.notes
+    different = run_audit(Halves(2), Halves(1), ROWS, Plane())
+    text = " ".join(str(different).split())
+    assert 'Halves puts out one logit per class (head="logits")' in text and 'Halves puts out one logit of class 1 (head="logit")' in text
+    assert different.to_dict()["models"]["quantized"]["reading"].startswith("one logit of class 1")
+    assert different.factual_flip_rate == 0
+
+
+def test_a_gradient_of_zero_is_blamed_in_place_of_the_action_set() -> None:
+    def steep(x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(1e9 * x[:, 0])
+
+    model = torch.fx.symbolic_trace(torch.nn.Identity())
+    model.forward = steep
+    text = " ".join(run_audit(model, model, ROWS, Plane()).notes)
+    assert "gradient" in text and "is zero at 3 of the 3 rows" in text and "action set" not in text

@@ -250,7 +250,13 @@ def test_layers_in_a_branch_of_cond_are_named_and_left_in_float():
 @pytest.mark.parametrize(
     ("forward", "parts", "shape", "name", "operation"),
     [
-        (lambda m, x: m.head(x @ m.matrix), {"matrix": nn.Parameter(torch.ones(4, 3)), "head": nn.Linear(3, 2)}, (4,), "matrix", "matmul"),
+        (
+            lambda m, x: m.head(F.bilinear(x, x, m.matrix)),
+            {"matrix": nn.Parameter(torch.ones(3, 4, 4)), "head": nn.Linear(3, 2)},
+            (4,),
+            "matrix",
+            "bilinear",
+        ),
         (lambda m, x: m.head(m.conv(x).flatten(1)), {"conv": nn.Conv3d(1, 2, 2), "head": nn.Linear(2, 2)}, (1, 2, 2, 2), "conv", "conv3d"),
         (
             lambda m, x: m.head(m.conv(x).flatten(1)),
@@ -346,7 +352,7 @@ def linear() -> nn.Linear:
     [
         (nn.Sequential(nn.ReLU()), "no layer with a weight matrix"),
         (Computing(lambda m, x: m.c(x.view(-1, 1, 1, 2, 2)).flatten(1), c=nn.Conv3d(1, 2, (1, 2, 2))), "c: conv3d is not"),
-        (TwoInputs(), "missing 1 required positional argument"),
+        (TwoInputs(), "forward of TwoInputs needs"),
         (Computing(lambda m, x: {"logits": m.a(x)}, a=linear()), "got dict. Wrap it"),
         (Computing(lambda m, x: m.a(x).sum(), a=linear()), "one output per row"),
         (Computing(lambda m, x: m.a(x) * float("nan"), a=linear()), "NaN"),

@@ -119,3 +119,16 @@ def test_a_decision_rule_decides_above_its_threshold() -> None:
     assert DecisionRule(Head.PROBABILITY, 0.7).decide(output).tolist() == [0, 0, 1]
     with pytest.raises(ModelError, match="two classes"):
         DecisionRule(Head.LOGITS, 0.7).class_logits(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (DecisionRule(Head.LOGITS), 'one logit per class (head="logits"), the largest decides'),
+        (DecisionRule(Head.PROBABILITIES, 0.8), 'one probability per class (head="probabilities"), class 1 is decided above 0.8'),
+        (DecisionRule(Head.LOGIT), 'one logit of class 1 (head="logit"), class 1 is decided above 0.5'),
+        (DecisionRule(Head.PROBABILITY, 0.3), 'one probability of class 1 (head="probability"), class 1 is decided above 0.3'),
+    ],
+)
+def test_a_decision_rule_says_how_it_reads_an_output(rule: DecisionRule, words: str) -> None:
+    assert str(rule) == words

@@ -105,3 +105,17 @@ def test_a_channel_that_hardly_ever_fires_leaves_room_for_what_rounding_makes_of
         error = (fake_quantize_network(network, plan)(x) - network(x)).abs().max()
         spread = network(x).std(dim=0).max()
         assert float(error) < (0.05 if fine else 0.5) * float(spread)
+
+
+def test_the_channels_of_a_linear_layer_over_tokens_are_on_the_last_axis() -> None:
+    # As many tokens as channels, so that the wrong axis would fit too.
+    model = nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Linear(1, 5), nn.ReLU(), nn.Linear(5, 3), nn.Flatten(), nn.Linear(15, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.mul_(torch.tensor([[100.0], [1.0], [1.0], [1.0], [0.01]]))
+        model[1].bias.zero_()
+    rows = torch.randn(64, 5)
+    before = capture(model, rows)
+    after = equalize_network(before, rows, fine=("1", "3"))
+    torch.testing.assert_close(after(rows), before(rows), atol=1e-4, rtol=1e-4)
+    hidden = after.observe(rows, [after.layer("3").input])[after.layer("3").input]
+    torch.testing.assert_close(hidden.amax(dim=(0, 1)), torch.ones(5))
