@@ -79,7 +79,7 @@ def get_cache_folder() -> Path:
 
 
 def list_search_folders(data_dir: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """List the folders that are searched, ``data_dir`` (default: ``CFPTQ_DATA_DIR``) and then the cache."""
+    """List the folders that are searched, ``data_dir`` or else ``CFPTQ_DATA_DIR``, and then the cache."""
     chosen = data_dir if data_dir is not None else os.environ.get(DATA_DIR_VARIABLE)
     return ((Path(chosen),) if chosen else ()) + (get_cache_folder(),)
 

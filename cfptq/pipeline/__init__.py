@@ -1,1 +1,1 @@
-"""From a model to a result: what the public functions call."""
+"""Stages from a model to a result, as the public functions call them."""

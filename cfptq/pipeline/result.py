@@ -258,15 +258,15 @@ class Result:
         return build_prepared_module(self.network, self.plan)
 
     def qconfig_mapping(self) -> QConfigMapping:
-        """Return the argument of PyTorch's ``prepare_fx`` on :meth:`prepared_model`; see :mod:`cfptq.backends.fx`."""
+        """Return the argument of PyTorch's ``prepare_fx`` on :meth:`prepared_model` (:mod:`cfptq.backends.fx`)."""
         return build_qconfig_mapping(self.network, self.plan)
 
     def pt2e_quantizer(self) -> PlanQuantizer:
-        """Return the argument of torchao's ``prepare_pt2e`` on :meth:`prepared_model`; see :mod:`cfptq.backends.pt2e`."""
+        """Return the argument of torchao's ``prepare_pt2e`` on :meth:`prepared_model` (:mod:`cfptq.backends.pt2e`)."""
         return build_pt2e_quantizer(self.network, self.plan)
 
     def neural_compressor_config(self) -> PlanConfig:
-        """Return the argument of Neural Compressor's ``prepare`` and ``autotune``; see :mod:`cfptq.backends.neural_compressor`."""
+        """Return the argument of Neural Compressor's ``prepare`` and ``autotune`` (:mod:`cfptq.backends.neural_compressor`)."""
         return build_neural_compressor_config(self.network, self.plan)
 
     def quantize_static_arguments(self, path: str | os.PathLike[str]) -> dict[str, Any]:

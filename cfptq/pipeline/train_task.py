@@ -206,9 +206,7 @@ def _sample_rows(task: QuantizationTask, most: int, rows: torch.Tensor | None = 
 def _number_groups(groups: Sequence[Any], rows: int) -> torch.Tensor:
     """Return the group of each row as a number, in the order of the groups' names."""
     if np.ndim(groups) == 0:
-        raise DataError(
-            f"groups must hold one value per training row, got a {type(groups).__name__}. Give them in the loader's order."
-        )
+        raise DataError(f"groups must hold one value per training row, got a {type(groups).__name__}. Give them in the loader's order.")
     if len(groups) != rows:
         raise DataError(f"groups must hold one value for each of {rows} training rows, got {len(groups)}. Give them in the loader's order.")
     names = {name: number for number, name in enumerate(sorted({str(value) for value in groups}))}
