@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -15,8 +14,7 @@ from torch import nn
 import cfptq
 from cfptq import datasets
 from cfptq.actions import ActionSet
-from cfptq.network import capture
-from cfptq.network.onnx import to_onnx_model
+from cfptq.network import capture, to_onnx_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,19 +30,16 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def names(
-    people: datasets.Dataset, columns: datasets.Columns, action_set: ActionSet, model: nn.Module, tmp_path: Path
-) -> dict[str, Any]:
+def names(people: datasets.Dataset, columns: datasets.Columns, action_set: ActionSet, model: nn.Module, tmp_path: Path) -> dict[str, Any]:
     """What a page takes for granted: a model with its rows, people and action set, and the two files that an audit compares."""
     loader = [(columns.train[:400], columns.train_labels[:400])]
     network = capture(model, columns.train[:2])
     (tmp_path / "fp32.onnx").write_bytes(to_onnx_model(network).SerializeToString())
-    result = cfptq.calibrate(model, loader, action_set, method="ptq", progress=False)
+    result = cfptq.calibrate(model, loader, action_set, budget=8.0, progress=False)
     result.to_onnx(tmp_path / "model.onnx")
-    frame = people.test.head(300).reset_index(drop=True)
-    labelled: pd.DataFrame = frame.assign(y=columns.test_labels[:300].numpy())
     return {
-        "people": labelled if "y" not in frame else frame,
+        "cfptq": cfptq,
+        "people": people.test.head(300).reset_index(drop=True),
         "model": model,
         "calib_loader": loader,
         "train_loader": loader,
