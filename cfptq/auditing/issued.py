@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from cfptq.actions import ActionSet
 from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.evaluation import decide_points
 from cfptq.auditing.protocol import Protocol
-from cfptq.errors import ActionSetError, DataError, name_rows
+from cfptq.errors import ActionSetError, DataError, DataWarning, name_rows
 from cfptq.io.json import canonicalize
 from cfptq.metrics import Interval, Proportion, bootstrap_intervals, evaluate_statistic, target_failures
 from cfptq.network.predictor import Predictor
@@ -137,7 +138,10 @@ def _read_points(issued: Any, rows: Tensor, space: ActionSpace) -> tuple[int, Te
                 "issued must be columns, because this action space cannot encode a DataFrame. Give the points in the model's columns."
             )
         given = torch.from_numpy(np.flatnonzero(~issued.isna().all(axis=1).to_numpy()))
-        points = encode(issued.iloc[given.numpy()]) if len(given) else rows[:0]
+        with warnings.catch_warnings():
+            # Advice may lead beyond what was observed. The report remarks on the people themselves.
+            warnings.simplefilter("ignore", DataWarning)
+            points = encode(issued.iloc[given.numpy()]) if len(given) else rows[:0]
         return len(issued), given, _check_shape(points, rows)
     try:
         table = torch.as_tensor(np.asarray(issued, dtype=np.float32))

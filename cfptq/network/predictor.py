@@ -228,9 +228,10 @@ def as_predictor(
     compute_threshold_logit(threshold, n_classes)
     twin_head = shown
     if twin is not None and differentiable is not None:
-        twin_head = _infer_head_by_scaling(differentiable, example, f"the twin of {called}")
         if wanted is not None and _run_checked(differentiable, example, called).shape == raw.shape:
             twin_head = wanted
+        else:
+            twin_head = _infer_head_by_scaling(differentiable, example, f"the twin of {called}")
     predictor = ArtefactPredictor(called, n_classes, run, shown, threshold, differentiable, twin_head, reason, default_run)
     logits = predictor.logits(example)
     if not isinstance(model, nn.Module):

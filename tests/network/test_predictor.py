@@ -254,7 +254,7 @@ def test_an_operator_without_a_twin_leaves_the_answers_and_names_itself(monkeypa
     predictor = as_predictor(onnx_model(after="Hardmax"), example=rows(10), head="logits")
     assert predictor.logits(rows(4)).shape == (4, 2)
     assert not predictor.is_differentiable
-    with pytest.raises(ModelError, match="no gradient: its output does not depend on its input by differentiable operations"):
+    with pytest.raises(ModelError, match="no gradient: Cannot convert the ONNX operators Hardmax"):
         predictor.surrogate(rows(4))
 
 

@@ -234,9 +234,12 @@ def test_every_optimum_holds_in_the_model_at_the_confidence_asked_for() -> None:
     model = network(10, seed=4, hidden=8)
     batch = exact(model, rows, action_set, confidence=0.7)
     with torch.no_grad():
-        margin = target_margin(model(batch.points), batch.target)
-    assert bool(batch.found.any())
-    assert bool((torch.sigmoid(margin[batch.found]) >= 0.7 - 1e-6).all())
+        before, margin = (target_margin(model(points), batch.target) for points in (batch.factual, batch.points))
+    asked = batch.found & (before < 0)
+    assert bool(asked.any())
+    assert bool((torch.sigmoid(margin[asked]) >= 0.7 - 1e-6).all())
+    # Nothing is asked of people who are accepted already, whatever the confidence.
+    assert bool((batch.delta[before > 0] == 0).all())
     assert torch.equal(action_set.project(batch.factual, batch.delta), batch.delta)
 
 

@@ -106,12 +106,12 @@ def test_compare_takes_methods_that_train_beside_those_that_do_not(
 
 
 def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Columns, action_set: ActionSet) -> None:
-    with pytest.raises(ConfigurationError, match="must be one of cfq-qat"):
+    with pytest.raises(ConfigurationError, match="or one of cfq-qat"):
         cfptq.qat(model, batches(columns), action_set, method="magic")
     with pytest.raises(DataError, match="groups must hold one value for each of 1500 training rows, got 2"):
         cfptq.qat(model, batches(columns), action_set, groups=["a", "b"], progress=False)
     for groups in ("sex", lambda rows: ["a"] * len(rows)):
-        with pytest.raises(DataError, match="one value per training row"):
+        with pytest.raises(DataError, match="one value per (training )?row"):
             cfptq.qat(model, batches(columns), action_set, groups=groups, progress=False)
     with pytest.raises(DataError, match="at least 2 rows"):
         cfptq.qat(model, columns.train[:1], action_set, progress=False)
