@@ -111,7 +111,7 @@ def test_what_makes_no_sense_is_refused(model: nn.Module, columns: datasets.Colu
     with pytest.raises(DataError, match="groups must hold one value for each of 1500 training rows, got 2"):
         cfptq.qat(model, batches(columns), action_set, groups=["a", "b"], progress=False)
     for groups in ("sex", lambda rows: ["a"] * len(rows)):
-        with pytest.raises(DataError, match="one value per (training )?row"):
+        with pytest.raises(DataError, match=r"one value per (training )?row"):
             cfptq.qat(model, batches(columns), action_set, groups=groups, progress=False)
     with pytest.raises(DataError, match="at least 2 rows"):
         cfptq.qat(model, columns.train[:1], action_set, progress=False)
