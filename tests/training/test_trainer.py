@@ -262,11 +262,13 @@ def test_learned_widths_meet_the_budget_and_an_overshoot_is_told(budget: float) 
 
 def test_the_resource_term_teaches_the_policy_to_spend_less() -> None:
     taught = lesson(bits=8)
-    run = trainer(taught, Schedule(epochs=20, batch_size=64, search=0.9, policy_rate=0.1), learned=True, budget=2.5, lean=1.0)
+    # Without a limit on drift: which epochs keep to one hangs on the last bit, and where none does the start's policy is kept.
+    schedule = Schedule(epochs=20, batch_size=64, search=0.9, policy_rate=0.1, max_drift=None)
+    run = trainer(taught, schedule, learned=True, budget=2.5, lean=1.0)
     assert run.search is not None
     share = torch.softmax(run.search.policy.logits, dim=1)[:, 3].detach()
     run.fit(progress=False)
-    assert bool((torch.softmax(run.search.policy.logits, dim=1)[:, 3] < share).all())
+    assert bool((torch.softmax(run.search.policy.logits, dim=1)[:, 3] < 0.5 * share).all())
 
 
 def test_a_diverging_run_is_stopped_with_a_reason() -> None:
