@@ -22,7 +22,7 @@ class _Interruptions:
         self.received = False
 
     def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
-        """Raise :class:`KeyboardInterrupt`, or end at once inside an import.
+        """Raise ``KeyboardInterrupt``, or end at once inside an import.
 
         An import that is interrupted by an exception may swallow it, or end in another error from extension code. Nothing needs to be
         cleaned up there.

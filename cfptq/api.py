@@ -84,13 +84,13 @@ def calibrate(
         action_set: what people can change, encoded so that it speaks of the model's columns.
         target: the class that recourse leads to: one for all, one per calibration row, or a rule (rows, logits) -> classes. By default
             it is the action set's ``favourable``.
-        budget: average bits per weight, or a :class:`cfptq.Budget`. The default is 4.0 where ``max_validity_drop`` is not given.
+        budget: average bits per weight, or a ``cfptq.Budget``. The default is 4.0 where ``max_validity_drop`` is not given.
         max_validity_drop: a share from 0 to 1. Instead of a budget, it asks for the fewest bits whose Validity Drop on held-out rows is
             at most this.
-        method: a preset's name or a :class:`cfptq.Method`. The default is "faithful".
+        method: a preset's name or a ``cfptq.Method``. The default is "faithful".
         layers: layer name -> bits that it must have. By default the method chooses all.
         activation_bits: bits of hidden tensors: 8, 16, or 32 for float. By default the method's own.
-        input_bits: bits of the model's input: 8, 16, 32, or "two-step"; see :class:`cfptq.quantize.Activations`. By default the method's
+        input_bits: bits of the model's input: 8, 16, 32, or "two-step"; see ``cfptq.quantize.Activations``. By default the method's
             own.
         portable: keep weights behind integer inputs within ±63 (7 bits), so that the file is right on processors without VNNI too. False
             allows the full range of 8 bits.
@@ -168,7 +168,7 @@ def qat(
     """Quantize ``model`` by counterfactual-faithful training (Section 4) or one of its baselines. The model is left as it was.
 
     A tenth of the rows is held out and chooses the epoch that is kept. It is the epoch with the lowest loss among those that move the
-    favourable rate by at most half a point (:class:`cfptq.training.Schedule`), or else the training-free start. ``result.training``
+    favourable rate by at most half a point (``cfptq.training.Schedule``), or else the training-free start. ``result.training``
     gives the reason.
 
     A long run writes its state to ``checkpoint`` and its figures to ``log``. After an interruption, the same call resumes it and ends
@@ -193,8 +193,8 @@ def qat(
         action_set: what people can change, encoded so that it speaks of the model's columns.
         target: the class that recourse leads to: one for all, one per training row, or a rule (rows, logits) -> classes. By default it is
             the action set's ``favourable``.
-        budget: average bits per weight, or a :class:`cfptq.Budget`. The default is 4.0.
-        method: a preset of :data:`cfptq.training.QAT_METHODS`, or a :class:`cfptq.training.QatMethod`. The default is "cfq-qat".
+        budget: average bits per weight, or a ``cfptq.Budget``. The default is 4.0.
+        method: a preset of ``cfptq.training.QAT_METHODS``, or a ``cfptq.training.QatMethod``. The default is "cfq-qat".
         groups: one value per training row, in the loader's order, for objectives on the worst group (eq. 33). By default none.
         layers: layer name -> bits that it must have. By default the method chooses all.
         activation_bits: bits of hidden tensors: 8, 16, or 32 for float.
@@ -284,8 +284,8 @@ def compare(
         calib_loader: rows to calibrate on, in batches. Methods that train are trained on them too, so that all see the same people.
         test_loader: the people to judge by, in batches. With labels, accuracy is reported too.
         action_set: what people can change, encoded so that it speaks of the model's columns.
-        methods: names of presets of :func:`calibrate` or :func:`qat`, names of toolchains (:data:`TOOLCHAINS`), or
-            :class:`cfptq.Method` and :class:`cfptq.training.QatMethod` objects; or one alone. The default is :data:`COMPARED`.
+        methods: names of presets of ``calibrate`` or ``qat``, names of toolchains (``TOOLCHAINS``), or
+            ``cfptq.Method`` and ``cfptq.training.QatMethod`` objects; or one alone. The default is ``COMPARED``.
         budgets: average bits per weight, one number or several. The first is the headline. Toolchains have one width and ignore it.
         target: the class that recourse leads to: one for all, or a rule (rows, logits) -> classes. By default it is the action set's
             ``favourable``.
@@ -456,7 +456,7 @@ def load(folder: str | os.PathLike[str]) -> Result:
     """Read a saved result, which exports without the original model.
 
     Args:
-        folder: a folder that :meth:`cfptq.Result.save` wrote.
+        folder: a folder that ``cfptq.Result.save`` wrote.
 
     Raises:
         FileError: a file is missing, cut off, altered, or not what it should be. Nothing is unpickled.

@@ -1,6 +1,6 @@
 """The errors and warnings that cfptq raises on purpose.
 
-A message says what is wrong, where it was found, and what to do. Catch :class:`CfptqError` to catch all errors.
+A message says what is wrong, where it was found, and what to do. Catch ``CfptqError`` to catch all errors.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def assert_recourse_preserved(
 ) -> AuditReport:
     """Assert that replacing one model by another keeps people's recourse within limits.
 
-    The limits are judged as :meth:`cfptq.AuditReport.gate` judges them. An undefined value breaks its limit, for example the Validity Drop
+    The limits are judged as ``cfptq.AuditReport.gate`` judges them. An undefined value breaks its limit, for example the Validity Drop
     of people whom nobody rejects.
 
     Args:
@@ -48,7 +48,7 @@ def assert_recourse_preserved(
         max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
         max_disagreement: Not available yet. Anything but None raises an error.
         max_drift: Largest absolute drift of the favourable rate allowed, a share within [0, 1]. None sets no limit.
-        settings: Further arguments of :func:`cfptq.audit`, such as ``issued``, ``target``, ``threshold``, ``protocol`` and ``seed``.
+        settings: Further arguments of ``cfptq.audit``, such as ``issued``, ``target``, ``threshold``, ``protocol`` and ``seed``.
 
     Returns:
         The report of the audit.
@@ -56,7 +56,7 @@ def assert_recourse_preserved(
     Raises:
         AssertionError: A limit is broken. The message holds the outcome of each limit.
         ConfigurationError: No limit is given, a limit is outside [0, 1], or ``max_disagreement`` is given.
-        CfptqError: The audit cannot run, see :func:`cfptq.audit`.
+        CfptqError: The audit cannot run, see ``cfptq.audit``.
     """
     __tracebackhide__ = True  # pytest then shows the line of the test.
     if max_disagreement is not None:
@@ -73,7 +73,7 @@ def assert_recourse_preserved(
 
 
 def small_people(count: int = 200, *, seed: int = 0) -> pd.DataFrame:
-    """Generate people with the raw features of :func:`small_action_set`.
+    """Generate people with the raw features of ``small_action_set``.
 
     Args:
         count: Number of people.
@@ -96,7 +96,7 @@ def small_people(count: int = 200, *, seed: int = 0) -> pd.DataFrame:
 def small_action_set() -> ActionSet:
     """Build an encoded action set of four features and six columns, with an immutable age and class 1 as favourable.
 
-    Its ``encode`` converts :func:`small_people` into the columns of a classifier.
+    Its ``encode`` converts ``small_people`` into the columns of a classifier.
     """
     people = small_people(REFERENCE_ROWS)
     parts = [("numbers", StandardScaler(), ["age", "income", "debt"]), ("job", OneHotEncoder(sparse_output=False), ["job"])]

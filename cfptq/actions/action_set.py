@@ -38,12 +38,12 @@ from cfptq.io.suggestions import did_you_mean
 class ActionSet:
     """Actions that a person can take, 𝒜(x) of the paper's eq. 5, with their cost (eq. 4).
 
-    An action set implements :class:`~cfptq.actions.ActionSpace` and is declared on features. Build it with :meth:`from_frame` and
-    :meth:`encoded_by`, with :meth:`from_columns`, or with :meth:`load`.
+    An action set implements ``cfptq.actions.ActionSpace`` and is declared on features. Build it with ``from_frame`` and
+    ``encoded_by``, with ``from_columns``, or with ``load``.
 
     The action that changes nothing is always feasible. An observed range never makes a row invalid, and the row's own value always
-    counts as within bounds. :meth:`validate` lists rows outside declared bounds. Their actions keep the value or move it towards the
-    bounds. Codes outside a domain and torn one-hot groups make a row invalid, which :meth:`check` refuses.
+    counts as within bounds. ``validate`` lists rows outside declared bounds. Their actions keep the value or move it towards the
+    bounds. Codes outside a domain and torn one-hot groups make a row invalid, which ``check`` refuses.
 
     Attributes:
         features: the features in the order of the frame. Ties in sparsity go to the earlier feature.
@@ -125,8 +125,8 @@ class ActionSet:
     ) -> ActionSet:
         """Infer features from raw training rows, refined by the keywords.
 
-        Types follow from the dtypes. Whole numbers become :class:`Integer`, other numbers :class:`Continuous`, and an ordered ``category``
-        dtype :class:`Ordinal`. Strings, booleans and other categories become :class:`Categorical`. Ranges and frequencies follow from
+        Types follow from the dtypes. Whole numbers become ``Integer``, other numbers ``Continuous``, and an ordered ``category``
+        dtype ``Ordinal``. Strings, booleans and other categories become ``Categorical``. Ranges and frequencies follow from
         the values.
 
         A column whose values are all different and seem to number the rows becomes immutable, with a warning. Columns that a keyword
@@ -398,7 +398,7 @@ class ActionSet:
             DataError: a feature is missing from the frame, a category is unknown, or a value is missing without a rule for it.
 
         Warns:
-            DataWarning: rows are read in a way that their owner may not have meant. :meth:`examine` lists these and more.
+            DataWarning: rows are read in a way that their owner may not have meant. ``examine`` lists these and more.
         """
         columns = encode_frame(self.features, self._encoded_width(), frame)
         warn_of(examine_frame(self.features, frame))
@@ -460,7 +460,7 @@ class ActionSet:
     def check(self, x: Tensor) -> None:
         """Raise unless every row of ``x`` ``(N, d)`` is one that the encoder gives.
 
-        A row outside declared bounds passes. Its actions keep the value or move it towards the bounds, and :meth:`validate` lists it.
+        A row outside declared bounds passes. Its actions keep the value or move it towards the bounds, and ``validate`` lists it.
 
         Raises:
             DataError: the width or dtype is wrong, or a value is NaN or infinite.
@@ -481,7 +481,7 @@ class ActionSet:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ActionSet:
-        """Read an action set that :meth:`save` wrote.
+        """Read an action set that ``save`` wrote.
 
         Raises:
             FileError: the file does not exist, is not YAML, is not an action set, or has another version.

@@ -12,7 +12,7 @@ class ActionSpace(Protocol):
     """Feasible changes of a row and their cost, 𝒜(x) and c(δ) of the paper's eq. 3.
 
     ``x`` is a float32 tensor ``(N, d)`` of model inputs. An action ``δ`` is a float32 tensor ``(N, k)``. For an
-    :class:`~cfptq.actions.ActionSet`, ``k`` equals ``d``. For a latent or semantic space, ``k`` is the size of the code.
+    ``cfptq.actions.ActionSet``, ``k`` equals ``d``. For a latent or semantic space, ``k`` is the size of the code.
     Code outside an action space never adds δ to x.
     """
 

@@ -28,8 +28,8 @@ class TracedColumn:
         group: identifies the one-hot step, so that slots of different steps are told apart.
         fill: raw value that an imputer puts in place of a missing one.
         missing_code: code of a missing value.
-        unknown: treatment of an unlisted value, as in :class:`cfptq.actions.Categorical`. A code is in units of the base.
-        missing_as: category for a missing value, as in :class:`cfptq.actions.Categorical`.
+        unknown: treatment of an unlisted value, as in ``cfptq.actions.Categorical``. A code is in units of the base.
+        missing_as: category for a missing value, as in ``cfptq.actions.Categorical``.
     """
 
     feature: str

@@ -46,7 +46,7 @@ def parse_norm(norm: object) -> Norm:
 
 
 def parse_weights(weights: object) -> Weights:
-    """Return ``weights``, or raise ``ActionSetError`` if it is none of :data:`WEIGHTINGS`."""
+    """Return ``weights``, or raise ``ActionSetError`` if it is none of ``WEIGHTINGS``."""
     for known in WEIGHTINGS:
         if weights == known:
             return known

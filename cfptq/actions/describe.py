@@ -30,7 +30,7 @@ _MUTABILITY_WORDS = {
 def describe_actions(
     features: Sequence[AnyFeature], x: Tensor, point: Tensor, delta: Tensor, people: pd.DataFrame | None = None
 ) -> list[str]:
-    """Describe for each row the changes between ``x`` and ``point``, or :data:`NO_CHANGE`.
+    """Describe for each row the changes between ``x`` and ``point``, or ``NO_CHANGE``.
 
     Args:
         features: features placed on the columns. Changes are listed in their order.

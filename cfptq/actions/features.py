@@ -117,7 +117,7 @@ class Feature:
 
     @property
     def immutable(self) -> bool:
-        """Former name of :attr:`is_immutable`."""
+        """Former name of ``is_immutable``."""
         return self.is_immutable
 
     @property
@@ -199,7 +199,7 @@ class Continuous(Feature):
 
     @property
     def reach(self) -> tuple[float, float]:
-        """Former name of :attr:`reachable_bounds`."""
+        """Former name of ``reachable_bounds``."""
         return self.reachable_bounds
 
     @property
@@ -209,7 +209,7 @@ class Continuous(Feature):
 
 @dataclass(frozen=True, kw_only=True)
 class Integer(Continuous):
-    """A feature that is a whole number in raw units, with the attributes of :class:`Continuous`."""
+    """A feature that is a whole number in raw units, with the attributes of ``Continuous``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,7 +43,7 @@ def infer_from_frame(
     ordinal: Mapping[str, Sequence[Any]],
     categorical: Iterable[str],
 ) -> tuple[tuple[AnyFeature, ...], tuple[Remark, ...]]:
-    """Infer one feature for each column of ``frame``. :meth:`cfptq.actions.ActionSet.from_frame` explains the arguments.
+    """Infer one feature for each column of ``frame``. ``cfptq.actions.ActionSet.from_frame`` explains the arguments.
 
     Returns:
         The features, and remarks on columns that are read in a way their owner may not have meant.
@@ -165,7 +165,7 @@ def infer_from_columns(
 ) -> tuple[tuple[AnyFeature, ...], tuple[str, ...]]:
     """Complete features by statistics of the training rows ``columns`` ``(N, d)``.
 
-    :meth:`cfptq.actions.ActionSet.from_columns` explains the arguments.
+    ``cfptq.actions.ActionSet.from_columns`` explains the arguments.
 
     Returns:
         The features, with an immutable one for each column that none declares, and the names of the d columns.

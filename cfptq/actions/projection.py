@@ -9,7 +9,7 @@ The steps follow the paper's order: immutability, box, categories, sparsity. Whe
 * Sparsity counts features, so that a group is kept or reverted as a whole. Sizes are compared in cost units. Ties go to the earlier
   feature.
 
-While projecting, ``current`` is x and ``move`` is δ on the movable columns, ``(A, N)``, in the order of :mod:`cfptq.actions.compiled`.
+While projecting, ``current`` is x and ``move`` is δ on the movable columns, ``(A, N)``, in the order of ``cfptq.actions.compiled``.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def read_slots(feature: Ordinal | Categorical, rows: Tensor) -> tuple[Tensor, Te
 
 
 def slots_to_level_numbers(feature: Ordinal | Categorical, is_on: Tensor, is_valid: Tensor) -> npt.NDArray[np.int64]:
-    """Return each row's level number ``(N,)`` from what :func:`read_slots` returned."""
+    """Return each row's level number ``(N,)`` from what ``read_slots`` returned."""
     assert feature.columns is not None
     shown = torch.tensor([number for number, column in enumerate(feature.columns) if column is not None])
     all_off = feature.columns.index(None) if None in feature.columns else -1

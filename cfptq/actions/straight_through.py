@@ -21,7 +21,7 @@ def straight_through(source: Tensor, value: Tensor, mask: Tensor | None = None) 
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Autograd function of :func:`straight_through`.
+    """Autograd function of ``straight_through``.
 
     The backward pass consists of differentiable operations, so that unrolled steps can be differentiated.
     """

@@ -76,7 +76,7 @@ def summarize_violations(found: pd.DataFrame) -> str:
 
 
 def find_violations_in_columns(features: Sequence[AnyFeature], rows: Tensor) -> pd.DataFrame:
-    """Return violations among the model's columns ``(N, d)``, as :meth:`cfptq.ActionSet.validate` does."""
+    """Return violations among the model's columns ``(N, d)``, as ``cfptq.ActionSet.validate`` does."""
     found = []
     for feature in features:
         if isinstance(feature, Continuous):

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def format_yaml(features: Sequence[AnyFeature], settings: Mapping[str, Any]) -> str:
-    """Format features and the settings of their action set as YAML, which :func:`parse_yaml` reads back.
+    """Format features and the settings of their action set as YAML, which ``parse_yaml`` reads back.
 
     Args:
         features: the features.
@@ -42,7 +42,7 @@ def format_yaml(features: Sequence[AnyFeature], settings: Mapping[str, Any]) -> 
 
 
 def read_yaml(path: str | os.PathLike[str], known: Iterable[str]) -> dict[str, Any]:
-    """Read the fields of an action set from a file, as :func:`parse_yaml` does."""
+    """Read the fields of an action set from a file, as ``parse_yaml`` does."""
     if not isinstance(path, str | os.PathLike):
         raise FileError(f"path must be the path of an action-set file, got {path!r}.")
     source = Path(path)

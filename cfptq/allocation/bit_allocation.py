@@ -88,7 +88,7 @@ class Allocator(Protocol):
 
         Args:
             scores: scores s_l and sizes n_l of L layers.
-            budget: a :class:`Budget`, or average bits.
+            budget: a ``Budget``, or average bits.
             widths: candidate widths in bits, the same for all layers or by layer name.
             pinned: width that a layer keeps, by layer name.
 

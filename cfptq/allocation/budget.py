@@ -89,7 +89,7 @@ class Budget:
         return count_stored_bytes(parameters, bits) if self.unit is BudgetUnit.BYTES else parameters * bits
 
     def ceiling(self, parameters: Sequence[int]) -> int:
-        """Return the largest total :meth:`cost` that the budget allows.
+        """Return the largest total ``cost`` that the budget allows.
 
         Args:
             parameters: number of weights of each layer.

@@ -21,7 +21,7 @@ def allocate_greedily(
 
     Args:
         scores: scores s_l and sizes n_l of L layers.
-        budget: a :class:`Budget`, or average bits.
+        budget: a ``Budget``, or average bits.
         widths: candidate widths in bits, among 2, 3, 4, 7 and 8, the same for all layers or by layer name.
         pinned: width that a layer keeps, by layer name.
 

@@ -59,7 +59,7 @@ def compute_trace_damage(network: Network, traces: Tensor) -> list[list[float]]:
         traces: Hessian trace of each layer, (L,). Negative ones count as 0.
 
     Returns:
-        One row for each layer, one column for each of :data:`~cfptq.quantize.ALL_WIDTHS`.
+        One row for each layer, one column for each of ``cfptq.quantize.ALL_WIDTHS``.
     """
     damage = []
     for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):

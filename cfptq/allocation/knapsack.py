@@ -24,8 +24,8 @@ def allocate_exactly(
     leaves over is spent on the layers with the largest score per weight.
 
     Args:
-        scores: scores whose :meth:`~cfptq.allocation.LayerScores.benefits` are maximized.
-        budget: a :class:`Budget`, or average bits.
+        scores: scores whose ``cfptq.allocation.LayerScores.benefits`` are maximized.
+        budget: a ``Budget``, or average bits.
         widths: candidate widths in bits, among 2, 3, 4, 7 and 8, the same for all layers or by layer name.
         pinned: width that a layer keeps, by layer name.
 

@@ -55,7 +55,7 @@ def compare_allocations(
 
     Args:
         scores: scores of the layers.
-        budget: a :class:`Budget`, or average bits.
+        budget: a ``Budget``, or average bits.
         widths: candidate widths in bits, the same for all layers or by layer name.
         pinned: width that a layer keeps, by layer name.
 

@@ -20,7 +20,7 @@ def score_by_output_distance(
     """Score each layer and width by the mean squared distance of the class logits when that layer alone is rounded to nearest.
 
     The mean is over all rows of the set, factual and counterfactual, by their weights. Unlike
-    :func:`cfptq.allocation.score_by_margin_change` it counts a change of every logit, whether or not it moves the decision.
+    ``cfptq.allocation.score_by_margin_change`` it counts a change of every logit, whether or not it moves the decision.
 
     Args:
         network: the full-precision network f.

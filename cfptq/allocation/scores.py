@@ -77,7 +77,7 @@ class MeasuredScores(LayerScores):
         damage: effect of rounding each layer at each width, (L, widths), at least 0. ``scores`` holds that of the lowest width.
 
     Raises:
-        ModelError: there is not one damage for each layer and width, or as :class:`LayerScores`.
+        ModelError: there is not one damage for each layer and width, or as ``LayerScores``.
     """
 
     widths: tuple[int, ...] = ()
@@ -96,7 +96,7 @@ class MeasuredScores(LayerScores):
 
         Args:
             network: the network whose layers were measured.
-            damage: one row for each layer in execution order, one column for each of :data:`~cfptq.quantize.ALL_WIDTHS`.
+            damage: one row for each layer in execution order, one column for each of ``cfptq.quantize.ALL_WIDTHS``.
             kind: the measured quantity in words.
         """
         rows = tuple(tuple(row) for row in damage)

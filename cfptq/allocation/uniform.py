@@ -19,7 +19,7 @@ def allocate_uniformly(
 
     Args:
         scores: names and sizes of the layers. Their scores are not used.
-        budget: a :class:`Budget`, or average bits.
+        budget: a ``Budget``, or average bits.
         widths: candidate widths in bits, among 2, 3, 4, 7 and 8, the same for all layers or by layer name.
         pinned: width that a layer keeps, by layer name.
 

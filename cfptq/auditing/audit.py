@@ -57,7 +57,7 @@ def run_audit(
         labels: True classes (N,), NaN or -1 where unknown. None leaves accuracy undefined.
         groups: Labels (N,) by the name of the attribute.
         issued: Advice already given, as points in columns or a DataFrame of raw features. It is checked first and reported apart, see
-            :func:`~cfptq.auditing.check_issued`.
+            ``cfptq.auditing.check_issued``.
         head: Form of the output of models that are not predictors yet. Inferred by default.
         threshold: Probability of class 1 above which class 1 is decided, for models that are not predictors yet. By default what
             ONNX files record, or else 0.5.

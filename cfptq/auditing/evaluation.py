@@ -63,8 +63,8 @@ class GroupMetrics:
         rows: Number of rows of the group.
         people: Number of rejected people among them who are measured.
         with_recourse: Number of measured people with recourse on the full-precision model. Validity Drop is a share of these.
-        values: Value of each of :data:`GROUP_METRICS`, NaN where it is undefined.
-        ci95: Interval of each of :data:`GROUP_METRICS`.
+        values: Value of each of ``GROUP_METRICS``, NaN where it is undefined.
+        ci95: Interval of each of ``GROUP_METRICS``.
     """
 
     rows: int
@@ -203,7 +203,7 @@ def evaluate(
     Args:
         f: Full-precision model that ``reference`` was computed with.
         f_q: Quantized model as it is deployed. Metrics that need recourse on it are undefined if it has no gradient.
-        reference: Recourse of f, from :func:`~cfptq.auditing.reference_recourse` for the same rows and action space.
+        reference: Recourse of f, from ``cfptq.auditing.reference_recourse`` for the same rows and action space.
         rows: Columns of everyone, (N, ...) float32.
         labels: True classes (N,), NaN or -1 where unknown. None leaves accuracy undefined.
         space: Action space, which says what people can change.

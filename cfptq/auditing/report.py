@@ -204,7 +204,7 @@ class AuditReport:
         return result
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_dict` as JSON by an atomic write.
+        """Write ``to_dict`` as JSON by an atomic write.
 
         The same inputs and seed give the same bytes on the same machine with the same versions.
 

@@ -1,7 +1,7 @@
 """Hand-over of a plan to PyTorch FX as a ``QConfigMapping`` for ``prepare_fx`` and ``convert_fx``.
 
 Call ``observed = prepare_fx(result.prepared_model(), result.qconfig_mapping(), (rows,))``, run one batch through ``observed``, then call
-``convert_fx(observed)`` and :func:`check_coverage`. A layer whose rounded output goes to planned layers only becomes an integer kernel.
+``convert_fx(observed)`` and ``check_coverage``. A layer whose rounded output goes to planned layers only becomes an integer kernel.
 FX has no integer kernels with a float output. The other layers become its reference modules, which hold the integers and compute in
 float. An input in float or in two steps stays in float.
 

@@ -75,7 +75,7 @@ def find_slower(reference: str, latency: Mapping[str, Mapping[int, float]], nois
 
     Args:
         reference: name of the model to compare with.
-        latency: microseconds by name and batch size, as :func:`measure_latency` returns them.
+        latency: microseconds by name and batch size, as ``measure_latency`` returns them.
         noise_factor: a model is slower above this multiple of the reference's latency.
 
     Returns:

@@ -1,8 +1,8 @@
 """Export of a plan to ONNX Runtime's weight-only operator MatMulNBits, for large models that answer one request at a time.
 
 The operator reads the packed integers block by block and so moves little memory, which dominates the cost of a large layer at batch 1.
-Small models and large batches are faster as the int8 graph of :mod:`cfptq.backends.onnxruntime`. Activations are float whatever the
-plan says. The file computes the same as the twin of :func:`with_float_activations`.
+Small models and large batches are faster as the int8 graph of ``cfptq.backends.onnxruntime``. Activations are float whatever the
+plan says. The file computes the same as the twin of ``with_float_activations``.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def apply_plan(model: nn.Module, configs_mapping: Mapping[tuple[str, str], Any],
 
     Args:
         model: the model to prepare or convert.
-        configs_mapping: configs by module and type; one of them is a :class:`PlanConfig`.
+        configs_mapping: configs by module and type; one of them is a ``PlanConfig``.
         mode: Neural Compressor's mode.
         _: further keywords, which are ignored.
     """

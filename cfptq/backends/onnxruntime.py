@@ -102,7 +102,7 @@ def build_prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.
 
 
 def read_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
-    """Return the integers that a file written by :func:`to_onnx_model` holds for one layer.
+    """Return the integers that a file written by ``to_onnx_model`` holds for one layer.
 
     Args:
         model: the file's content.

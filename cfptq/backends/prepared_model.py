@@ -52,7 +52,7 @@ def find_edges(network: Network, plan: QuantizationPlan) -> tuple[Edge, ...]:
 
 
 def _find_producer(network: Network, node: fx.Node) -> str | None:
-    """Return the ``producer`` of an :class:`Edge`."""
+    """Return the ``producer`` of an ``Edge``."""
     layers = {layer.node: layer for layer in network.layers}
     if any(user.name not in layers or layers[user.name].input != node.name for user in node.users):
         return None

@@ -103,7 +103,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
-        """Accept ``model``, because :meth:`annotate` raises for every layer that it does not find."""
+        """Accept ``model``, because ``annotate`` raises for every layer that it does not find."""
 
 
 def _takes_parameter(node: fx.Node) -> bool:

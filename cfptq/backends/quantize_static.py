@@ -133,7 +133,7 @@ def quantize_by_default(network: Network, rows: torch.Tensor) -> onnx.ModelProto
 
 
 def quantize_to_int4_by_default(network: Network, rows: torch.Tensor) -> onnx.ModelProto:
-    """Quantize ``network`` as :func:`quantize_by_default` does, with 4-bit weights.
+    """Quantize ``network`` as ``quantize_by_default`` does, with 4-bit weights.
 
     Args:
         network: the full-precision network.

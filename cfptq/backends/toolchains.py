@@ -1,6 +1,6 @@
 """Registry of the toolchains' own default quantization, which ``compare`` sets beside cfptq's methods.
 
-A new toolchain is one file of this package with a default quantizer, and one entry in :data:`TOOLCHAINS`.
+A new toolchain is one file of this package with a default quantizer, and one entry in ``TOOLCHAINS``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Toolchain:
 
     Attributes:
         weight_bits: bits of every weight; activations and inputs have 8 bits.
-        quantizer: the :data:`DefaultQuantizer` as ``"package.module:function"``, imported when it is used.
+        quantizer: the ``DefaultQuantizer`` as ``"package.module:function"``, imported when it is used.
         extra: the extra of cfptq that installs the toolchain; None where cfptq's own dependencies hold it.
     """
 
@@ -78,7 +78,7 @@ def deploy_toolchain(
     it. Recourse on a PyTorch model uses the gradients of the full-precision network, and the quantized model judges it.
 
     Args:
-        name: a key of :data:`TOOLCHAINS`.
+        name: a key of ``TOOLCHAINS``.
         network: the full-precision network.
         rows: calibration rows, ``(N, ...)`` float32.
         folder: where the file is written.

@@ -120,8 +120,8 @@ def build_boundary_set(
 ) -> tuple[CalibrationSet, RecourseBatch]:
     """Return X_cal and the points where recourse ends, every row weighted by how near its decision is to the boundary.
 
-    The points are of four kinds: :func:`solve_rejected`, :func:`solve_minimal_cost`, :func:`solve_single_features` and
-    :func:`solve_recombined`. :func:`weigh_by_margin` gives the weights.
+    The points are of four kinds: ``solve_rejected``, ``solve_minimal_cost``, ``solve_single_features`` and
+    ``solve_recombined``. ``weigh_by_margin`` gives the weights.
 
     Args:
         rows: X_cal, (N, ...) float32.
@@ -239,7 +239,7 @@ def solve_minimal_cost(solver: PointSolver, people: Tensor, most: int) -> Recour
 
 
 def solve_single_features(solver: PointSolver, people: Tensor) -> RecoursePoints:
-    """Solve recourse by each feature alone for a seeded sample of at most :data:`MAX_SINGLE_FEATURE_PEOPLE` people.
+    """Solve recourse by each feature alone for a seeded sample of at most ``MAX_SINGLE_FEATURE_PEOPLE`` people.
 
     Args:
         solver: the model, the rows and the settings.

@@ -36,7 +36,7 @@ def draw_rows(
 
     Args:
         loader: an iterable of batches, or one table. A batch is a float tensor or array (n, ...), a DataFrame (with ``encode``), a
-            pair (rows, labels), or a mapping with one of the names in :data:`ROW_NAMES` and perhaps one of :data:`LABEL_NAMES`.
+            pair (rows, labels), or a mapping with one of the names in ``ROW_NAMES`` and perhaps one of ``LABEL_NAMES``.
         max_rows: most rows kept.
         seed: seed of the keys.
         encode: turns a DataFrame batch into columns, such as ``action_set.encode``. Without it, DataFrames are refused.

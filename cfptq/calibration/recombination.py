@@ -14,7 +14,7 @@ EXCHANGE_PROBABILITY = 0.3
 def recombine_rows(rows: Tensor, features: Sequence[Sequence[int]], count: int, seed: int, folds: int = 1) -> tuple[Tensor, Tensor]:
     """Return ``count`` generated rows, each a row of ``rows`` with some features taken from others.
 
-    Each feature is taken from another row with probability :data:`EXCHANGE_PROBABILITY`. All columns of a feature are taken together, so
+    Each feature is taken from another row with probability ``EXCHANGE_PROBABILITY``. All columns of a feature are taken together, so
     one-hot groups stay whole and immutable features keep values that occur.
 
     Args:

@@ -56,7 +56,7 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results, 
 
 
 def report_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn a :class:`CfptqError` and an interruption into one line on standard error and their exit codes.
+    """Turn a ``CfptqError`` and an interruption into one line on standard error and their exit codes.
 
     An unexpected error ends with exit code 2 too. A pipeline would read 1 as a broken limit.
     """
@@ -91,7 +91,7 @@ def _end_interrupted() -> NoReturn:
 
 
 def _comes_from_interruption(error: BaseException | None) -> bool:
-    """Tell whether a library raised ``error`` in place of a :class:`KeyboardInterrupt`."""
+    """Tell whether a library raised ``error`` in place of a ``KeyboardInterrupt``."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

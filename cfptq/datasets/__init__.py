@@ -42,12 +42,12 @@ _PUBLISHED = {
 }
 _SYNTHETIC = "synthetic"
 
-#: Names that :func:`load` accepts. "synthetic" needs no file.
+#: Names that ``load`` accepts. "synthetic" needs no file.
 NAMES: tuple[str, ...] = (*_PUBLISHED, _SYNTHETIC)
 
 
 def load(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | None = None, download: bool = True) -> Dataset:
-    """Load a data set by one of :data:`NAMES`.
+    """Load a data set by one of ``NAMES``.
 
     Args:
         name: name of the data set.

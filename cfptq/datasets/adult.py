@@ -36,7 +36,7 @@ INTEGER = ("age", "education-num", "capital-gain", "capital-loss", "hours-per-we
 
 
 def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """Build the data set from the bytes of :data:`FILES`. The publisher gives the split, so ``seed`` has no effect."""
+    """Build the data set from the bytes of ``FILES``. The publisher gives the split, so ``seed`` has no effect."""
     train, train_labels = _parse(contents["adult.data"], skip=0)
     test, test_labels = _parse(contents["adult.test"], skip=1)  # The first line of the file holds no data.
     return Dataset(

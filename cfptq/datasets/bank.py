@@ -35,7 +35,7 @@ def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
 
 
 def build_with_duration(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """Build the data set with ``duration`` for comparison with papers, in the split of :func:`build`.
+    """Build the data set with ``duration`` for comparison with papers, in the split of ``build``.
 
     A model with ``duration`` cannot be deployed.
     """

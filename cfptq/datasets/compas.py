@@ -36,7 +36,7 @@ SPLIT_SEED = 0
 
 
 def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """Build the data set from the bytes of :data:`FILES`, with ProPublica's filter (6,172 people).
+    """Build the data set from the bytes of ``FILES``, with ProPublica's filter (6,172 people).
 
     The split is fixed, so ``seed`` has no effect.
     """

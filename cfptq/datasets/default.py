@@ -36,7 +36,7 @@ SPLIT_SEED = 0
 
 
 def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """Build the data set from the bytes of :data:`FILES`. The split is fixed, so ``seed`` has no effect."""
+    """Build the data set from the bytes of ``FILES``. The split is fixed, so ``seed`` has no effect."""
     frame = pd.read_csv(io.BytesIO(contents["default_of_credit_card_clients.csv"])).drop(columns="ID")
     labels = frame.pop(LABEL).to_numpy(dtype=np.int64)
     for column, words in WORDS.items():

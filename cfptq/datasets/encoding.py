@@ -54,7 +54,7 @@ def encode(dataset: Dataset, fitted: ColumnTransformer | None = None) -> Columns
 
     Args:
         dataset: the data set.
-        fitted: fitted encoder. Default: a new one from :func:`fit_encoder`.
+        fitted: fitted encoder. Default: a new one from ``fit_encoder``.
     """
     transformer = fitted if fitted is not None else fit_encoder(dataset)
     return Columns(

@@ -34,7 +34,7 @@ N_TRAIN = 700
 
 
 def build(contents: Mapping[str, bytes], seed: int) -> Dataset:
-    """Build the data set from the bytes of :data:`FILES`, split 700 / 300 by ``seed`` with equal class shares."""
+    """Build the data set from the bytes of ``FILES``, split 700 / 300 by ``seed`` with equal class shares."""
     frame = pd.read_csv(io.BytesIO(contents["german.data"]), header=None, names=list(COLUMNS), sep=" ", keep_default_na=False)
     labels = (frame.pop("label") == 1).to_numpy().astype(np.int64)
     return Dataset(

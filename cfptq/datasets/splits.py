@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class SplitTable(TypedDict):
-    """The four fields of a :class:`~cfptq.datasets.Dataset` that a split gives."""
+    """The four fields of a ``cfptq.datasets.Dataset`` that a split gives."""
 
     train: pd.DataFrame
     test: pd.DataFrame
@@ -19,7 +19,7 @@ class SplitTable(TypedDict):
 
 
 def split_table(frame: pd.DataFrame, labels: NDArray[np.int64], n_train: int, seed: int) -> SplitTable:
-    """Split a table and its labels by :func:`split_stratified`, with rows numbered from 0 in each part."""
+    """Split a table and its labels by ``split_stratified``, with rows numbered from 0 in each part."""
     train, test = split_stratified(labels, n_train, seed)
     return SplitTable(
         train=frame.iloc[train].reset_index(drop=True),

@@ -62,7 +62,7 @@ class QuickstartResult:
         return (RESULTS_FILE, TIMINGS_FILE, TABLE_FILE, MODEL_FILE, PEOPLE_FILE, ACTIONS_FILE)
 
     def table(self) -> Table:
-        """Return a small table of the full-precision model and the methods of :data:`SHOWN`."""
+        """Return a small table of the full-precision model and the methods of ``SHOWN``."""
         table = Table("method")
         for heading in ("average bits", "KiB", "accuracy", "VD", "drift"):
             table.add_column(heading, justify="right")

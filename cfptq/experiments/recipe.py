@@ -54,7 +54,7 @@ class Mix(_Part):
 
 
 class Actions(_Part):
-    """Declaration of an action set, with the keys of :meth:`cfptq.ActionSet.from_frame`.
+    """Declaration of an action set, with the keys of ``cfptq.ActionSet.from_frame``.
 
     The kinds of the features and the favourable class come from the data set.
     """
@@ -115,7 +115,7 @@ class Backbone(_Part):
 
 
 class Training(_Part):
-    """Settings of the classifier's training, see :class:`cfptq.models.TrainingSettings`."""
+    """Settings of the classifier's training, see ``cfptq.models.TrainingSettings``."""
 
     epochs: Count = TrainingSettings.epochs
     batch_size: Count = TrainingSettings.batch_size
@@ -126,7 +126,7 @@ class Training(_Part):
 
     @property
     def settings(self) -> TrainingSettings:
-        """The same settings as :func:`cfptq.models.train` takes them."""
+        """The same settings as ``cfptq.models.train`` takes them."""
         return TrainingSettings(**self.model_dump())
 
 
@@ -140,7 +140,7 @@ class Recipe(_Part):
     """Experiment on one data set.
 
     The keys of the file are ``schema`` (1), ``dataset``, ``actions``, ``model``, ``training``, ``calibration``, ``budgets``, ``methods``
-    and ``seeds``. Budgets are average bits, the headline first. Without ``methods``, those of :func:`cfptq.compare` are compared.
+    and ``seeds``. Budgets are average bits, the headline first. Without ``methods``, those of ``cfptq.compare`` are compared.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -208,7 +208,7 @@ class Recipe(_Part):
             raise RecipeError(f"{name}: {'. '.join(_describe_problem(one) for one in error.errors())}.") from error
 
     def dataset(self, seed: int = 0, *, data_dir: str | os.PathLike[str] | None = None, download: bool = True) -> Dataset:
-        """Load the data set, see :func:`cfptq.datasets.load`.
+        """Load the data set, see ``cfptq.datasets.load``.
 
         Args:
             seed: Split of german. Other data sets have one split.

@@ -54,7 +54,7 @@ def run_recipe(
     Raises:
         RecipeError: The recipe cannot be read or makes no sense.
         FileError: A data set is missing, or the folder cannot be made.
-        CfptqError: A seed cannot be run, see :func:`cfptq.compare`.
+        CfptqError: A seed cannot be run, see ``cfptq.compare``.
     """
     known = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     chosen = tuple(dict.fromkeys(known.seeds if seeds is None else seeds))

@@ -213,7 +213,7 @@ def check_writable(*paths: Path | None) -> None:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], files: Sequence[str], keys: Sequence[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` and rename it onto ``path`` on success, as :func:`atomic_write` does.
+    """Yield a temporary folder beside ``path`` and rename it onto ``path`` on success, as ``atomic_write`` does.
 
     Only an empty folder or an earlier folder of the same kind is replaced, so that no other files are lost.
 
@@ -233,7 +233,7 @@ def atomic_folder(path: str | os.PathLike[str], files: Sequence[str], keys: Sequ
 
 
 def check_replaceable(path: str | os.PathLike[str], files: Sequence[str], keys: Sequence[str]) -> None:
-    """Check that :func:`atomic_folder` may replace the folder at ``path``.
+    """Check that ``atomic_folder`` may replace the folder at ``path``.
 
     Args:
         path: the folder to write.

@@ -13,7 +13,7 @@ HTML_FORMAT = '<pre style="font-family:monospace;line-height:1.2;white-space:pre
 
 
 def as_text(renderable: RenderableType) -> str:
-    """Render a Rich table, sentence or group as plain lines of at most :data:`TEXT_WIDTH_CHARACTERS`.
+    """Render a Rich table, sentence or group as plain lines of at most ``TEXT_WIDTH_CHARACTERS``.
 
     Square brackets and colons in strings stay as they are.
     """

@@ -22,7 +22,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
     """The safe loader with an error for a key that stands twice in one mapping.
 
     PyYAML itself keeps the last value without a warning. Every other fault of a document is a ``yaml.YAMLError`` too, such as a month
-    13 or more than :data:`MAX_DEPTH` brackets.
+    13 or more than ``MAX_DEPTH`` brackets.
     """
 
     def __init__(self, stream: Any) -> None:

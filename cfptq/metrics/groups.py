@@ -39,11 +39,11 @@ def group_rows(labels: Sequence[Any] | NDArray[Any] | torch.Tensor, name: str = 
     """Return the row numbers of each group, sorted by the group's name.
 
     Args:
-        labels: (N,) one label per person, of any type. None and NaN form the group :data:`MISSING`.
+        labels: (N,) one label per person, of any type. None and NaN form the group ``MISSING``.
         name: name of the labels, for error messages.
 
     Raises:
-        DataError: the labels are not one-dimensional, or there are more than :data:`MAX_GROUPS` groups.
+        DataError: the labels are not one-dimensional, or there are more than ``MAX_GROUPS`` groups.
     """
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()

@@ -265,7 +265,7 @@ def _draw_people(generator: np.random.Generator, count: int, people: int) -> Dra
 
 
 def _find_distinct_rows(columns: list[Floats]) -> tuple[NDArray[np.int64], Floats] | None:
-    """Return the first of each set of equal rows and the sets' shares, or None for more than :data:`MAX_DISTINCT_ROWS` sets."""
+    """Return the first of each set of equal rows and the sets' shares, or None for more than ``MAX_DISTINCT_ROWS`` sets."""
     codes = np.zeros(len(columns[0]), dtype=np.int64)
     if not len(codes):
         return None

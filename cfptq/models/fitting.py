@@ -17,7 +17,7 @@ from cfptq.io.progress import track
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of :func:`train`, which minimizes the cross-entropy with AdamW.
+    """Settings of ``train``, which minimizes the cross-entropy with AdamW.
 
     The learning rate follows a half cosine over all epochs.
 

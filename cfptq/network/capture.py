@@ -1,4 +1,4 @@
-"""Capture of a trained ``torch.nn.Module`` as a :class:`~cfptq.network.Network` by ``torch.export``."""
+"""Capture of a trained ``torch.nn.Module`` as a ``cfptq.network.Network`` by ``torch.export``."""
 
 from __future__ import annotations
 

@@ -19,13 +19,13 @@ WEIGHT_DIMENSIONS = {"linear": 2, "conv1d": 3, "conv2d": 4}
 
 @dataclass(frozen=True)
 class Layer:
-    """One quantizable layer of a :class:`Network`.
+    """One quantizable layer of a ``Network``.
 
     Attributes:
         name: dotted name of the module in the user's model (``"hidden.0"``). A functional layer has the name of its parameter
             without ``".weight"``, or of its node if the parameter has none.
         kind: ``"linear"``, ``"conv1d"`` or ``"conv2d"``.
-        node: name of the layer's node in :attr:`Network.graph`.
+        node: name of the layer's node in ``Network.graph``.
         input: name of the node whose tensor feeds the layer. Layers fed by one tensor share one activation quantizer.
         weight: the weight's attribute name on the graph module, always ``f"{name}.weight"``.
         bias: the bias's attribute name, always ``f"{name}.bias"``; None if the layer has no bias.
@@ -61,7 +61,7 @@ class Network:
 
     BatchNorm is folded and the parameters are frozen.
 
-    Made by :func:`cfptq.network.capture` or :func:`cfptq.network.serialize.deserialize_network`. It is immutable.
+    Made by ``cfptq.network.capture`` or ``cfptq.network.serialize.deserialize_network``. It is immutable.
     Methods that alter something return a new network.
     Gradients flow to the *input*.
 

@@ -62,7 +62,7 @@ def infer_head(output: Tensor) -> Head:
     """Infer the head from the shape and the values of a raw output.
 
     One column holds probabilities if all values lie in [0, 1], and logits otherwise. Several columns hold probabilities if all values
-    are at least 0 and each row sums to 1 (within :data:`SUM_TOLERANCE`), and logits otherwise. A few small logits can look like
+    are at least 0 and each row sums to 1 (within ``SUM_TOLERANCE``), and logits otherwise. A few small logits can look like
     probabilities. Give many rows or name the head.
 
     Args:
@@ -166,7 +166,7 @@ class DecisionRule:
         return f'{_PHRASES[self.head]} (head="{self.head.value}"), {rule}'
 
     def class_logits(self, output: Tensor) -> Tensor:
-        """Convert a raw output to class logits ``(N, C)``, differentiably. See :func:`class_logits`."""
+        """Convert a raw output to class logits ``(N, C)``, differentiably. See ``class_logits``."""
         return class_logits(output, self.head, self.threshold)
 
     def decide(self, output: Tensor) -> Tensor:

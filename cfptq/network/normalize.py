@@ -1,4 +1,4 @@
-"""Normalization of an exported graph to the form that a :class:`~cfptq.network.Network` holds."""
+"""Normalization of an exported graph to the form that a ``cfptq.network.Network`` holds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One protocol for PyTorch modules, ONNX files and Python functions that classify rows.
 
 ``logits`` runs the artefact itself, an ONNX file in ONNX Runtime. ``surrogate`` is differentiable. Both return class logits (see
-:mod:`cfptq.network.head`).
+``cfptq.network.head``).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Predictor(Protocol):
 
     @property
     def is_differentiable(self) -> bool:
-        """True if :meth:`surrogate` works."""
+        """True if ``surrogate`` works."""
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute class logits ``(N, C)`` of the artefact itself, without gradient, for rows ``x`` (float32, on the CPU)."""
@@ -71,7 +71,7 @@ Model = nn.Module | str | os.PathLike[str] | onnx.ModelProto | Callable[..., Any
 
 @dataclass(frozen=True, eq=False)
 class ArtefactPredictor:
-    """A :class:`Predictor` that runs an artefact and, if there is one, its differentiable twin.
+    """A ``Predictor`` that runs an artefact and, if there is one, its differentiable twin.
 
     Attributes:
         name: name in tables and messages.
@@ -98,7 +98,7 @@ class ArtefactPredictor:
 
     @property
     def is_differentiable(self) -> bool:
-        """True if :meth:`surrogate` works."""
+        """True if ``surrogate`` works."""
         return self.twin is not None
 
     def logits(self, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class ArtefactPredictor:
             return torch.cat([self._to_class_logits(self.run(part), self.head, part) for part in torch.split(x.detach(), CHUNK_ROWS)])
 
     def logits_in_default_session(self, x: Tensor) -> Tensor | None:
-        """Compute class logits ``(N, C)`` in ONNX Runtime's default session, or return None if :meth:`logits` does so already."""
+        """Compute class logits ``(N, C)`` in ONNX Runtime's default session, or return None if ``logits`` does so already."""
         return None if self.default_run is None else replace(self, run=self.default_run).logits(x)
 
     def surrogate(self, x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def as_predictor(
     threads: int = 1,
     output: str | None = None,
 ) -> Predictor:
-    """Wrap a PyTorch module, an ONNX file or model, or a Python function as a :class:`Predictor`.
+    """Wrap a PyTorch module, an ONNX file or model, or a Python function as a ``Predictor``.
 
     Args:
         model: one of four. An ``nn.Module`` runs in eval mode and is not changed. An ``onnx.ModelProto`` or the path of an ONNX file
@@ -164,7 +164,7 @@ def as_predictor(
             returned unchanged.
         example: rows that the model is meant for, ``(N, ...)`` float32. They show the output's shape and head. More rows are better.
         head: kind of raw output. ``None`` takes what an ONNX file records in its metadata, or else infers it (see
-            :func:`~cfptq.network.head.infer_head`). Outputs in [0, 1] are taken as probabilities only if those of scaled rows lie there
+            ``cfptq.network.head.infer_head``). Outputs in [0, 1] are taken as probabilities only if those of scaled rows lie there
             too.
         threshold: probability of class 1 above which class 1 is decided; two classes only. ``None`` means what an ONNX file records
             in its metadata, or else 0.5.
@@ -287,7 +287,7 @@ def choose_outputs(output: str | None, *models: Model) -> list[str | None]:
 def find_recorded_threshold(*models: Model) -> float | None:
     """Return the decision threshold that ONNX files record in their metadata, for models that are compared with one another.
 
-    A :class:`~cfptq.errors.ModelWarning` says where only some of the models record one.
+    A ``cfptq.errors.ModelWarning`` says where only some of the models record one.
 
     Args:
         models: the models that are compared.

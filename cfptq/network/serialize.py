@@ -46,12 +46,12 @@ _CONSTANTS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": tor
 
 
 def serialize_network(network: Network) -> dict[str, bytes]:
-    """Return the contents of the network's two files, by file name (:data:`NETWORK_FILES`).
+    """Return the contents of the network's two files, by file name (``NETWORK_FILES``).
 
     The same network gives the same bytes with the same versions of PyTorch and safetensors.
 
     Raises:
-        ModelError: the graph calls a function that :func:`deserialize_network` would refuse, such as a custom operation.
+        ModelError: the graph calls a function that ``deserialize_network`` would refuse, such as a custom operation.
     """
     for name in _list_function_names(network.graph):
         _find_function(name)  # An operation that cannot be read back is an error now.
@@ -62,7 +62,7 @@ def serialize_network(network: Network) -> dict[str, bytes]:
 
 
 def deserialize_network(files: Mapping[str, bytes], where: str = "the saved network") -> Network:
-    """Rebuild the network that :func:`serialize_network` wrote.
+    """Rebuild the network that ``serialize_network`` wrote.
 
     Args:
         files: contents of the two files, by file name.

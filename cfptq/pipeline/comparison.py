@@ -242,7 +242,7 @@ def compare_methods(
 ) -> Comparison:
     """Quantize by each method, write each file, and measure accuracy and recourse on the same test rows.
 
-    The arguments are those of :func:`cfptq.compare`, checked.
+    The arguments are those of ``cfptq.compare``, checked.
     """
     seed, progress = settings.seed, settings.progress
     with contextlib.ExitStack() as stack:

@@ -66,7 +66,7 @@ def examine_decisions(task: QuantizationTask, plan: QuantizationPlan) -> tuple[s
         At most one sentence.
 
     Raises:
-        ModelError: the plan changes more than :data:`MAX_ACCEPTED_FLIPS` of the decisions.
+        ModelError: the plan changes more than ``MAX_ACCEPTED_FLIPS`` of the decisions.
     """
     reason = _find_extreme_numbers(task.network, task.rows)
     if reason is None:

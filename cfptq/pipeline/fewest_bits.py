@@ -30,7 +30,7 @@ class FewestBits:
 
     @property
     def interval(self) -> Interval:
-        """Wilson's 95 % confidence interval of :attr:`validity_drop`."""
+        """Wilson's 95 % confidence interval of ``validity_drop``."""
         return wilson_interval(self.broken, self.people)
 
     @property
@@ -44,7 +44,7 @@ class FewestBits:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> FewestBits:
-        """Build the record from what :meth:`to_dict` returned."""
+        """Build the record from what ``to_dict`` returned."""
         return FewestBits(**content)
 
     def __str__(self) -> str:

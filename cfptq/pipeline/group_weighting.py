@@ -66,7 +66,7 @@ class GroupValidity:
 
     @property
     def interval(self) -> Interval:
-        """Wilson's 95 % confidence interval of :attr:`after`."""
+        """Wilson's 95 % confidence interval of ``after``."""
         return wilson_interval(self.broken_after, self.points)
 
 
@@ -102,7 +102,7 @@ class WorstGroup:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> WorstGroup:
-        """Build a report from what :meth:`to_dict` returned."""
+        """Build a report from what ``to_dict`` returned."""
         return WorstGroup(tuple(GroupValidity(**group) for group in content["groups"]), content["rounds"], content["kept"])
 
     def __str__(self) -> str:
@@ -247,7 +247,7 @@ def build_group_problem(network: Network, people: CalibrationSet, labels: Sequen
         decision: head of the network's raw output and decision threshold.
 
     Raises:
-        DataError: no group has :data:`SMALLEST_GROUP` recourse points.
+        DataError: no group has ``SMALLEST_GROUP`` recourse points.
     """
     rows_of = group_rows(labels, "groups")
     member = torch.zeros(len(labels), dtype=torch.int64)

@@ -127,7 +127,7 @@ def write_checked_onnx(
 
 
 def build_qconfig_mapping(network: Network, plan: QuantizationPlan) -> QConfigMapping:
-    """Build the configuration of PyTorch's FX quantization (:mod:`cfptq.backends.fx`)."""
+    """Build the configuration of PyTorch's FX quantization (``cfptq.backends.fx``)."""
     from cfptq.backends import fx
 
     warn_about_two_step_input(plan)
@@ -135,7 +135,7 @@ def build_qconfig_mapping(network: Network, plan: QuantizationPlan) -> QConfigMa
 
 
 def build_pt2e_quantizer(network: Network, plan: QuantizationPlan) -> PlanQuantizer:
-    """Build the quantizer for torchao's PT2E quantization (:mod:`cfptq.backends.pt2e`)."""
+    """Build the quantizer for torchao's PT2E quantization (``cfptq.backends.pt2e``)."""
     from cfptq.backends.pt2e import PlanQuantizer
 
     warn_about_two_step_input(plan)
@@ -143,7 +143,7 @@ def build_pt2e_quantizer(network: Network, plan: QuantizationPlan) -> PlanQuanti
 
 
 def build_neural_compressor_config(network: Network, plan: QuantizationPlan) -> PlanConfig:
-    """Build the configuration of Neural Compressor (:mod:`cfptq.backends.neural_compressor`)."""
+    """Build the configuration of Neural Compressor (``cfptq.backends.neural_compressor``)."""
     from cfptq.backends.neural_compressor import PlanConfig
 
     warn_about_two_step_input(plan)

@@ -87,13 +87,13 @@ class Method:
         equalize: scale hidden channels first, so that the weights around them use their range.
         sequential: let each layer compensate for the error of the quantized layers before it.
         repair: adjust integers and bias of the last layer at the end, until calibration recourse that fails holds; see
-            :mod:`cfptq.quantize.repair`.
+            ``cfptq.quantize.repair``.
         groups: reweight the groups of people so that the worst group's Validity Drop falls (eq. 33): a feature's name, or a function
             from rows (N, ...) to N labels. None weighs all alike.
         keep: structure of the weights that is kept. "zeros" keeps every exact zero at 0, and "signs" keeps every integer from the opposite
             sign of its weight. The default is both. An empty tuple keeps nothing.
         drops_extreme_rows: calibrate without the rows that alone set the range of a column or of a hidden tensor, such as a slip of the
-            decimal point; see :mod:`cfptq.quantize.extreme_rows`. Every method warns of them.
+            decimal point; see ``cfptq.quantize.extreme_rows``. Every method warns of them.
     """
 
     name: str
@@ -199,7 +199,7 @@ class Method:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Method:
-        """Build a method from what :meth:`to_dict` returned. An older file without ``keep`` kept no structure."""
+        """Build a method from what ``to_dict`` returned. An older file without ``keep`` kept no structure."""
         return Method(**{"keep": (), **content, "activations": Activations(**content["activations"])})
 
 

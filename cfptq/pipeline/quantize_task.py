@@ -31,7 +31,7 @@ def quantize_with(
     Args:
         task: the model and its calibration rows.
         method: the quantization method.
-        budget: average bits per weight, or a :class:`cfptq.Budget`.
+        budget: average bits per weight, or a ``cfptq.Budget``.
         pinned: layer name -> bits that it must have.
         portable: keep weights behind integer inputs within ±63.
         widths: candidate widths that replace the layers' own.

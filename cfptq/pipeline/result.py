@@ -227,7 +227,7 @@ class Result:
     def estimate_margins(self, *, radius: float = 0.1, samples: int = 16, progress: bool = True) -> MarginEstimate:
         """Estimate at which calibration recourse points Prop. 5.1 holds, with measured ε.
 
-        Points that the full-precision model itself refuses are left out. See :func:`cfptq.auditing.estimate_margins`.
+        Points that the full-precision model itself refuses are left out. See ``cfptq.auditing.estimate_margins``.
 
         Args:
             radius: radius of the ball around a point in which ε is measured, in columns' units.
@@ -288,15 +288,15 @@ class Result:
         return build_prepared_module(self.network, self.plan)
 
     def qconfig_mapping(self) -> QConfigMapping:
-        """Return the argument of PyTorch's ``prepare_fx`` on :meth:`prepared_model` (:mod:`cfptq.backends.fx`)."""
+        """Return the argument of PyTorch's ``prepare_fx`` on ``prepared_model`` (``cfptq.backends.fx``)."""
         return build_qconfig_mapping(self.network, self.plan)
 
     def pt2e_quantizer(self) -> PlanQuantizer:
-        """Return the argument of torchao's ``prepare_pt2e`` on :meth:`prepared_model` (:mod:`cfptq.backends.pt2e`)."""
+        """Return the argument of torchao's ``prepare_pt2e`` on ``prepared_model`` (``cfptq.backends.pt2e``)."""
         return build_pt2e_quantizer(self.network, self.plan)
 
     def neural_compressor_config(self) -> PlanConfig:
-        """Return the argument of Neural Compressor's ``prepare`` and ``autotune`` (:mod:`cfptq.backends.neural_compressor`)."""
+        """Return the argument of Neural Compressor's ``prepare`` and ``autotune`` (``cfptq.backends.neural_compressor``)."""
         return build_neural_compressor_config(self.network, self.plan)
 
     @check_arguments(path=PATH)
@@ -304,7 +304,7 @@ class Result:
         """Return keywords for ONNX Runtime's ``quantize_static(path, out, reader, **keywords)``.
 
         Args:
-            path: the file that :meth:`prepared_onnx` wrote.
+            path: the file that ``prepared_onnx`` wrote.
         """
         return build_quantize_static_arguments(self.network, self.plan, path)
 
@@ -364,7 +364,7 @@ class Result:
             opset: the newest opset that the runtime reads. Below 25 there is no INT2, below 21 no INT4, and a wider type is used. The
                 file has opset 21 where that suffices.
             check: run the file without saturation and compare it with the fake-quantized module before it is put in place. A
-                :class:`cfptq.errors.SaturationWarning` says where ONNX Runtime's default session decides calibration rows otherwise.
+                ``cfptq.errors.SaturationWarning`` says where ONNX Runtime's default session decides calibration rows otherwise.
 
         Raises:
             ModelError: the file disagrees with the plan (``check=True``), or the opset lacks what the plan needs.
@@ -379,7 +379,7 @@ class Result:
 
     @check_arguments(folder=PATH, rows=BOOLEAN)
     def save(self, folder: str | os.PathLike[str], *, rows: bool = True) -> None:
-        """Write the result into a folder of its own, which :func:`cfptq.load` reads without the original model.
+        """Write the result into a folder of its own, which ``cfptq.load`` reads without the original model.
 
         Args:
             folder: new, empty, or an earlier saved result. It is replaced whole, or left as it was if anything fails.
@@ -410,7 +410,7 @@ class Result:
     @staticmethod
     @check_arguments(folder=PATH)
     def load(folder: str | os.PathLike[str]) -> Result:
-        """Read what :meth:`save` wrote.
+        """Read what ``save`` wrote.
 
         Raises:
             FileError: a file is missing, cut off, altered, or not what it should be. Nothing is unpickled.

@@ -146,7 +146,7 @@ def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the parts of a saved result, by the names of the result's fields. Nothing is unpickled.
 
     Args:
-        folder: a folder that :func:`write_result` wrote.
+        folder: a folder that ``write_result`` wrote.
 
     Raises:
         FileError: a file is missing, cut off, altered, or not what it should be.

@@ -146,7 +146,7 @@ def build_task(model: nn.Module, loader: Iterable[Any], space: ActionSpace, sett
 
     Args:
         model: a trained classifier.
-        loader: rows to calibrate on, in batches; see :func:`cfptq.calibration.draw_rows`.
+        loader: rows to calibrate on, in batches; see ``cfptq.calibration.draw_rows``.
         space: what people can change, in the model's own columns.
         settings: the target, the decision rule and the draw.
 

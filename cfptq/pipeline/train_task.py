@@ -63,7 +63,7 @@ def train_with(
     Args:
         task: the model and its training rows.
         method: the training method.
-        budget: average bits per weight, or a :class:`cfptq.Budget`.
+        budget: average bits per weight, or a ``cfptq.Budget``.
         groups: one value per training row, for objectives on the worst group; None trains on all people alike.
         pinned: layer name -> bits that it must have.
         activations: activation formats; by default 8 bits, with the input chosen by cost.

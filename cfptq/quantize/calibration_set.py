@@ -95,7 +95,7 @@ class CalibrationSet:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationSet:
-        """Read a file that :meth:`save` wrote.
+        """Read a file that ``save`` wrote.
 
         Args:
             path: the file to read.

@@ -121,7 +121,7 @@ class HessianFactors:
 
 
 def factorize_hessian(problem: LayerProblem) -> HessianFactors:
-    """Compute the part of :func:`round_compensated` that does not depend on the width."""
+    """Compute the part of ``round_compensated`` that does not depend on the width."""
     moments = compute_moments(problem)
     diagonal = moments.hessian.diagonal(dim1=1, dim2=2)
     damping = moments.damping[:, None] * diagonal.mean(dim=1, keepdim=True) + 1e-8
@@ -153,7 +153,7 @@ def round_compensated(problem: LayerProblem, factors: HessianFactors | None = No
 
     Args:
         problem: the layer.
-        factors: :func:`factorize_hessian` of the same layer, inputs and format. None computes them.
+        factors: ``factorize_hessian`` of the same layer, inputs and format. None computes them.
         search: False leaves out the search of clips and the descent. It is quick, for measuring.
     """
     factors = factors or factorize_hessian(problem)
@@ -203,7 +203,7 @@ def _compute_mean_and_variance(problem: LayerProblem) -> tuple[torch.Tensor, tor
 
 
 def _round_plainly(problem: LayerProblem, mean: torch.Tensor, variance: torch.Tensor) -> RoundedWeight:
-    """Round to nearest at the clips that :func:`_choose_clips` gives, and let the bias remove the mean error."""
+    """Round to nearest at the clips that ``_choose_clips`` gives, and let the bias remove the mean error."""
     weight = problem.grouped(problem.weight)
     full = compute_channel_scale(problem.weight, problem.limit).reshape(weight.shape[:2])
     clips = [_choose_clips(*group, problem.limit) for group in zip(weight.mT, variance, full, strict=True)]

@@ -1,8 +1,8 @@
 """Coordinate descent on the integers of a quadratic error.
 
 Both functions move one integer at a time to where the error is least with all others held. They may end in different local optima, so that
-neither can replace the other without changing plans. :func:`descend_channels` moves all channels that share one Hessian in one tensor
-operation. In each sweep it visits every column in which any channel has a gain. :func:`descend_channel` serves channels with a Hessian
+neither can replace the other without changing plans. ``descend_channels`` moves all channels that share one Hessian in one tensor
+operation. In each sweep it visits every column in which any channel has a gain. ``descend_channel`` serves channels with a Hessian
 each, and visits only the columns in which its own channel has one. It uses NumPy, because a tensor operation for each integer would cost
 more than the arithmetic.
 """

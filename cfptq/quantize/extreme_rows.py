@@ -94,7 +94,7 @@ def _spread(distance: Tensor) -> Tensor:
 
 
 def _find_stretching_rows(extent: Tensor) -> list[tuple[int, float]]:
-    """Find the few rows whose extent exceeds that of all others by :data:`MIN_STRETCH`, and their factor. Others must not all be 0."""
+    """Find the few rows whose extent exceeds that of all others by ``MIN_STRETCH``, and their factor. Others must not all be 0."""
     most = max(1, len(extent) // ROWS_PER_EXTREME_ROW)
     top = extent.topk(most + 1)
     for count in range(1, most + 1):

@@ -1,6 +1,6 @@
 """Rounding by margins, which lowers the error of the decision and not that of each layer's output.
 
-:func:`~cfptq.quantize.compensate.round_compensated` treats all outputs of a layer alike. A decision depends on one number, the target
+``cfptq.quantize.compensate.round_compensated`` treats all outputs of a layer alike. A decision depends on one number, the target
 margin m. Some outputs matter more to it than others, on some rows only, and their errors can cancel in it. After compensation, the integers
 of one output channel after the other therefore descend on
 

@@ -13,8 +13,8 @@ from cfptq.network import Layer, Network
 class LayerwiseRun(fx.Interpreter):
     """Run of a network that stops at each layer for its output.
 
-    Call :meth:`run_to` and then :meth:`set_output`, layer by layer. Every value is computed once and freed after its last use. Only
-    :meth:`finish_with` records gradients.
+    Call ``run_to`` and then ``set_output``, layer by layer. Every value is computed once and freed after its last use. Only
+    ``finish_with`` records gradients.
 
     Args:
         network: the network to run.
@@ -66,7 +66,7 @@ class LayerwiseRun(fx.Interpreter):
 
 
 class RecordedRun:
-    """Run of a network that keeps every value, so that :meth:`rerun` computes only what stands behind one layer.
+    """Run of a network that keeps every value, so that ``rerun`` computes only what stands behind one layer.
 
     Args:
         network: the network to run.

@@ -152,7 +152,7 @@ class QuantizationPlan:
         seed: seed of the calibration draw.
         portable: weights behind integer inputs stay within ±63, so that int8 kernels are right on processors without VNNI too.
         input_choice: reason for the format of the model's input.
-        keep: parts of the network's structure that the integers keep, "zeros" and "signs"; see :mod:`cfptq.quantize.structure`.
+        keep: parts of the network's structure that the integers keep, "zeros" and "signs"; see ``cfptq.quantize.structure``.
 
     Raises:
         ModelError: no layer is quantized, a name occurs twice, a format is missing, or a portable plan has weights beyond ±63.
@@ -267,7 +267,7 @@ class QuantizationPlan:
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> QuantizationPlan:
-        """Read a plan that :meth:`save` wrote.
+        """Read a plan that ``save`` wrote.
 
         Args:
             folder: the folder to read.

@@ -49,7 +49,7 @@ class Activations:
         bits: bits of hidden tensors, 8 or 16. 32 leaves them in float.
         input_bits: bits of the model's input, 8, 16 or 32. "two-step" quantizes it to 8 bits twice, so that linear layers see about 16 bits
             of it in int8 kernels. None chooses the cheapest format with more than 8 bits. It is float where the layers that take the input
-            have at most :data:`MAX_WEIGHTS_WITH_FLOAT_INPUT` weights, or are linear with fewer than :data:`MIN_INPUTS_FOR_TWO_STEPS`
+            have at most ``MAX_WEIGHTS_WITH_FLOAT_INPUT`` weights, or are linear with fewer than ``MIN_INPUTS_FOR_TWO_STEPS``
             inputs. It is two-step for other linear layers, and 8 bits if a convolution takes the input.
         clip: clip a range where that reconstructs the layers' outputs better (eq. 22). False spans all values seen in calibration.
 
@@ -92,14 +92,14 @@ def quantize(
         bits: width of each quantizable layer by name, all of them.
         method: name of the method, recorded in the plan.
         seed: seed of the calibration draw, recorded in the plan.
-        rounding: rule that turns one layer's weight into integers. The default is :func:`~cfptq.quantize.reconstruct.round_nearest`.
+        rounding: rule that turns one layer's weight into integers. The default is ``cfptq.quantize.reconstruct.round_nearest``.
         activations: formats of the hidden tensors and of the input. None means 8 bits each.
         equalize: equalize the scales of hidden channels across layers first.
         sequential: let each layer see the output of the quantized layers before it. Its target stays the full-precision output.
         decision: head of the network's raw output and decision threshold. With ``sequential``, ``rounding`` is then given the effect on
             margins.
         portable: the plan refuses weights beyond ±63 behind integer inputs, for processors without VNNI.
-        keep: parts of the weights' structure that the integers keep, "zeros" and "signs"; see :mod:`cfptq.quantize.structure`.
+        keep: parts of the weights' structure that the integers keep, "zeros" and "signs"; see ``cfptq.quantize.structure``.
         progress: show a bar when it takes long.
 
     Raises:
@@ -140,7 +140,7 @@ def quantize(
 
 
 def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:
-    """Equalize a network as :func:`quantize` does with ``equalize=True``.
+    """Equalize a network as ``quantize`` does with ``equalize=True``.
 
     Args:
         network: the captured full-precision network.

@@ -103,7 +103,7 @@ def round_to_integers(weight: torch.Tensor, scale: torch.Tensor, limit: int) -> 
 def round_nearest(problem: LayerProblem) -> RoundedWeight:
     """Round to nearest on the scales that reconstruct the layer's output best (eq. 22).
 
-    The scale of output channel c minimizes E_u (w_c·a(u) − ŵ_c·â(u))² over the clips in :data:`WEIGHT_CLIPS`, with â the quantized input.
+    The scale of output channel c minimizes E_u (w_c·a(u) − ŵ_c·â(u))² over the clips in ``WEIGHT_CLIPS``, with â the quantized input.
     The bias stays.
     """
     error = compute_output_error(problem)

@@ -108,7 +108,7 @@ class Repair:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Repair:
-        """Return the report that :meth:`to_dict` wrote."""
+        """Return the report that ``to_dict`` wrote."""
         values: dict[str, Any] = {name: DecisionCounts(**value) if isinstance(value, dict) else value for name, value in content.items()}
         return Repair(**values)
 
@@ -138,7 +138,7 @@ def repair_last_layer(
     Args:
         network: the captured full-precision network.
         plan: the plan to repair.
-        trial: the same method's plan at the same widths, calibrated without the rows that :func:`hold_out_people` holds out.
+        trial: the same method's plan at the same widths, calibrated without the rows that ``hold_out_people`` holds out.
         people: factual rows, and the points where their recourse ends.
         decision: head of the network's raw output and decision threshold.
 

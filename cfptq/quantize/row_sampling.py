@@ -27,7 +27,7 @@ def sample_affordable_rows(network: Network, weights: Tensor, max_macs: int, min
         min_rows: rows to choose at least, whatever they cost.
 
     Returns:
-        Positions of the chosen rows and their weights, as :func:`sample_rows` gives them.
+        Positions of the chosen rows and their weights, as ``sample_rows`` gives them.
     """
     return sample_rows(weights, max(min_rows, max_macs // count_multiply_adds(network)))
 
@@ -54,7 +54,7 @@ def sample_rows(weights: Tensor, max_rows: int) -> tuple[Tensor, Tensor]:
 
 
 def every_nth(rows: int, macs_per_row: int) -> slice:
-    """Return the slice of every n-th row, with n chosen so that they cost at most :data:`MAX_CANDIDATE_MACS`.
+    """Return the slice of every n-th row, with n chosen so that they cost at most ``MAX_CANDIDATE_MACS``.
 
     Args:
         rows: number of rows.

@@ -19,10 +19,10 @@ STRUCTURE = ("zeros", "signs")
 
 
 def check_keep(keep: Sequence[str], where: str = "") -> tuple[str, ...]:
-    """Return ``keep`` in the order of :data:`STRUCTURE`, without repetitions.
+    """Return ``keep`` in the order of ``STRUCTURE``, without repetitions.
 
     Args:
-        keep: names among :data:`STRUCTURE`.
+        keep: names among ``STRUCTURE``.
         where: words that the message begins with, such as a method's name.
 
     Raises:
@@ -52,7 +52,7 @@ class SignBounds:
 
         Args:
             weight: full-precision weight, (out, ...).
-            keep: parts of the structure to keep, among :data:`STRUCTURE`.
+            keep: parts of the structure to keep, among ``STRUCTURE``.
         """
         if not keep:
             return None

@@ -1,6 +1,6 @@
 """Sweeps over a finished plan, which move integers and biases to lower the error of margins.
 
-:func:`cfptq.quantize.margin_rounding.round_by_margins` descends once, while the layers behind are still in full precision. A sweep descends
+``cfptq.quantize.margin_rounding.round_by_margins`` descends once, while the layers behind are still in full precision. A sweep descends
 again when they are quantized, and on more rows. The objective is the same with two differences. The margin's error is that of the whole
 quantized model. Each channel's own error is counted from its present output, so that the gradients stay valid where it moves.
 """
@@ -58,7 +58,7 @@ class MarginTarget:
         return float((self.weights * each).sum() / self.weights.sum())
 
     def least_squares_weights(self, margins: Tensor) -> Tensor:
-        """Return the row weights of a sum of squares with the gradient of :meth:`error` at ``margins``, (N,)."""
+        """Return the row weights of a sum of squares with the gradient of ``error`` at ``margins``, (N,)."""
         return self.weights * (self.huber_delta / (margins - self.margins).abs()).clamp(max=1)
 
 

@@ -56,7 +56,7 @@ def sample_variants(
         plan: one plan, or several calibrated on different draws. Variants are then taken around each in turn.
         count: number of variants.
         seed: seed of all randomness. A longer list begins with the variants of a shorter one.
-        variability: size of the differences. None takes the defaults of :class:`Variability`.
+        variability: size of the differences. None takes the defaults of ``Variability``.
 
     Raises:
         ModelError: a plan was made for another network, there is no plan, or ``count`` is negative.

@@ -26,7 +26,7 @@ _FORMAT = "cfptq.recourse/1"
 
 
 class Status(IntEnum):
-    """Codes of :attr:`RecourseBatch.status`, which say what is proven about the action of one row."""
+    """Codes of ``RecourseBatch.status``, which say what is proven about the action of one row."""
 
     UNPROVEN = 0
     """A valid action was found. Nothing is proven about its cost."""
@@ -80,7 +80,7 @@ class RecourseBatch:
         target: Target class of each row, (N,) int64.
         method: Name of the solver.
         confidence: Probability of the target that ``found`` requires. 0.5 is the plain decision (margin above 0).
-        status: Codes of :class:`Status`, (N,) int8. ``None`` if the solver proves nothing.
+        status: Codes of ``Status``, (N,) int8. ``None`` if the solver proves nothing.
         bound: Lower bound of the cost of any valid action, (N,), infinite where there is none. ``None`` if the solver proves nothing.
         note: Sentences about the search, empty if there is nothing to say.
     """
@@ -198,7 +198,7 @@ class RecourseBatch:
                 value that the encoder fills in. The table has their index.
 
         Raises:
-            DataError: ``action_set`` is not an :class:`~cfptq.actions.ActionSet`, or the batch has other columns.
+            DataError: ``action_set`` is not an ``cfptq.actions.ActionSet``, or the batch has other columns.
         """
         if not isinstance(action_set, ActionSet):
             raise DataError(
@@ -243,7 +243,7 @@ class RecourseBatch:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RecourseBatch:
-        """Read a batch that :meth:`save` wrote.
+        """Read a batch that ``save`` wrote.
 
         Args:
             path: File to read.

@@ -36,12 +36,12 @@ def solve_diverse(
     every batch.
 
     Args:
-        model: Model as :func:`~cfptq.recourse.solve` takes it.
+        model: Model as ``cfptq.recourse.solve`` takes it.
         rows: Columns as floats, (N, d).
         action_set: Admissible actions of each person and their costs.
         target: One class for all rows, one class per row (N,), or a rule ``(rows, logits) -> (N,)``.
         actions: Number of actions m, at least 1, default 3.
-        method: Name or settings of a method of :func:`~cfptq.recourse.solve`, default ``"minimal-cost"``.
+        method: Name or settings of a method of ``cfptq.recourse.solve``, default ``"minimal-cost"``.
         seed: Seed of the random restarts, default 0.
         progress: Show a progress bar for long runs if standard error is a terminal, default True.
 
@@ -49,9 +49,9 @@ def solve_diverse(
         m batches of all rows in their order.
 
     Raises:
-        DataError: ``action_set`` is not an :class:`~cfptq.actions.ActionSet`, or as :func:`~cfptq.recourse.solve`.
-        ActionSetError: As :func:`~cfptq.recourse.solve`.
-        ModelError: As :func:`~cfptq.recourse.solve`.
+        DataError: ``action_set`` is not an ``cfptq.actions.ActionSet``, or as ``cfptq.recourse.solve``.
+        ActionSetError: As ``cfptq.recourse.solve``.
+        ModelError: As ``cfptq.recourse.solve``.
     """
     if not isinstance(actions, Integral) or actions < 1:
         raise DataError(f"actions must be a whole number of at least 1, got {actions!r}.")

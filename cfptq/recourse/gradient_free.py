@@ -40,7 +40,7 @@ class GradientFree:
         keep: Valid combinations of each step that are refined by bisection, default 4.
         rounds: Maximal number of improvement rounds on the best action, default 3.
         shift_effort: Also shorten each numeric change of the best action and try every other move on top, default True. With
-            gradients, :class:`~cfptq.recourse.MinimalCost` does the same faster.
+            gradients, ``cfptq.recourse.MinimalCost`` does the same faster.
         slack: Logits by which a point must lie beyond the required margin, default 1e-5.
     """
 

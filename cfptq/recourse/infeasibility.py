@@ -31,7 +31,7 @@ def prove_infeasibility(model: Model, batch: RecourseBatch, action_set: ActionSe
         threads: PyTorch threads, default 1. ``None`` keeps the current number.
 
     Raises:
-        DataError: ``action_set`` is not an :class:`~cfptq.actions.ActionSet`.
+        DataError: ``action_set`` is not an ``cfptq.actions.ActionSet``.
         ModelError: The model has no readable weights, or holds an unsupported operation.
     """
     if not isinstance(action_set, ActionSet):

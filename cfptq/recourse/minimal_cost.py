@@ -84,7 +84,7 @@ class MinimalCost:
 def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost) -> Tensor:
     """Search the cheapest action of each row that is not at its target, (N, d), zero where none is found.
 
-    A predictor without gradient is searched by :func:`~cfptq.recourse.search_without_gradient`.
+    A predictor without gradient is searched by ``cfptq.recourse.search_without_gradient``.
 
     Args:
         predictor: Model to change the decision of.

@@ -138,7 +138,7 @@ def _find_shortenable(problem: SearchProblem, low: Tensor, high: Tensor) -> Tens
 def search_nearer_segments(problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, points: int) -> Tensor:
     """Search each column for shorter valid changes on a grid of ``points``, in place, and return the actions that became cheaper.
 
-    Along one column the margin may cross the boundary several times, while :func:`shorten` brackets one crossing only.
+    Along one column the margin may cross the boundary several times, while ``shorten`` brackets one crossing only.
     """
     owner, column = ((delta != 0) & problem.is_single).nonzero(as_tuple=True)
     if len(owner) == 0:

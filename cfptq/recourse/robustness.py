@@ -112,12 +112,12 @@ def robust(
     ``found`` and ``margin`` refer to the smallest margin of all predictors. A row that has its target in all of them gets a zero action.
 
     Args:
-        predictors: Nominal model first, then its variants (see :func:`cfptq.quantize.sample_variants`). Each is a model as
-            :func:`solve` takes it. A target rule sees the logits of the nominal model.
+        predictors: Nominal model first, then its variants (see ``cfptq.quantize.sample_variants``). Each is a model as
+            ``solve`` takes it. A target rule sees the logits of the nominal model.
         rows: Columns as floats, (N, d) or (N, ...).
         space: Admissible actions of each person and their costs.
         target: One class for all rows, one class per row (N,), or a rule ``(rows, logits) -> (N,)``.
-        method: Name or settings of a method of :func:`solve`, default ``"minimal-cost"``.
+        method: Name or settings of a method of ``solve``, default ``"minimal-cost"``.
         seed: Seed of the random restarts, default 0.
         chunk_rows: Rows solved at a time, default 4096.
         threads: PyTorch threads, default 1. ``None`` keeps the current number.
@@ -125,8 +125,8 @@ def robust(
 
     Raises:
         ModelError: ``predictors`` is not a list of at least one model, or their numbers of classes differ.
-        DataError: As :func:`solve`.
-        ActionSetError: As :func:`solve`.
+        DataError: As ``solve``.
+        ActionSetError: As ``solve``.
     """
     x = torch.as_tensor(np.asarray(rows), dtype=torch.float32) if isinstance(rows, np.ndarray) else rows
     if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
@@ -157,7 +157,7 @@ def check_validity(predictors: Sequence[Model], batch: RecourseBatch, threads: i
     Nominal and robust success of Table 12 are means of the result.
 
     Args:
-        predictors: M models as :func:`solve` takes them.
+        predictors: M models as ``solve`` takes them.
         batch: Recourse for N rows.
         threads: PyTorch threads, default 1. ``None`` keeps the current number.
 

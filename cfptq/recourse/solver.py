@@ -75,16 +75,16 @@ def solve(
     predictor's surrogate. Decisions, ``margin`` and ``found`` come from the artefact itself.
 
     Args:
-        model: Predictor, ``nn.Module``, ONNX file or function (see :func:`cfptq.network.predictor.as_predictor`).
+        model: Predictor, ``nn.Module``, ONNX file or function (see ``cfptq.network.predictor.as_predictor``).
         rows: Columns as floats, (N, d) or (N, ...).
         action_set: Admissible actions of each person and their costs.
         target: One class for all rows, one class per row (N,), or a rule ``(rows, logits) -> (N,)``.
-        method: One of the names in :data:`METHODS`, or the settings of a method.
+        method: One of the names in ``METHODS``, or the settings of a method.
             ``"minimal-cost"`` (default) finds a cheap action, without gradients if the model has none.
             ``"gradient-free"`` only evaluates the model.
             ``"projected-gradient"`` is the paper's method (eq. 6).
             ``"exact"`` proves each answer. It reads linear models and ReLU networks, quantized or not, and needs an
-            :class:`~cfptq.actions.ActionSet`. It takes any model if there are few enough actions to enumerate.
+            ``cfptq.actions.ActionSet``. It takes any model if there are few enough actions to enumerate.
         seed: Seed of the random restarts, default 0.
         chunk_rows: Rows solved at a time, default 4096. It bounds memory and affects results by float rounding only.
         threads: PyTorch threads, default 1, which is fastest for small models. ``None`` keeps the current number.

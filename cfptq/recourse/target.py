@@ -41,7 +41,7 @@ def resolve_target(target: Target, rows: Tensor, logits: Tensor) -> Tensor:
     """Return the target class of each row, (N,) int64.
 
     Args:
-        target: One class for all rows, a tensor of one class per row (N,), or a :data:`TargetRule`.
+        target: One class for all rows, a tensor of one class per row (N,), or a ``TargetRule``.
         rows: Rows (N, ...).
         logits: Class logits of the model on ``rows``, (N, C).
 

@@ -89,7 +89,7 @@ class BitCost:
             budget: the budget. One in bytes counts 8 bits per byte.
             activation_bits: bits of every layer's input, used for bit operations.
             resource: the quantity that is counted.
-            hinge: see :class:`BitCost`.
+            hinge: see ``BitCost``.
         """
         sizes = tuple(layer.parameters for layer in network.layers)
         ceiling = float(budget.ceiling(sizes)) * (8 if budget.unit is BudgetUnit.BYTES else 1)

@@ -36,7 +36,7 @@ class Checkpoint:
 
         Args:
             path: the file to write or replace.
-            run: digest of the run, checked by :meth:`load`.
+            run: digest of the run, checked by ``load``.
         """
         metadata = {"format": _FORMAT, "run": run, "progress": json.dumps(self.progress)}
         with atomic_write(path) as aside:
@@ -78,7 +78,7 @@ def get_optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore the moments that :func:`get_optimizer_tensors` returned."""
+    """Restore the moments that ``get_optimizer_tensors`` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)

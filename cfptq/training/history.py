@@ -13,7 +13,7 @@ class History:
 
     Attributes:
         epochs: one record per epoch. It holds the mean loss terms on training rows, the validation metrics on held-out rows (None while
-            widths are searched), ``eligible`` (whether its drift is within :attr:`Schedule.max_drift`), and the widths.
+            widths are searched), ``eligible`` (whether its drift is within ``Schedule.max_drift``), and the widths.
         best_epoch: number of the epoch that was kept, from 0. -1 is the training-free start.
         bits: final widths, one per layer.
         start: validation metrics of the start under the final widths.
@@ -59,7 +59,7 @@ class History:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> History:
-        """Return the history that :meth:`to_dict` described."""
+        """Return the history that ``to_dict`` described."""
         limit = content.get("max_drift")
         return History(
             tuple(dict(record) for record in content["epochs"]),

@@ -64,7 +64,7 @@ def quantize_pact(x: Tensor, clip: Tensor, bits: int, *, signed: bool = False) -
 
 
 def compute_affine_parameters(clip: Tensor, bits: int, signed: bool) -> tuple[float, int]:
-    """Compute scale and zero point of :func:`quantize_pact`.
+    """Compute scale and zero point of ``quantize_pact``.
 
     At 8 and 16 bits they equal those of ``ActivationFormat.from_range``.
     """

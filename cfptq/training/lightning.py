@@ -22,7 +22,7 @@ except ImportError as error:
 
 
 class QatModule(LightningModule):  # type: ignore[misc]
-    """LightningModule of one :class:`cfptq.training.Trainer`, with the same batches, losses, rates and epochs as its own loop."""
+    """LightningModule of one ``cfptq.training.Trainer``, with the same batches, losses, rates and epochs as its own loop."""
 
     def __init__(self, run: Trainer) -> None:
         super().__init__()

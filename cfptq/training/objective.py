@@ -37,8 +37,8 @@ class Match:
         cost: α₂, weight of |c(δ_q) − c(δ_fp)|.
         steps: number of unrolled steps, K.
         step_size: step size α of the student's action.
-        normalize: scale each gradient to unit max-norm (:class:`cfptq.recourse.ProjectedGradient`).
-        accumulate: keep an unprojected accumulator between steps (:class:`cfptq.recourse.ProjectedGradient`).
+        normalize: scale each gradient to unit max-norm (``cfptq.recourse.ProjectedGradient``).
+        accumulate: keep an unprojected accumulator between steps (``cfptq.recourse.ProjectedGradient``).
         rows: people per batch that the term is computed for.
     """
 
@@ -181,13 +181,13 @@ def compute_boundary_loss(logits: Tensor, teacher: Tensor, softness: float, rese
     """Compute each row's Huber loss against the teacher's logits, weighted by nearness to the boundary, (N,).
 
     Each row's mean difference is subtracted, because a shift of all logits changes no decision. The weight is
-    exp(−|teacher's decision margin| / softness) + :data:`MIN_BOUNDARY_WEIGHT`. For two classes this is a regression on the margin.
+    exp(−|teacher's decision margin| / softness) + ``MIN_BOUNDARY_WEIGHT``. For two classes this is a regression on the margin.
 
     Args:
         logits: the student's class logits, (N, C).
         teacher: the teacher's class logits, (N, C).
         softness: margin that counts as near, in logits.
-        reserve: least margin that is taught, as a share of ``softness`` (:class:`Objective`).
+        reserve: least margin that is taught, as a share of ``softness`` (``Objective``).
     """
     targets, weights = _build_margin_targets(teacher, softness, reserve)
     difference = logits - targets

@@ -56,11 +56,11 @@ LOSS_ONLY_SCHEDULE = replace(PAPER_SCHEDULE, max_drift=None)
 
 @dataclass(frozen=True)
 class QatMethod:
-    """Settings of quantization by training. :data:`QAT_METHODS` holds the presets, and ``cfptq.qat`` accepts any instance.
+    """Settings of quantization by training. ``QAT_METHODS`` holds the presets, and ``cfptq.qat`` accepts any instance.
 
     Attributes:
         name: name in results, plans and files.
-        start: preset of :data:`cfptq.METHODS`, a training-free method. Training starts from its integers, steps and biases.
+        start: preset of ``cfptq.METHODS``, a training-free method. Training starts from its integers, steps and biases.
         bits: source of the widths. "start" keeps those of the starting plan. "trace" allocates by Hessian traces of the task loss
             (HAWQ-V2). "learned" learns a bit policy that prefers the starting widths at first.
         learned_clips: True for PACT activations, False for the starting formats.
@@ -180,7 +180,7 @@ def as_qat_method(method: str | QatMethod) -> QatMethod:
     """Return the preset of that name, or the method itself.
 
     Args:
-        method: a name in :data:`QAT_METHODS`, or a method.
+        method: a name in ``QAT_METHODS``, or a method.
 
     Raises:
         ConfigurationError: no preset has that name.

@@ -37,7 +37,7 @@ class Schedule:
         temperature: of the Gumbel-Softmax at the first and at the last step of the search. It falls geometrically.
         settle: share of the epochs, at the end, in which all integers are frozen and only steps, clips and biases are trained. Weights near
             a rounding tie flip back and forth while they are trained. Settling compensates the error that remains.
-        sweeps: passes of :func:`cfptq.quantize.sweep_plan` at the start of each settling epoch. A sweep moves integers to lower the error
+        sweeps: passes of ``cfptq.quantize.sweep_plan`` at the start of each settling epoch. A sweep moves integers to lower the error
             of margins.
         student_recourse: share of the rejected people whose cheapest recourse by the student is added to the teacher's recourse. It is
             drawn anew a few times while settling. It corrects recourse that the student offers and the teacher refuses.
@@ -137,7 +137,7 @@ class Schedule:
 
     @property
     def student_recourse_epochs(self) -> range:
-        """Settling epochs that begin with a search for the student's recourse, at most :data:`MAX_STUDENT_RECOURSE_SEARCHES`."""
+        """Settling epochs that begin with a search for the student's recourse, at most ``MAX_STUDENT_RECOURSE_SEARCHES``."""
         first = self.first_settling_epoch
         return range(first, self.epochs, max(1, math.ceil((self.epochs - first) / MAX_STUDENT_RECOURSE_SEARCHES)))
 

@@ -312,7 +312,7 @@ class Student(nn.Module):
         }
 
     def restore_frozen_integers(self, integers: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`get_frozen_integers` returned, and unfreeze all other layers."""
+        """Restore what ``get_frozen_integers`` returned, and unfreeze all other layers."""
         for module in self.layers:
             module.frozen = {}
         for key, frozen in integers.items():

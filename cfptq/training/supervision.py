@@ -268,8 +268,8 @@ def supervise(
 
     Raises:
         DataError: labels or groups do not fit the rows, or a target does not.
-        ActionSetError: an action set does not fit the rows (:func:`cfptq.recourse.solve`).
-        ModelError: the teacher has no gradient (:func:`cfptq.recourse.solve`).
+        ActionSetError: an action set does not fit the rows (``cfptq.recourse.solve``).
+        ModelError: the teacher has no gradient (``cfptq.recourse.solve``).
     """
     logits = teacher.logits(rows)
     if labels is not None and (tuple(labels.shape) != (len(rows),) or bool(((labels < 0) | (labels >= logits.shape[1])).any())):

@@ -53,8 +53,8 @@ class PolicySearch:
 class Trainer:
     """One training run of a student.
 
-    :meth:`fit` is the loop. Trainers of other frameworks call :meth:`begin_epoch`, :meth:`compute_step_loss`, :meth:`end_epoch` and
-    :meth:`finish` instead. On the same machine and the same versions, a run gives the same plan for the same seed, also after a resume.
+    ``fit`` is the loop. Trainers of other frameworks call ``begin_epoch``, ``compute_step_loss``, ``end_epoch`` and
+    ``finish`` instead. On the same machine and the same versions, a run gives the same plan for the same seed, also after a resume.
 
     Args:
         student: the network that is trained, in place.
@@ -296,7 +296,7 @@ class Trainer:
         return {**values, **{f"held.{name}": integers.clone() for name, integers in self.student.get_frozen_integers().items()}}
 
     def _restore_values(self, values: dict[str, Tensor]) -> None:
-        """Restore what :meth:`_copy_values` returned."""
+        """Restore what ``_copy_values`` returned."""
         with torch.no_grad():
             for number, parameter in enumerate(self.parameters()):
                 parameter.copy_(values[str(number)])

@@ -15,7 +15,7 @@ from cfptq.network.onnx.operators import CASTS, OPERATORS, bind_operator
 from cfptq.network.onnx.steps import StepBuilder
 from cfptq.network.onnx.values import MICROSOFT, ML, Node, Value
 
-#: Domains of the operators in :data:`LOWERINGS`.
+#: Domains of the operators in ``LOWERINGS``.
 LOWERED_DOMAINS = ("", ML, MICROSOFT)
 #: Operators that lowering folds itself where their inputs are constant.
 FOLDED_BY_LOWERING = ("QuantizeLinear", "DequantizeLinear", "LinearClassifier", "LinearRegressor", "MatMulNBits")

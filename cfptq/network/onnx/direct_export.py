@@ -1,7 +1,7 @@
 """Export of plain networks to ONNX, node by node, in milliseconds.
 
 ``torch.onnx.export`` takes about a second for any network. Only operations that ONNX has under another name are here. A network with any
-other operation goes through ``torch.onnx.export``; see :mod:`cfptq.network.onnx.export`.
+other operation goes through ``torch.onnx.export``; see ``cfptq.network.onnx.export``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ FLAT = numpy_helper.from_array(np.array([0, -1], np.int64), "flat_rows")
 
 
 def export_directly(network: Network, opset: int, names: tuple[str, str, str]) -> onnx.ModelProto | None:
-    """Export a network node by node, or return None where :data:`RULES` do not cover an operation.
+    """Export a network node by node, or return None where ``RULES`` do not cover an operation.
 
     Args:
         network: the float network.

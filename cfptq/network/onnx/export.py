@@ -32,7 +32,7 @@ class OnnxLayer:
         node_name: name of the Gemm or Conv node.
         weight_name: initializer with the weight, which no other node takes.
         bias_name: initializer with the bias, or None.
-        is_transposed: the initializer is stored (in, out) instead of torch's (out, in). :func:`to_onnx_model` never does so.
+        is_transposed: the initializer is stored (in, out) instead of torch's (out, in). ``to_onnx_model`` never does so.
         input_tensor: name of the tensor that the node takes. Layers with the same ``Layer.input`` share it.
         output_tensor: name of the node's output.
     """
@@ -91,7 +91,7 @@ def find_layer_nodes(model: onnx.ModelProto, network: Network) -> dict[str, Onnx
     """Find each layer of ``network`` in its exported model.
 
     Args:
-        model: a model that :func:`to_onnx_model` returned.
+        model: a model that ``to_onnx_model`` returned.
         network: the exported network.
 
     Returns:
@@ -243,7 +243,7 @@ def _mark_parameters(network: Network) -> Network:
     """Return the network with a distinct constant for each parameter of its layers.
 
     The exporter merges initializers that hold the same values, such as two biases of zeros, and drops or folds special ones. It
-    cannot do so with these constants. :func:`_fill_parameters` writes the real values by name afterwards.
+    cannot do so with these constants. ``_fill_parameters`` writes the real values by name afterwards.
     """
     marks = {}
     for number, layer in enumerate(network.layers):

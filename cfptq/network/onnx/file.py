@@ -108,7 +108,7 @@ def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
     """Return the name of the output that holds the class scores.
 
     It is the output asked for, or that which the file's metadata names, or else the only float tensor. Among several, it is the only one
-    with a name of :data:`SCORE_NAMES`, or the one that all others are computed from by operators of :data:`HEAD_OPERATORS` alone. A
+    with a name of ``SCORE_NAMES``, or the one that all others are computed from by operators of ``HEAD_OPERATORS`` alone. A
     scikit-learn classifier's (label, probabilities) gives the probabilities. A ZipMap, which turns them into a list of dictionaries, is
     skipped.
 
@@ -184,7 +184,7 @@ class OnnxFile:
     Args:
         source: path of a file, or a model in memory.
         threads: intra-op threads of the session.
-        output: the output to read, where the model has several (see :func:`find_score_output`).
+        output: the output to read, where the model has several (see ``find_score_output``).
         where: name of the model in messages. By default the path, or a phrase for a model in memory.
 
     Attributes:
@@ -196,7 +196,7 @@ class OnnxFile:
         fixed_rows: the only batch size that the file accepts, or None. Rows are padded to it.
 
     Raises:
-        FileError: the file cannot be read (see :func:`read_onnx`), or ONNX Runtime finds the graph invalid.
+        FileError: the file cannot be read (see ``read_onnx``), or ONNX Runtime finds the graph invalid.
         ModelError: the model has several inputs, an input that is not float, or no output of scores, or this ONNX Runtime lacks
             an operator.
     """
@@ -252,7 +252,7 @@ class OnnxFile:
     def _open_unshared(self, precise: bool) -> onnxruntime.InferenceSession:
         """Open a session of the file, changed in memory where a precise session of ONNX Runtime requires it.
 
-        See :func:`add_zero_points` and :func:`duplicate_shared_weights`.
+        See ``add_zero_points`` and ``duplicate_shared_weights``.
         """
         completed = add_zero_points(self.model) if precise else None
         if completed is not None:

@@ -63,12 +63,12 @@ class Quantize(torch.autograd.Function):
 
 
 def quantize(x: Tensor, scale: float | Tensor, low: float, high: float, multiply: bool) -> Tensor:
-    """Quantize to integers minus the zero point, held as floats, with the gradient of :class:`Quantize`."""
+    """Quantize to integers minus the zero point, held as floats, with the gradient of ``Quantize``."""
     return cast(Tensor, Quantize.apply(x, scale, low, high, multiply))  # type: ignore[no-untyped-call]
 
 
 def quantize_along(x: Tensor, scale: Tensor, low: Any, high: Any, axis: int, multiply: bool) -> Tensor:
-    """Quantize as :func:`quantize` does, with one scale for each index along ``axis``, and one range where zero points differ."""
+    """Quantize as ``quantize`` does, with one scale for each index along ``axis``, and one range where zero points differ."""
     scale = broadcast_along(scale, axis, x.dim())
     if not isinstance(low, Tensor):
         return quantize(x, scale, low, high, multiply)

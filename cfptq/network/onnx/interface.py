@@ -37,7 +37,7 @@ class OnnxInterface:
         """Return a model with this interface that computes the scores as ``model`` does.
 
         Args:
-            model: takes float32 rows under the file's name of the rows, and returns float32 scores as :attr:`scores`. It is not changed.
+            model: takes float32 rows under the file's name of the rows, and returns float32 scores as ``scores``. It is not changed.
 
         Raises:
             ModelError: a node of the shell cannot be converted to the opset of ``model``.
@@ -90,7 +90,7 @@ class OnnxInterface:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> OnnxInterface:
-        """Read what :meth:`to_dict` returned.
+        """Read what ``to_dict`` returned.
 
         Raises:
             FileError: the content is not that of an interface.

@@ -2,7 +2,7 @@
 
 Quantized tensors are carried as exact integers, and a product is computed on integers where its input and weight are quantized.
 Each ``lower_*`` function adds steps to a builder and returns the node's output. It returns None where the plain operator of
-:mod:`cfptq.network.onnx.operators` serves.
+``cfptq.network.onnx.operators`` serves.
 """
 
 from __future__ import annotations

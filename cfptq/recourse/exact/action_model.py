@@ -74,7 +74,7 @@ class ActionModel:
         level_changes: Changes to other levels.
         max_changes: Maximal number of changed features k, at most the number of features that may change.
         norm: Norm of the cost.
-        is_truncated: True if an unbounded column was limited to :data:`MAX_CHANGE_COLUMN_UNITS`.
+        is_truncated: True if an unbounded column was limited to ``MAX_CHANGE_COLUMN_UNITS``.
     """
 
     row: Array

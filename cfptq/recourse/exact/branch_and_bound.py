@@ -1,6 +1,6 @@
 """Branch and bound over regions of actions, with small programs at its leaves.
 
-A good heuristic's cost leaves most rows only a few admissible changes. On smaller regions of them the linear relaxations of :mod:`bounds`
+A good heuristic's cost leaves most rows only a few admissible changes. On smaller regions of them the linear relaxations of ``bounds``
 become exact. On the public data sets this is hundreds of times faster than a mixed-integer solver that branches on ReLUs.
 """
 
@@ -52,7 +52,7 @@ def search_regions(
         required_margin: Required target margin, in logits.
         budget: Maximal cost.
         gap: Relative gap at which an action counts as optimal.
-        deadline: Time of :func:`time.perf_counter` at which the search gives up.
+        deadline: Time of ``time.perf_counter`` at which the search gives up.
     """
     if actions.norm != "l1" or network.has_rounding or any(change.shortest for change in actions.numeric_changes):
         return None

@@ -86,5 +86,5 @@ def find_cheapest_l2(slope: Array, weight: Array, room: Array, need: float, max_
 
 
 def count_supports(columns: int, max_changes: int) -> int:
-    """Count the supports that :func:`find_cheapest_l2` enumerates."""
+    """Count the supports that ``find_cheapest_l2`` enumerates."""
     return math.comb(columns, min(max_changes, columns))

@@ -1,4 +1,4 @@
-"""The mixed-integer program of one row, with big-M constants from :mod:`bounds` and the cost as objective.
+"""The mixed-integer program of one row, with big-M constants from ``bounds`` and the cost as objective.
 
 Without nonlinearities, integers, levels and a limit on changes no variable is integer, and HiGHS solves a linear program (appendix A.6).
 The l2 part of a cost is approximated by tangents. The tangent at each solution is added until the program's bound meets the true cost.

@@ -90,7 +90,7 @@ def solve_exact(
         progress: Show a progress bar, default False.
 
     Returns:
-        Actions (N, d), zero where none is known, :class:`Status` codes (N,) int8, and lower bounds of the cost (N,).
+        Actions (N, d), zero where none is known, ``Status`` codes (N,) int8, and lower bounds of the cost (N,).
     """
     actions = build_action_models(_check_action_set(space), rows)
     network = cache(lambda: read_network(predictor, rows))
@@ -167,10 +167,10 @@ def compute_infeasibility_status(
         required_margin: Target margin to reach, in logits.
 
     Returns:
-        :class:`Status` codes (N,) int8 and lower bounds of the cost (N,).
+        ``Status`` codes (N,) int8 and lower bounds of the cost (N,).
 
     Raises:
-        ModelError: As :func:`read_network`.
+        ModelError: As ``read_network``.
     """
     network = read_network(predictor, rows)
     status = torch.full((len(rows),), int(Status.NOT_FOUND), dtype=torch.int8)
