@@ -41,8 +41,7 @@ def lesson(rows: int = 400, bits: int = 4, seed: int = 0) -> Lesson:
         for parameter in model.parameters():
             parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator))
         model[4].bias.zero_()
-        # Half of the people are accepted. The boundary lies between two of them: on one, the last bit would decide about her.
-        model[4].bias[0] = float((model(x)[:, 1] - model(x)[:, 0]).quantile(0.5))
+        model[4].bias[0] = float((model(x)[:, 1] - model(x)[:, 0]).median())
     network = capture(model, x[:2])
     predictor = as_predictor(network.graph, example=x)
     labels = predictor.logits(x).argmax(dim=1)
