@@ -8,7 +8,7 @@ from small_lesson import Lesson, lesson
 from torch.nn.functional import cross_entropy
 
 from cfptq.errors import ConfigurationError, DataError
-from cfptq.network import decide, target_margin
+from cfptq.network import target_margin
 from cfptq.recourse import ProjectedGradient
 from cfptq.training import Batch, Match, Objective, Student, TeacherSettings
 from cfptq.training.objective import build_margin_target, compute_boundary_loss, compute_loss_terms, compute_match_loss
@@ -120,11 +120,12 @@ def test_points_are_recourse_and_lie_on_both_sides_of_the_boundary(taught: Lesso
     logits = taught.predictor.logits(batch.points)
     # Computed a different number of rows at a time, sums may be added in another order.
     assert torch.allclose(batch.point_logits, logits, atol=1e-5)
-    assert bool((decide(taught.predictor.logits(batch.people)) == 0).all())
-    assert bool((decide(logits[:ends]) == 1).all())
     start, behind, before = (
         target_margin(part, batch.wanted) for part in (taught.predictor.logits(batch.people), logits[:ends], logits[ends:])
     )
+    # The lesson's boundary runs through the person in the middle, whose side is a matter of the last bit.
+    assert bool((start < 1e-5).all()) and bool((behind > -1e-5).all())
+    assert int((behind > 1e-5).sum()) >= ends - 1
     assert bool((before < 0).any()) and bool((before > 0).any())
     assert float((before <= 0).double().mean()) > 0.8
     # As far before the boundary as behind it, on average, where people stand farther off than that.
