@@ -46,7 +46,7 @@ def assert_recourse_preserved(
         people: Everyone, accepted and rejected. A DataFrame of raw features, or columns (N, ...).
         action_set: What people can change.
         max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
-        max_disagreement: Not available yet. Anything but None raises an error.
+        max_disagreement: Largest boundary disagreement allowed, a share within [0, 1]. None sets no limit.
         max_drift: Largest absolute drift of the favourable rate allowed, a share within [0, 1]. None sets no limit.
         settings: Further arguments of ``cfptq.audit``, such as ``issued``, ``target``, ``threshold``, ``protocol`` and ``seed``.
 
@@ -55,18 +55,14 @@ def assert_recourse_preserved(
 
     Raises:
         AssertionError: A limit is broken. The message holds the outcome of each limit.
-        ConfigurationError: No limit is given, a limit is outside [0, 1], or ``max_disagreement`` is given.
+        ConfigurationError: No limit is given, or a limit is outside [0, 1].
         CfptqError: The audit cannot run, see ``cfptq.audit``.
     """
     __tracebackhide__ = True  # pytest then shows the line of the test.
-    if max_disagreement is not None:
-        raise ConfigurationError(
-            "max_disagreement is not available yet, because this version does not measure boundary disagreement. Use max_vd and max_drift."
-        )
-    if max_vd is None and max_drift is None:
-        raise ConfigurationError("At least one limit must be given, got none. Give max_vd=0.02, max_drift=0.005, or both.")
+    if max_vd is None and max_disagreement is None and max_drift is None:
+        raise ConfigurationError("At least one limit must be given, got none. Give for example max_disagreement=0.02 and max_drift=0.005.")
     report = audit(f, f_q, people, action_set, **{"progress": False, **settings})
-    gate = report.gate(max_vd, max_drift)
+    gate = report.gate(max_vd, max_drift, max_disagreement=max_disagreement)
     if not gate:
         raise AssertionError(str(gate))
     return report

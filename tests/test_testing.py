@@ -53,11 +53,23 @@ def test_settings_of_the_audit_are_passed_on(model: nn.Module, harsh: nn.Module)
         assert_recourse_preserved(model, lambda rows: -model(rows), PEOPLE, ACTION_SET, max_vd=0.02, issued=issued, protocol=QUICK)
 
 
-def test_an_assertion_without_a_limit_or_with_one_that_is_not_there_is_refused(model: nn.Module) -> None:
+def test_a_model_that_only_accepts_more_people_breaks_the_limit_on_disagreement(model: nn.Module) -> None:
+    def generous(rows: torch.Tensor) -> torch.Tensor:
+        return model(rows) + torch.tensor([0.0, 0.1])
+
+    report = assert_recourse_preserved(model, generous, PEOPLE, ACTION_SET, max_vd=0.0, protocol=QUICK)
+    assert report.premature_validity > 0
+    with pytest.raises(AssertionError, match="Boundary disagreement .* breaks the limit"):
+        assert_recourse_preserved(
+            model, generous, PEOPLE, ACTION_SET, max_vd=0.0, max_disagreement=report.premature_validity / 3, protocol=QUICK
+        )
+
+
+def test_an_assertion_without_a_limit_or_with_one_out_of_range_is_refused(model: nn.Module) -> None:
     with pytest.raises(ConfigurationError, match="At least one limit"):
         assert_recourse_preserved(model, model, PEOPLE, ACTION_SET)
-    with pytest.raises(ConfigurationError, match="does not measure boundary disagreement"):
-        assert_recourse_preserved(model, model, PEOPLE, ACTION_SET, max_vd=0.02, max_disagreement=0.02)
+    with pytest.raises(CfptqError, match="max_disagreement must be a share"):
+        assert_recourse_preserved(model, model, PEOPLE, ACTION_SET, max_disagreement=2, protocol=QUICK)
     with pytest.raises(CfptqError, match="max_vd must be a share"):
         assert_recourse_preserved(model, model, PEOPLE, ACTION_SET, max_vd=2, protocol=QUICK)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.inputs import parse_labels, split_by_group
+from cfptq.auditing.last_steps import build_boundary_statistics, collect_crossing_shift
 from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, solve_rows
 from cfptq.errors import ModelError
 from cfptq.io.json import canonicalize
@@ -29,6 +30,7 @@ from cfptq.metrics import (
     correct_decisions,
     direction_cosines,
     disparity,
+    equalize_rate,
     evaluate_statistic,
     factual_flips,
     favourable_changes,
@@ -37,8 +39,9 @@ from cfptq.metrics import (
     pair_costs,
     relative_gaps,
     target_failures,
+    target_failures_at_equal_rate,
 )
-from cfptq.network.head import decide
+from cfptq.network.head import decide, target_margin
 from cfptq.network.onnx.session import describe_saturation
 from cfptq.network.predictor import Predictor, count_saturated_decisions
 from cfptq.recourse import RecourseBatch
@@ -46,6 +49,8 @@ from cfptq.recourse import RecourseBatch
 #: Metrics of each group. Table 8 shows some of them, and the others show at what price Validity Drop is low.
 GROUP_METRICS = (
     "accuracy",
+    "boundary_disagreement",
+    "premature_validity",
     "validity_drop",
     "recourse_gap",
     "recourse_gap_of_sums",
@@ -97,12 +102,14 @@ class Grouping:
     Attributes:
         groups: Metrics by the name of the group, sorted by name.
         validity_drop: Worst group by Validity Drop, and the gap between the largest and the smallest value.
+        boundary_disagreement: The same for boundary disagreement.
         recourse_gap: The same for the recourse gap.
         too_small: Names of groups with too few people with recourse to count for the worst group and the gap.
     """
 
     groups: Mapping[str, GroupMetrics]
     validity_drop: Disparity
+    boundary_disagreement: Disparity
     recourse_gap: Disparity
     too_small: tuple[str, ...]
 
@@ -112,6 +119,7 @@ class Grouping:
             {
                 "groups": {name: group.to_dict() for name, group in self.groups.items()},
                 "validity_drop": vars(self.validity_drop),
+                "boundary_disagreement": vars(self.boundary_disagreement),
                 "recourse_gap": vars(self.recourse_gap),
                 "too_small": self.too_small,
             }
@@ -127,7 +135,15 @@ class RecourseMetrics:
 
     Attributes:
         accuracy: Accuracy of f_q on rows with a known label.
+        boundary_disagreement: BD = (VD + PV) / 2, which tables are ordered by.
+        premature_validity: PV, the share of the people with projected-gradient recourse on f whom f_q accepts already at the last
+            iterate of their path that f refuses.
         validity_drop: VD, target failure. Share of the people with projected-gradient recourse on f whose recourse f_q rejects.
+        validity_drop_at_equal_rate: VD with an offset on the target's logit of f_q that makes its favourable rate that of f. The
+            interval takes the offset as given.
+        crossing_shift: Distance between the two models' boundaries on the line through each person's last step, in steps. ``mean_abs``
+            is the mean distance, ``mean`` is positive where f_q asks for more, ``p95`` is the 95th percentile of the distance. People
+            without a crossing of f_q within four steps count as four.
         validity_mismatch: VD, mismatch. Share of all rejected people for whom f and f_q differ at the solver's final iterate.
         validity_drop_at: VD of minimal-cost recourse by the confidence at which it is issued ("0.50", "0.55", "0.60").
         recourse_gap: CRG of minimal-cost recourse, the mean relative change of its cost.
@@ -141,7 +157,7 @@ class RecourseMetrics:
         factual_flip_rate: Share of all rows that f and f_q decide differently without any action.
         favourable_rate_drift: Signed change of the favourable rate over all rows.
         ci95: Interval of each metric at the protocol's level. An entry of ``validity_drop_at`` has a key like
-            ``validity_drop_at_0.55``.
+            ``validity_drop_at_0.55``, one of ``crossing_shift`` a key like ``crossing_shift_p95``.
         groups: Groups by the name of the attribute.
         counts: Number of rows and people behind the metrics.
         broken: Row numbers of the people whose projected-gradient recourse f_q rejects.
@@ -149,7 +165,11 @@ class RecourseMetrics:
     """
 
     accuracy: float
+    boundary_disagreement: float
+    premature_validity: float
     validity_drop: float
+    validity_drop_at_equal_rate: float
+    crossing_shift: Mapping[str, float]
     validity_mismatch: float
     validity_drop_at: Mapping[str, float]
     recourse_gap: float
@@ -184,6 +204,10 @@ class RecourseMetrics:
                 entry[name] = getattr(self, name)
         result: dict[str, Any] = canonicalize(entry)
         return result
+
+
+#: Metrics of ``RecourseMetrics`` that are one number.
+_SINGLE_METRICS = frozenset(field.name for field in fields(RecourseMetrics) if field.type == "float")
 
 
 def evaluate(
@@ -222,19 +246,26 @@ def evaluate(
     members = split_by_group(groups, rows)
     protocol = reference.protocol
 
-    after = decide(f_q.logits(rows))
+    logits = f_q.logits(rows)
+    after = decide(logits)
     saturated = count_saturated_decisions(f_q, rows, after)
     row_statistics: dict[str, Statistic] = {
         "accuracy": Proportion(correct_decisions(after, true)),
         "factual_flip_rate": Proportion(factual_flips(reference.decisions, after)),
         "favourable_rate_drift": Mean(favourable_changes(reference.decisions, after, reference.target)),
     }
-    at_recourse = decide_points(f_q, reference.projected.points)
-    failures = target_failures(at_recourse, reference.projected.target, reference.projected.found)
+    projected = reference.projected
+    at_recourse = decide_points(f_q, projected.points)
+    failures = target_failures(at_recourse, projected.target, projected.found)
+    margins = target_margin(f_q.logits(projected.points), projected.target) if len(projected) else projected.margin
+    equal_rate = equalize_rate(target_margin(logits, reference.target), int((reference.decisions == reference.target).sum()))
+    boundary_statistics, uncrossed = build_boundary_statistics(reference.last_steps, reference.crossings, f_q, failures)
     people_statistics: dict[str, Statistic] = {
         "validity_drop": Proportion(failures),
-        "validity_mismatch": Proportion(label_mismatches(decide_points(f, reference.projected.points), at_recourse)),
-        "feasible_recourse_rate": Proportion(reference.projected.found.double().numpy()),
+        "validity_drop_at_equal_rate": Proportion(target_failures_at_equal_rate(margins, equal_rate, projected.found)),
+        **boundary_statistics,
+        "validity_mismatch": Proportion(label_mismatches(decide_points(f, projected.points), at_recourse)),
+        "feasible_recourse_rate": Proportion(projected.found.double().numpy()),
     }
     for key, batch in reference.minimal.items():
         people_statistics[f"validity_drop_at_{key}"] = Proportion(
@@ -254,7 +285,8 @@ def evaluate(
     gaps = _first_column(people_statistics["recourse_gap"])
     person = {int(row): position for position, row in enumerate(reference.people.tolist())}
     return RecourseMetrics(
-        **{name: values[name] for name in values if not name.startswith("validity_drop_at_")},
+        **{name: values[name] for name in values if name in _SINGLE_METRICS},
+        crossing_shift=collect_crossing_shift(values),
         validity_drop_at={key: values[f"validity_drop_at_{key}"] for key in reference.minimal},
         ci95=intervals,
         groups={
@@ -266,7 +298,8 @@ def evaluate(
             "labelled": int((~np.isnan(true)).sum()),
             "rejected": reference.n_rejected,
             "people": len(reference.people),
-            "with_recourse": int(reference.projected.found.sum()),
+            "with_recourse": int(projected.found.sum()),
+            "without_crossing": uncrossed,
             "with_minimal_cost_recourse": int(reference.plain.found.sum()),
             "with_both_recourses": int((~np.isnan(gaps)).sum()),
             "direction_undefined": int((np.isnan(cosines) & ~np.isnan(gaps)).sum()),
@@ -352,6 +385,7 @@ def _evaluate_groups(
     return Grouping(
         groups=found,
         validity_drop=disparity({name: group.validity_drop for name, group in counted.items()}),
+        boundary_disagreement=disparity({name: group.values["boundary_disagreement"] for name, group in counted.items()}),
         recourse_gap=disparity({name: group.recourse_gap for name, group in counted.items()}),
         too_small=tuple(name for name in found if name not in counted),
     )
@@ -377,6 +411,11 @@ def _write_notes(reference: ReferenceRecourse, reason: str, name: str, saturated
         )
     elif reference.projected.note:
         notes.append(reference.projected.note)
+    if len(reference.people) and reference.last_steps is None:
+        notes.append(
+            "The solver does not decide at every step, so boundary disagreement, premature validity and the crossing shift are undefined. "
+            "Use ProjectedGradient with early_stop=True in the protocol."
+        )
     if reason:
         notes.append(reason)
     if saturated:

@@ -1,8 +1,9 @@
-"""A gate for pipelines, with limits on Validity Drop and on drift of the favourable rate."""
+"""A gate for pipelines, with limits on Validity Drop, boundary disagreement and drift of the favourable rate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -16,7 +17,7 @@ class Gate:
 
     Attributes:
         held: True if no limit was broken.
-        reasons: One sentence a limit, in the order Validity Drop, drift.
+        reasons: One sentence a limit, in the order Validity Drop, boundary disagreement, drift.
     """
 
     held: bool
@@ -44,22 +45,19 @@ class Finding:
     interval: Interval
 
 
-def judge(validity_drop: Finding, drift: Finding, max_vd: float | None, max_drift: float | None) -> Gate:
-    """Compare the two findings with their limits.
+def judge(limits: Sequence[tuple[Finding, float | None, str]]) -> Gate:
+    """Compare findings with their limits.
 
-    Drift is judged by its absolute value. An undefined value breaks its limit, because nothing shows that it keeps it.
+    A finding is judged by its absolute value. An undefined value breaks its limit, because nothing shows that it keeps it.
 
     Args:
-        validity_drop: The measured Validity Drop.
-        drift: The measured drift of the favourable rate.
-        max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
-        max_drift: Largest absolute drift allowed, a share within [0, 1]. None sets no limit.
+        limits: Each finding with its limit, a share within [0, 1] or None for no limit, and the name of the option that sets it.
 
     Raises:
         ConfigurationError: A limit is not a number within [0, 1].
     """
     verdicts: list[tuple[bool, str]] = []
-    for finding, limit, option in ((validity_drop, max_vd, "max_vd"), (drift, max_drift, "max_drift")):
+    for finding, limit, option in limits:
         if limit is None:
             continue
         if not (isinstance(limit, Real) and 0 <= limit <= 1):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cfptq.actions import ActionSet
@@ -18,8 +19,12 @@ from cfptq.auditing.evaluation import decide_points
 from cfptq.auditing.protocol import Protocol
 from cfptq.errors import ActionSetError, DataError, DataWarning, name_rows
 from cfptq.io.json import canonicalize
-from cfptq.metrics import Interval, Proportion, bootstrap_intervals, evaluate_statistic, target_failures
+from cfptq.metrics import Interval, Proportion, bootstrap_intervals, evaluate_statistic, premature_acceptances, target_failures
+from cfptq.metrics.arrays import Floats
 from cfptq.network.predictor import Predictor
+
+#: Equal steps from a person's row to the point that the advice leads to.
+LETTER_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,10 @@ class IssuedAdvice:
         broken: Row numbers that the quantized model rejects and the full-precision model accepts.
         validity_drop: Share of ``kept_before`` that is broken, the Validity Drop of the advice. NaN if ``kept_before`` is 0.
         kept_rate: Share of ``promised`` that is kept.
-        ci95: Intervals of ``validity_drop`` and ``kept_rate``.
+        premature_validity: Share of ``kept_before`` whom the quantized model accepts already at the last of ``LETTER_STEPS`` equal steps
+            from row to advice that the full-precision model refuses. There is no solver's path, so it must not be compared with the
+            premature validity of projected-gradient recourse. NaN where advice cannot be assigned to people.
+        ci95: Intervals of ``validity_drop``, ``kept_rate`` and ``premature_validity``.
     """
 
     promised: int
@@ -46,6 +54,7 @@ class IssuedAdvice:
     broken: tuple[int, ...]
     validity_drop: float
     kept_rate: float
+    premature_validity: float
     ci95: Mapping[str, Interval]
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,8 +114,10 @@ def check_issued(
         points = torch.where(is_same, rows[given], points)
         idle = accepted[given] & is_same.flatten(1).all(dim=1)
         given, points, wanted = given[~idle], points[~idle], wanted[~idle]
+        starts = rows[given]
     elif bool((target == target[:1]).all()):
         wanted = target[:1].expand(len(given))
+        starts = None
     else:
         raise DataError(f"issued must have one row per person ({len(rows)}), because targets differ between people, got {count} rows.")
     if len(points) == 0:
@@ -115,6 +126,9 @@ def check_issued(
     after = (decide_points(f_q, points) == wanted).numpy()
     broken = Proportion(target_failures(after, np.ones(len(after)), before))
     kept = Proportion(after.astype(np.float64))
+    premature = Proportion(
+        np.full(len(points), np.nan) if starts is None else _find_premature_acceptances(f, f_q, starts, points, wanted, before)
+    )
     return IssuedAdvice(
         promised=len(points),
         kept=int(after.sum()),
@@ -123,10 +137,27 @@ def check_issued(
         broken=tuple(given[torch.from_numpy(before & ~after)].tolist()),
         validity_drop=evaluate_statistic(broken),
         kept_rate=evaluate_statistic(kept),
+        premature_validity=evaluate_statistic(premature),
         ci95=bootstrap_intervals(
-            {"validity_drop": broken, "kept_rate": kept}, resamples=protocol.resamples, seed=seed, level=protocol.level
+            {"validity_drop": broken, "kept_rate": kept, "premature_validity": premature},
+            resamples=protocol.resamples,
+            seed=seed,
+            level=protocol.level,
         ),
     )
+
+
+def _find_premature_acceptances(
+    f: Predictor, f_q: Predictor, starts: Tensor, points: Tensor, target: Tensor, granted: NDArray[np.bool_]
+) -> Floats:
+    """Return 1 where f_q accepts at the last step from row to advice that f refuses, else 0, and NaN where f refuses no step or the end."""
+    last_refused, refuses = starts.clone(), torch.zeros(len(starts), dtype=torch.bool)
+    for step in range(LETTER_STEPS):
+        between = torch.lerp(starts, points, step / LETTER_STEPS)
+        refused = decide_points(f, between) != target
+        last_refused[refused] = between[refused]
+        refuses |= refused
+    return premature_acceptances(decide_points(f_q, last_refused), target, granted & refuses.numpy())
 
 
 def _read_points(issued: Any, rows: Tensor, space: ActionSpace) -> tuple[int, Tensor, Tensor]:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.inputs import parse_labels
+from cfptq.auditing.last_steps import LastSteps
 from cfptq.errors import DataError, ModelError
 from cfptq.io.json import canonicalize
 from cfptq.metrics import EPSILON, SUPPORT_TOLERANCE, accuracy, favourable_rate, feasible_recourse_rate
+from cfptq.metrics.arrays import Floats
 from cfptq.metrics.intervals import check_level
 from cfptq.network.head import decide
 from cfptq.network.predictor import Predictor
@@ -78,6 +80,8 @@ class ReferenceRecourse:
         target: Target class of every row, (N,) int64.
         people: Row numbers of the M rejected people who are measured, ascending, (M,) int64.
         projected: Projected-gradient recourse of these M people.
+        last_steps: Lines through the last steps of their paths. None if the protocol's solver does not decide at every step.
+        crossings: Positions on these lines at which the model's decision changes, (M,), NaN without recourse.
         minimal: Minimal-cost recourse of these M people, by the confidence as text ("0.50").
         protocol: Settings of the evaluation.
         seed: Seed of the shuffle, the solvers and the intervals.
@@ -88,6 +92,8 @@ class ReferenceRecourse:
     target: Tensor
     people: Tensor
     projected: RecourseBatch
+    last_steps: LastSteps | None
+    crossings: Floats
     minimal: Mapping[str, RecourseBatch]
     protocol: Protocol
     seed: int
@@ -178,12 +184,16 @@ def reference_recourse(
     def solve_by(method: ProjectedGradient | MinimalCost) -> RecourseBatch:
         return solve_rows(f, rows[people], space, wanted[people], method, seed=seed, threads=threads, progress=progress)
 
+    projected = solve_by(protocol.projected_gradient)
+    last_steps = LastSteps.from_batch(projected)
     return ReferenceRecourse(
         name=f.name,
         decisions=decided,
         target=wanted,
         people=people,
-        projected=solve_by(protocol.projected_gradient),
+        projected=projected,
+        last_steps=last_steps,
+        crossings=np.full(len(people), np.nan) if last_steps is None else last_steps.find_crossings(f),
         minimal={
             format_confidence(confidence): solve_by(replace(protocol.minimal_cost, confidence=confidence))
             for confidence in protocol.confidences

@@ -76,6 +76,26 @@ class AuditReport:
         return self.metrics.accuracy
 
     @property
+    def boundary_disagreement(self) -> float:
+        """BD = (VD + PV) / 2 of the solver's recourse, which a model that accepts more people does not lower."""
+        return self.metrics.boundary_disagreement
+
+    @property
+    def premature_validity(self) -> float:
+        """PV, the share of people with recourse whom the quantized model accepts before the full-precision model does."""
+        return self.metrics.premature_validity
+
+    @property
+    def validity_drop_at_equal_rate(self) -> float:
+        """VD with an offset that makes the two favourable rates equal."""
+        return self.metrics.validity_drop_at_equal_rate
+
+    @property
+    def crossing_shift(self) -> Mapping[str, float]:
+        """Distance between the two models' boundaries on each person's last step, in steps, by ``mean_abs``, ``mean`` and ``p95``."""
+        return self.metrics.crossing_shift
+
+    @property
     def validity_drop(self) -> float:
         """VD, target failure, of the solver's recourse. ``issued.validity_drop`` is that of advice already given."""
         return self.metrics.validity_drop
@@ -163,7 +183,7 @@ class AuditReport:
             readings = [f"Both models put out {self.quantized.reading}."]
         return (*self.metrics.notes, *readings, *map(str, self.remarks))
 
-    def gate(self, max_vd: float | None = None, max_drift: float | None = None) -> Gate:
+    def gate(self, max_vd: float | None = None, max_drift: float | None = None, *, max_disagreement: float | None = None) -> Gate:
         """Compare the report with limits.
 
         The Validity Drop of issued advice is judged if there is any, and else that of projected-gradient recourse. Minimal-cost
@@ -172,6 +192,8 @@ class AuditReport:
         Args:
             max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
             max_drift: Largest absolute drift of the favourable rate allowed, a share within [0, 1]. None sets no limit.
+            max_disagreement: Largest boundary disagreement of projected-gradient recourse allowed, a share within [0, 1]. None sets no
+                limit.
 
         Raises:
             ConfigurationError: A limit is outside [0, 1].
@@ -181,7 +203,13 @@ class AuditReport:
         else:
             validity = Finding("Validity Drop of the issued advice", self.issued.validity_drop, self.issued.ci95["validity_drop"])
         drift = Finding("Drift of the favourable rate", self.favourable_rate_drift, self.ci95["favourable_rate_drift"])
-        return judge(validity, drift, max_vd, max_drift)
+        disagreement = Finding("Boundary disagreement", self.boundary_disagreement, self.ci95["boundary_disagreement"])
+        limits = (
+            (validity, max_vd, "max_vd"),
+            (disagreement, max_disagreement, "max_disagreement"),
+            (drift, max_drift, "max_drift"),
+        )
+        return judge(limits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values.

@@ -15,7 +15,10 @@ from cfptq.metrics import Interval
 
 #: Metric, its label in the table, a bool that shows its sign, and its meaning in words.
 ROWS = (
-    ("validity_drop", "Validity Drop", False, "recourse that the quantized model rejects"),
+    ("boundary_disagreement", "Boundary disagreement (BD)", False, "mean of the next two"),
+    ("validity_drop", "Validity Drop (VD)", False, "recourse that the quantized model rejects"),
+    ("premature_validity", "Premature validity (PV)", False, "accepted one step before the recourse"),
+    ("validity_drop_at_equal_rate", "VD at equal rate", False, "with both favourable rates made equal"),
     ("validity_mismatch", "Validity Drop, mismatch", False, "models differ at the solver's last point"),
     ("recourse_gap", "Recourse gap (CRG)", True, "mean relative change of cost"),
     ("recourse_gap_median", "  median", True, ""),
@@ -29,6 +32,14 @@ ROWS = (
     ("factual_flip_rate", "Factual flips", False, "rows decided differently as they are"),
     ("accuracy", "Accuracy", False, ""),
 )
+
+
+#: Key of ``crossing_shift``, its label in the table and its meaning in words.
+CROSSING_SHIFT = {
+    "mean_abs": ("Crossing shift", "distance between the boundaries, in steps"),
+    "mean": ("  signed", "positive: the quantized model asks for more"),
+    "p95": ("  95th percentile", ""),
+}
 
 
 def build_metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issued: IssuedAdvice | None, level: float, title: str) -> Table:
@@ -52,8 +63,15 @@ def build_metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issue
             "Issued advice kept", format_number(issued.kept_rate), format_interval(kept), f"{issued.kept} of {issued.promised} promises"
         )
         meaning = f"{len(issued.broken)} of {issued.kept_before} that held before"
-        table.add_row("  broken by quantization", format_number(issued.validity_drop), format_interval(drop), meaning, end_section=True)
+        table.add_row("  broken by quantization", format_number(issued.validity_drop), format_interval(drop), meaning)
+        early = issued.ci95["premature_validity"]
+        meaning = "on the straight way there, before full precision"
+        table.add_row("  accepted early", format_number(issued.premature_validity), format_interval(early), meaning, end_section=True)
     for name, label, signed, meaning in ROWS:
+        if name == "validity_mismatch":
+            for key, words in CROSSING_SHIFT.items():
+                ends = format_interval(metrics.ci95[f"crossing_shift_{key}"], key == "mean")
+                table.add_row(words[0], format_number(metrics.crossing_shift[key], key == "mean"), ends, words[1])
         if name == "accuracy" and fp32.get("accuracy") is not None:
             meaning = f"full precision {format_number(fp32['accuracy'])}"
         table.add_row(label, format_number(getattr(metrics, name), signed), format_interval(metrics.ci95[name], signed), meaning)
@@ -65,7 +83,8 @@ def build_metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issue
     counts = metrics.counts
     table.caption = (
         f"{counts['rows']} rows, {counts['rejected']} rejected, {counts['people']} measured, {counts['with_recourse']} with recourse. "
-        f"Direction undefined for {counts['direction_undefined']}."
+        f"Direction undefined for {counts['direction_undefined']}. "
+        f"The quantized model has no boundary near the last step of {counts['without_crossing']}."
     )
     return table
 
@@ -74,7 +93,7 @@ def build_groups_table(attribute: str, grouping: Grouping) -> Table:
     """Return a table of Validity Drop and recourse gap by group, with the worst group and the gaps below (Tables 8 and 9)."""
     table = Table(title=Text(f"By {attribute}"), title_justify="left", caption_justify="left")
     table.add_column("Group", overflow="fold")
-    for column in ("Rows", "Measured", "Recourse", "VD", "Interval", "CRG", "Drift", "Accuracy"):
+    for column in ("Rows", "Measured", "Recourse", "BD", "VD", "Interval", "CRG", "Drift", "Accuracy"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in grouping.groups.items():
         counts = (str(group.rows), str(group.people), str(group.with_recourse))
@@ -84,7 +103,7 @@ def build_groups_table(attribute: str, grouping: Grouping) -> Table:
             format_number(group.values["favourable_rate_drift"], True),
             format_number(group.values["accuracy"]),
         )
-        table.add_row(Text(name), *counts, *drop, *rest)
+        table.add_row(Text(name), *counts, format_number(group.values["boundary_disagreement"]), *drop, *rest)
     worst = grouping.validity_drop
     if worst.worst_group is None:
         caption = "No group has enough people with recourse to name the worst."

@@ -350,6 +350,9 @@ def audit(
     head: HeadOption = None,
     threshold: ThresholdOption = None,
     max_vd: Annotated[float | None, typer.Option("--max-vd", help="Largest Validity Drop allowed, a share such as 0.02.")] = None,
+    max_disagreement: Annotated[
+        float | None, typer.Option("--max-disagreement", help="Largest boundary disagreement allowed, a share such as 0.02.")
+    ] = None,
     max_drift: Annotated[float | None, typer.Option("--max-drift", help="Largest drift of the favourable rate allowed, a share.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
     state: Annotated[
@@ -380,7 +383,7 @@ def audit(
         threshold=threshold,
         seed=seed,
     )
-    gate = report.gate(max_vd, max_drift)
+    gate = report.gate(max_vd, max_drift, max_disagreement=max_disagreement)
     if json is not None:
         report.to_json(json)
     show(report)

@@ -64,10 +64,10 @@ class QuickstartResult:
     def table(self) -> Table:
         """Return a small table of the full-precision model and the methods of ``SHOWN``."""
         table = Table("method")
-        for heading in ("average bits", "KiB", "accuracy", "VD", "drift"):
+        for heading in ("average bits", "KiB", "accuracy", "BD", "VD", "drift"):
             table.add_column(heading, justify="right")
         size = (self.folder / MODEL_FILE).stat().st_size / 1024
-        table.add_row("fp32", "32.00", f"{size:.1f}", f"{self.comparison.fp32['accuracy']:.3f}", "–", "–")
+        table.add_row("fp32", "32.00", f"{size:.1f}", f"{self.comparison.fp32['accuracy']:.3f}", "–", "–", "–")
         for name in SHOWN:
             if name not in self.comparison.methods:
                 table.add_row(name, "not run")
@@ -78,6 +78,7 @@ class QuickstartResult:
                 f"{entry['average_bits']:.2f}",
                 f"{entry['stored_bytes'] / 1024:.1f}",
                 f"{entry['accuracy']:.3f}",
+                f"{entry['boundary_disagreement']:.3f}",
                 f"{entry['validity_drop']:.3f}",
                 f"{entry['favourable_rate_drift']:+.4f}",
             )

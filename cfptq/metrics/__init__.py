@@ -3,6 +3,16 @@
 All functions are pure. They take NumPy arrays, tensors or sequences. An undefined number is NaN.
 """
 
+from cfptq.metrics.boundary import (
+    MarginThreshold,
+    boundary_disagreement,
+    boundary_disagreements,
+    equalize_rate,
+    premature_acceptances,
+    premature_validity,
+    target_failures_at_equal_rate,
+    validity_drop_at_equal_rate,
+)
 from cfptq.metrics.cost_gap import (
     EPSILON,
     pair_costs,
@@ -12,12 +22,14 @@ from cfptq.metrics.cost_gap import (
     recourse_gap_of_sums,
     relative_gaps,
 )
+from cfptq.metrics.crossing import crossing_shifts, find_nearest_crossings
 from cfptq.metrics.groups import Disparity, disparity, group_rows
 from cfptq.metrics.intervals import (
     Interval,
     Mean,
     Median,
     Proportion,
+    Quantile,
     RatioOfSums,
     Statistic,
     bootstrap_intervals,
@@ -55,19 +67,25 @@ __all__ = [
     "SUPPORT_TOLERANCE",
     "Disparity",
     "Interval",
+    "MarginThreshold",
     "Mean",
     "Median",
     "Proportion",
+    "Quantile",
     "RatioOfSums",
     "Statistic",
     "accuracy",
     "action_jaccards",
     "action_overlap",
     "bootstrap_intervals",
+    "boundary_disagreement",
+    "boundary_disagreements",
     "correct_decisions",
+    "crossing_shifts",
     "direction_cosines",
     "direction_similarity",
     "disparity",
+    "equalize_rate",
     "evaluate_statistic",
     "factual_flip_rate",
     "factual_flips",
@@ -75,10 +93,13 @@ __all__ = [
     "favourable_rate",
     "favourable_rate_drift",
     "feasible_recourse_rate",
+    "find_nearest_crossings",
     "group_rows",
     "label_mismatches",
     "lost_recourse",
     "pair_costs",
+    "premature_acceptances",
+    "premature_validity",
     "recourse_gap",
     "recourse_gap_abs_median",
     "recourse_gap_median",
@@ -86,7 +107,9 @@ __all__ = [
     "recourse_lost_rate",
     "relative_gaps",
     "target_failures",
+    "target_failures_at_equal_rate",
     "validity_drop",
+    "validity_drop_at_equal_rate",
     "validity_mismatch",
     "wilson_interval",
 ]

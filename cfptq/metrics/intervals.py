@@ -118,6 +118,36 @@ class Median:
 
 
 @dataclass(frozen=True, eq=False)
+class Quantile:
+    """Smallest of ``values`` (N,) that at least a given share of them does not exceed, over the people for whom it is not NaN.
+
+    Attributes:
+        values: (N,).
+        share: within (0, 1], for example 0.95.
+    """
+
+    values: Floats
+    share: float
+
+    @property
+    def columns(self) -> tuple[Floats, ...]:
+        return (self.values,)
+
+    def take(self, rows: NDArray[np.int64]) -> Quantile:
+        return Quantile(self.values[rows], self.share)
+
+    def __call__(self, draws: Draws) -> Floats:
+        order = np.argsort(self.values, kind="stable")
+        order = order[: int((~np.isnan(self.values)).sum())]  # NaN is sorted last.
+        if not len(order):
+            return np.full(len(draws), np.nan)
+        reached = np.cumsum(draws[:, order], axis=1)
+        # Draw counts are whole numbers, so that rounding of the share cannot skip a person.
+        position = (reached < self.share * reached[:, -1:] - 1e-9).sum(axis=1)
+        return np.where(reached[:, -1] > 0, self.values[order[position]], np.nan)
+
+
+@dataclass(frozen=True, eq=False)
 class RatioOfSums(Ratio):
     """Σ numerator / (Σ denominator + ε) over the people for whom neither is NaN.
 

@@ -62,9 +62,13 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("bits", "average_bits", 2),
     ("KiB", "stored_bytes", 1),
     ("accuracy", "accuracy", 3),
+    ("BD", "boundary_disagreement", 3),
     ("VD", "validity_drop", 3),
-    ("CRG", "recourse_gap_of_sums", 3),
     ("drift", "favourable_rate_drift", 4),
+    ("PV", "premature_validity", 3),
+    ("VD=rate", "validity_drop_at_equal_rate", 3),
+    ("shift", "crossing_shift.mean_abs", 3),
+    ("CRG", "recourse_gap_of_sums", 3),
     ("DirSim", "direction_similarity", 3),
     ("VD@.55", "validity_drop_at.0.55", 3),
     ("flips", "factual_flip_rate", 4),
@@ -136,7 +140,7 @@ class Comparison:
         write_text(path, json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
     def table(self, budget: str | None = None, width: int | None = None) -> Table:
-        """Return a Rich table of the methods at one budget.
+        """Return a Rich table of the methods at one budget, ordered by boundary disagreement.
 
         Args:
             budget: average bits as text; by default the headline budget.
@@ -146,12 +150,14 @@ class Comparison:
         columns = COLUMNS if width is None else COLUMNS[: max(6, (width - METHOD_WIDTH) // COLUMN_WIDTH)]
         table = Table(
             title=Text(f"{self.dataset}: recourse after quantization to {chosen} bits on average, seed {self.seed}"),
-            caption="VD: share whose recourse fails. CRG: change of its cost (ratio of sums). VD, CRG, drift, flips: 0 is best. DirSim: 1.",
+            caption="Ordered by BD, the mean of VD (recourse that fails) and PV (accepted a step too early). VD=rate: VD at equal "
+            "favourable rate. shift: distance between the boundaries, in steps. CRG: change of cost (ratio of sums). Best: 0, DirSim 1.",
         )
         table.add_column("method", no_wrap=True)
         for heading, _, _ in columns:
             table.add_column(heading, justify="right", no_wrap=True)
-        for name, entry in {"fp32": self.fp32, **self.budgets[chosen]}.items():
+        ordered = sorted(self.budgets[chosen].items(), key=lambda item: _rank(item[1]))
+        for name, entry in (("fp32", self.fp32), *ordered):
             table.add_row(Text(name), *(_format_cell(entry, key, decimals) for _, key, decimals in columns))
         for name in self.unavailable:
             table.add_row(Text(name), "not run")
@@ -287,6 +293,12 @@ def _describe_saturated_files(budgets: Mapping[str, Mapping[str, Mapping[str, An
             rows = entry["counts"]["decided_otherwise_by_default_session"]
             if rows:
                 yield describe_saturation(f"{name} at {budget} bits", rows, entry["counts"]["rows"])
+
+
+def _rank(entry: Mapping[str, Any]) -> float:
+    """Return the boundary disagreement by which tables are ordered, or infinity where it is undefined."""
+    value = entry.get("boundary_disagreement")
+    return math.inf if value is None else float(value)
 
 
 def _format_cell(entry: Mapping[str, Any], key: str, decimals: int) -> str:

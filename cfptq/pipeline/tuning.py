@@ -1,4 +1,4 @@
-"""A score for automatic tuners, Validity Drop under an accuracy floor."""
+"""A score for automatic tuners, boundary disagreement under an accuracy floor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cfptq.errors import DataError
-from cfptq.metrics import accuracy, validity_drop
+from cfptq.metrics import accuracy, boundary_disagreement, premature_acceptances, target_failures
 from cfptq.network import DecisionRule, as_predictor, decide
 from cfptq.pipeline.task import QuantizationTask
 from cfptq.recourse import ProjectedGradient, RecourseBatch, resolve_target, solve
@@ -16,10 +16,11 @@ from cfptq.recourse import ProjectedGradient, RecourseBatch, resolve_target, sol
 
 @dataclass(frozen=True)
 class TuningScore:
-    """A function that scores a candidate model by Validity Drop under an accuracy floor.
+    """A function that scores a candidate model by boundary disagreement under an accuracy floor.
 
-    The score is 1 − Validity Drop where the candidate's accuracy reaches the floor, and accuracy − floor, below 0, elsewhere. The
-    full-precision model scores 1. A tuner's tolerable loss of 0.02 is therefore a Validity Drop of 0.02.
+    The score is 1 − boundary disagreement where the candidate's accuracy reaches the floor, and accuracy − floor, below 0, elsewhere.
+    The full-precision model scores 1. A tuner's tolerable loss of 0.02 is therefore a boundary disagreement of 0.02. Validity Drop
+    alone would reward a candidate that accepts more people.
 
     Attributes:
         rows: (N, ...) people to judge accuracy by.
@@ -45,8 +46,11 @@ class TuningScore:
         reached = float(accuracy(decide(candidate.logits(self.rows)), self.labels))
         if reached < self.min_accuracy:
             return reached - self.min_accuracy
-        points = self.recourse.points
-        return 1 - float(validity_drop(decide(candidate.logits(points)), self.recourse.target, self.recourse.found))
+        recourse = self.recourse
+        assert recourse.last_refused is not None  # Projected gradient decides at every step.
+        failures = target_failures(decide(candidate.logits(recourse.points)), recourse.target, recourse.found)
+        premature = premature_acceptances(decide(candidate.logits(recourse.last_refused)), recourse.target, recourse.found)
+        return 1 - float(boundary_disagreement(failures, premature))
 
 
 def build_tuning_score(task: QuantizationTask, max_accuracy_drop: float, *, progress: bool = True) -> TuningScore:

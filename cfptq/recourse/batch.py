@@ -82,6 +82,8 @@ class RecourseBatch:
         confidence: Probability of the target that ``found`` requires. 0.5 is the plain decision (margin above 0).
         status: Codes of ``Status``, (N,) int8. ``None`` if the solver proves nothing.
         bound: Lower bound of the cost of any valid action, (N,), infinite where there is none. ``None`` if the solver proves nothing.
+        last_refused: Last point on each row's path that the solved artefact does not give the target, same shape as ``factual``. It is the
+            row itself where the first step suffices. ``None`` if the solver takes no path, or does not decide at every step.
         note: Sentences about the search, empty if there is nothing to say.
     """
 
@@ -96,6 +98,7 @@ class RecourseBatch:
     confidence: float
     status: Tensor | None = None
     bound: Tensor | None = None
+    last_refused: Tensor | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -106,6 +109,10 @@ class RecourseBatch:
             raise DataError(f"Every field of a recourse batch must have {count} rows, as factual has. Got {wrong}.")
         if self.points.shape != self.factual.shape:
             raise DataError(f"points must have the shape of factual, {tuple(self.factual.shape)}, got {tuple(self.points.shape)}.")
+        if self.last_refused is not None and self.last_refused.shape != self.factual.shape:
+            raise DataError(
+                f"last_refused must have the shape of factual, {tuple(self.factual.shape)}, got {tuple(self.last_refused.shape)}."
+            )
         if self.found.dtype != torch.bool or self.target.dtype != torch.int64:
             raise DataError(f"found must be bool and target int64, got {self.found.dtype} and {self.target.dtype}.")
         if self.status is not None and self.status.dtype != torch.int8:
@@ -225,7 +232,7 @@ class RecourseBatch:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return all fields that are tensors, by name."""
-        every = {name: getattr(self, name) for name in (*_TENSORS, *_PROOFS)}
+        every = {name: getattr(self, name) for name in (*_TENSORS, *_OPTIONAL)}
         return {name: value for name, value in every.items() if value is not None}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -259,7 +266,7 @@ class RecourseBatch:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise FileError(f"Cannot read {path} as a recourse batch ({error}). Write it again with RecourseBatch.save.") from error
-        if metadata.get("format") != _FORMAT or set(tensors) - set(_PROOFS) != set(_TENSORS):
+        if metadata.get("format") != _FORMAT or set(tensors) - set(_OPTIONAL) != set(_TENSORS):
             raise FileError(f"{path} must be a recourse batch in format {_FORMAT}. Give a file that RecourseBatch.save wrote.")
         try:
             return cls(**tensors, method=metadata["method"], confidence=float(metadata["confidence"]), note=metadata.get("note", ""))
@@ -267,5 +274,5 @@ class RecourseBatch:
             raise FileError(f"{path} is not a whole recourse batch ({error}). Write it again with RecourseBatch.save.") from error
 
 
-_PROOFS = ("status", "bound")
-_TENSORS = tuple(field.name for field in fields(RecourseBatch) if field.name not in ("method", "confidence", "note", *_PROOFS))
+_OPTIONAL = ("status", "bound", "last_refused")
+_TENSORS = tuple(field.name for field in fields(RecourseBatch) if field.name not in ("method", "confidence", "note", *_OPTIONAL))

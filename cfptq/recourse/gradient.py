@@ -53,8 +53,8 @@ class ProjectedGradient:
 
 def run_projected_gradient(
     predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: ProjectedGradient, seed: int = 0
-) -> Tensor:
-    """Run projected gradient descent from a zero action and return the actions, (N, ...), in the shape of the action space.
+) -> tuple[Tensor, Tensor]:
+    """Run projected gradient descent from a zero action.
 
     A row that has the target already keeps a zero action only with ``early_stop``.
 
@@ -65,8 +65,12 @@ def run_projected_gradient(
         target: Target class of each row, (N,) int64.
         settings: Settings of the descent.
         seed: Seed of the restarts, default 0. All rows share the noise, so an action does not depend on the other rows.
+
+    Returns:
+        The actions (N, ...), in the shape of the action space, and the actions one step before. With ``early_stop``, these are the last
+        ones that miss the target, or the final ones of rows that never reach it.
     """
-    delta, is_reached = _descend(predictor, rows, space, target, space.zero(rows), settings)
+    delta, before, is_reached = _descend(predictor, rows, space, target, space.zero(rows), settings)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(settings.restarts):
         left = (~is_reached).nonzero()[:, 0]
@@ -74,17 +78,19 @@ def run_projected_gradient(
             break
         noise = torch.randn(delta.shape[1:], generator=generator, dtype=delta.dtype)
         start = (settings.step_size * settings.steps**0.5) * noise.to(delta.device).expand(len(left), *noise.shape)
-        again, has_arrived = _descend(predictor, rows[left], space, target[left], start, settings)
-        delta[left[has_arrived]] = again[has_arrived]
+        again, before_again, has_arrived = _descend(predictor, rows[left], space, target[left], start, settings)
+        delta[left[has_arrived]], before[left[has_arrived]] = again[has_arrived], before_again[has_arrived]
         is_reached[left[has_arrived]] = True
-    return delta
+    return delta, before
 
 
 def _descend(
     predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, start: Tensor, settings: ProjectedGradient
-) -> tuple[Tensor, Tensor]:
-    """Descend from ``start`` and return the actions (N, ...) and which of them reach the target (N,)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Descend from ``start`` and return the actions (N, ...), those a step before, and which actions reach the target (N,)."""
     result = space.project(rows, start)
+    # A start that reaches the target has no step before it. Without noise its row does not reach the target either.
+    before = space.zero(rows)
     is_reached = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     live = torch.arange(len(rows), device=rows.device)
     x, wanted, total, delta = rows, target, start, result
@@ -97,13 +103,16 @@ def _descend(
                 rest = ~has_arrived
                 live, x, wanted, total, delta = live[rest], x[rest], wanted[rest], total[rest], delta[rest]
         if len(live) == 0:
-            return result, is_reached
+            return result, before, is_reached
+        before[live] = delta
         step = settings.step_size * _compute_direction(predictor, x, space, delta, wanted, settings)
         total = (total if settings.accumulate else delta) + step
         delta = space.project(x, total)
     result[live] = delta
-    is_reached[live] = _is_at_target(predictor, x, space, delta, wanted)
-    return result, is_reached
+    has_arrived = _is_at_target(predictor, x, space, delta, wanted)
+    is_reached[live] = has_arrived
+    before[live[~has_arrived]] = delta[~has_arrived]
+    return result, before, is_reached
 
 
 def count_flat_rows(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: ProjectedGradient) -> int:

@@ -124,21 +124,25 @@ def solve(
             whole = whole or tuple(piece.new_empty(len(x), *piece.shape[1:]) for piece in pieces)
             for destination, piece in zip(whole, pieces, strict=True):
                 destination[part] = piece
-        delta, points, cost, margin, status, bound = whole
+        delta, points, cost, margin, status, bound, *path = whole
+        last_refused = path[0] if path else None
         proofs = {"status": status, "bound": bound} if isinstance(settings, Exact) else {}
         found = _has_reached(margin, settings) | (margins > 0)
         note = _describe_flat_rows(predictor, x, action_set, wanted, found, settings, parts)
     name, confidence = _get_name(settings), _get_confidence(settings)
-    return RecourseBatch(x.clone(), points, delta, cost, found, margin, wanted, name, confidence, note=note, **proofs)
+    return RecourseBatch(
+        x.clone(), points, delta, cost, found, margin, wanted, name, confidence, last_refused=last_refused, note=note, **proofs
+    )
 
 
 def _solve_chunk(
     predictor: Predictor, x: Tensor, space: ActionSpace, target: Tensor, margin: Tensor, settings: Method, seed: int, progress: bool
 ) -> tuple[Tensor, ...]:
-    """Return actions, points, costs, margins, status codes and bounds of one chunk.
+    """Return actions, points, costs, margins, status codes and bounds of one chunk, and the last refused points of a path.
 
     ``margin`` holds the target margins of the factual rows.
     """
+    last_refused = x.clone() if isinstance(settings, ProjectedGradient) and settings.early_stop else None
     delta = space.zero(x)
     points, margin = x.clone(), margin.clone()
     # A row that has the target already needs no action, whatever the confidence.
@@ -160,12 +164,15 @@ def _solve_chunk(
         elif isinstance(settings, MinimalCost | GradientFree):
             action = _search_checked(predictor, x[left], space, target[left], settings)
         else:
-            action = run_projected_gradient(predictor, x[left], space, target[left], settings, seed)
+            action, before = run_projected_gradient(predictor, x[left], space, target[left], settings, seed)
+            if last_refused is not None:
+                last_refused[left] = space.apply(x[left], before)
         delta[left] = action
         points[left], margin[left] = _apply(predictor, x[left], space, action, target[left])
     claimed = (status == int(Status.OPTIMAL)) | (status == int(Status.BOUNDED))
     status[claimed & ~_has_reached(margin, settings)] = int(Status.NOT_FOUND)
-    return delta, points, space.cost(x, delta), margin, status, bound
+    path = () if last_refused is None else (last_refused,)
+    return delta, points, space.cost(x, delta), margin, status, bound, *path
 
 
 def _describe_flat_rows(

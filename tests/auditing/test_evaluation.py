@@ -21,7 +21,11 @@ ENTRY = {
     "average_bits",
     "activation_bits",
     "stored_bytes",
+    "boundary_disagreement",
+    "premature_validity",
     "validity_drop",
+    "validity_drop_at_equal_rate",
+    "crossing_shift",
     "validity_drop_at",
     "recourse_gap",
     "recourse_gap_median",
@@ -54,6 +58,12 @@ def test_a_moved_cut_by_hand() -> None:
     found = audited(Cut(0.0), Cut(0.25), rows, labels=[0, 0, 0, 0, 1, 1, 1, 1])
     assert found.validity_drop == pytest.approx(4 / 5)
     assert found.broken == (0, 1, 2, 3)
+    # Nobody is accepted above 0.25 at a point below 0. The quantized cut lies 0.25 / 0.3 of a step behind the other.
+    assert found.premature_validity == 0
+    assert found.boundary_disagreement == pytest.approx(2 / 5)
+    assert found.crossing_shift == pytest.approx({"mean_abs": 5 / 6, "mean": 5 / 6, "p95": 5 / 6}, abs=1e-4)
+    # Three rows are accepted again once the cut is half way between the rows at 0.1 and -0.02. All recourse lies above that.
+    assert found.validity_drop_at_equal_rate == 0
     assert found.feasible_recourse_rate == 1.0
     assert found.accuracy == pytest.approx(6 / 8)
     assert found.factual_flip_rate == pytest.approx(1 / 8)
@@ -71,6 +81,7 @@ def test_a_moved_cut_by_hand() -> None:
         "rejected": 5,
         "people": 5,
         "with_recourse": 5,
+        "without_crossing": 0,
         "with_minimal_cost_recourse": 5,
         "with_both_recourses": 5,
         "direction_undefined": 0,
@@ -185,7 +196,12 @@ def test_the_entry_has_the_names_of_results_json_and_the_same_bytes_each_time() 
 def test_intervals_hold_the_number_they_are_about() -> None:
     found = audited(Cut(0.0), Cut(0.05), crowd(400), labels=np.ones(400))
     for name, (low, high) in found.ci95.items():
-        value = found.validity_drop_at[name[-4:]] if name.startswith("validity_drop_at") else getattr(found, name)
+        if name.startswith("crossing_shift_"):
+            value = found.crossing_shift[name.removeprefix("crossing_shift_")]
+        elif name in ("validity_drop_at_0.50", "validity_drop_at_0.55", "validity_drop_at_0.60"):
+            value = found.validity_drop_at[name[-4:]]
+        else:
+            value = getattr(found, name)
         assert low - 1e-12 <= value <= high + 1e-12, name
 
 

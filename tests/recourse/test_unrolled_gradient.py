@@ -85,7 +85,7 @@ def test_forward_it_is_projected_gradient_with_its_exact_projection() -> None:
             return result
 
     delta = unroll_projected_gradient(model, x, action_set, target, 3, 0.4)
-    assert torch.allclose(delta, run_projected_gradient(AsPredictor(), x, action_set, target, literal), atol=1e-6)
+    assert torch.allclose(delta, run_projected_gradient(AsPredictor(), x, action_set, target, literal)[0], atol=1e-6)
     assert torch.equal(action_set.project(x, delta.detach()), delta.detach())
     assert not delta[:, 0].any() and int((delta != 0).sum(1).max()) <= 2
 
