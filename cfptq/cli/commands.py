@@ -130,14 +130,15 @@ def run(
         list[int] | None, typer.Option("--seed", help="Run this seed only. May be repeated. The recipe's seeds by default.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Folder of data sets. CFPTQ_DATA_DIR by default.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train every network, although the recipe names stored ones.")] = False,
 ) -> None:
-    """Run an experiment file, which trains a model, quantizes it by each method and measures recourse.
+    """Run an experiment file, which reads or trains a network, quantizes it by each method and measures recourse.
 
     Several seeds write into a folder each, seed-0, seed-1 and so on.
     """
     from cfptq.experiments import run_recipe
 
-    run_recipe(recipe, out, seeds=seed or None, data_dir=data_dir, on_result=show_comparison)
+    run_recipe(recipe, out, seeds=seed or None, data_dir=data_dir, train=train, on_result=show_comparison)
 
 
 @app.command()

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from cfptq.datasets import adult, bank, compas, default, german, synthetic
 from cfptq.datasets.dataset import Dataset
-from cfptq.datasets.encoding import Columns, encode, fit_encoder
+from cfptq.datasets.encoding import Columns, ColumnsDescription, encode, fit_encoder
 from cfptq.datasets.published_files import PublishedFile, Source, find_file, get_cache_folder, list_search_folders, read_file
 from cfptq.errors import DataError
 
 __all__ = [
-    "NAMES", "Columns", "Dataset", "PublishedFile", "Source", "download", "encode", "fit_encoder", "get_cache_folder", "list_files",
-    "list_search_folders", "load", "locate",
+    "NAMES", "Columns", "ColumnsDescription", "Dataset", "PublishedFile", "Source", "download", "encode", "fit_encoder", "get_cache_folder",
+    "list_files", "list_search_folders", "load", "locate",
 ]  # fmt: skip
 
 

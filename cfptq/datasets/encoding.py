@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor
 
 from cfptq.datasets.dataset import Dataset
+
+#: Statistics that differ by less, relative or absolute, are the same. Rounding is some 1e-12, and one row more of 100,000 some 1e-5.
+STATISTICS_TOLERANCE = 1e-8
 
 
 def fit_encoder(dataset: Dataset) -> ColumnTransformer:
@@ -26,6 +31,33 @@ def fit_encoder(dataset: Dataset) -> ColumnTransformer:
     parts = [("numbers", StandardScaler(), list(dataset.numbers)), ("categories", one_hot, categories)]
     transformer = ColumnTransformer([part for part in parts if part[2]], verbose_feature_names_out=False)
     return transformer.fit(dataset.train)
+
+
+@dataclass(frozen=True)
+class ColumnsDescription:
+    """Description of columns and training rows, by which a network is kept from columns that it was not trained on.
+
+    Attributes:
+        names: SHA-256 of the columns' names, in their order.
+        statistics: mean and σ of each standardized feature, means first.
+        class_counts: number of training rows of each class.
+    """
+
+    names: str
+    statistics: tuple[float, ...]
+    class_counts: tuple[int, ...]
+
+    def fits(self, other: ColumnsDescription) -> bool:
+        """Tell whether ``other`` describes the same columns. Statistics may differ by rounding, since processors sum in another order."""
+        return (
+            self.names == other.names
+            and self.class_counts == other.class_counts
+            and len(self.statistics) == len(other.statistics)
+            and all(
+                math.isclose(own, others, rel_tol=STATISTICS_TOLERANCE, abs_tol=STATISTICS_TOLERANCE)
+                for own, others in zip(self.statistics, other.statistics, strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -47,6 +79,17 @@ class Columns:
     test_labels: Tensor
     classes: int
     encoder: ColumnTransformer
+
+    def describe(self) -> ColumnsDescription:
+        """Describe what a network that is trained on these columns depends on."""
+        names = "\n".join(str(name) for name in self.encoder.get_feature_names_out())
+        fitted = [transformer for _, transformer, _ in self.encoder.transformers_]
+        values = [value for transformer in fitted for name in ("mean_", "scale_") for value in getattr(transformer, name, ())]
+        return ColumnsDescription(
+            names=hashlib.sha256(names.encode()).hexdigest(),
+            statistics=tuple(float(value) for value in values),
+            class_counts=tuple(torch.bincount(self.train_labels, minlength=self.classes).tolist()),
+        )
 
 
 def encode(dataset: Dataset, fitted: ColumnTransformer | None = None) -> Columns:

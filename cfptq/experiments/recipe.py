@@ -21,7 +21,8 @@ from cfptq import datasets, models
 from cfptq.actions import ActionSet
 from cfptq.datasets import Columns, Dataset
 from cfptq.errors import FileError, RecipeError
-from cfptq.io.files import read_text
+from cfptq.experiments.stored_networks import NetworkDescription, NetworkOrigin, compute_sha256, read_network, serialize_network
+from cfptq.io.files import as_path, read_text
 from cfptq.io.suggestions import did_you_mean
 from cfptq.io.yaml import RepeatedKeyError, UniqueKeyLoader
 from cfptq.models import TrainingLog, TrainingSettings
@@ -139,8 +140,11 @@ class Calibration(_Part):
 class Recipe(_Part):
     """Experiment on one data set.
 
-    The keys of the file are ``schema`` (1), ``dataset``, ``actions``, ``model``, ``training``, ``calibration``, ``budgets``, ``methods``
-    and ``seeds``. Budgets are average bits, the headline first. Without ``methods``, those of ``cfptq.compare`` are compared.
+    The keys of the file are ``schema`` (1), ``dataset``, ``actions``, ``model``, ``training``, ``networks``, ``calibration``, ``budgets``,
+    ``methods`` and ``seeds``. Budgets are average bits, the headline first. Without ``methods``, those of ``cfptq.compare`` are compared.
+
+    ``networks`` is a folder of stored networks, relative to the recipe's file. The network of a seed is read from there if there is one
+    and trained otherwise. Without ``networks``, every network is trained.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -148,6 +152,7 @@ class Recipe(_Part):
     actions: Actions = Actions()
     backbone: Backbone = Field(default=Backbone(), alias="model")
     training: Training = Training()
+    networks: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     calibration: Calibration = Calibration()
     budgets: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MAX_ENTRIES)] = (4.0,)
     methods: Annotated[Names, Field(min_length=1)] | None = None
@@ -181,7 +186,10 @@ class Recipe(_Part):
             text = read_text(path, MAX_FILE_BYTES)
         except FileError as error:
             raise RecipeError(f"Cannot read the recipe: {error} Give the path of a YAML file.") from error
-        return cls.parse(text, name=str(path))
+        recipe = cls.parse(text, name=str(path))
+        if recipe.networks is None:
+            return recipe
+        return recipe.model_copy(update={"networks": str(as_path(path).parent / as_path(recipe.networks, "networks"))})
 
     @classmethod
     def parse(cls, text: str, *, name: str = "the recipe") -> Self:
@@ -273,26 +281,61 @@ class Recipe(_Part):
         return self._train(columns, seed, progress)[0]
 
     def prepare(
-        self, seed: int = 0, *, data_dir: str | os.PathLike[str] | None = None, download: bool = True, progress: bool = True
+        self,
+        seed: int = 0,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        download: bool = True,
+        train: bool = False,
+        progress: bool = True,
     ) -> Experiment:
-        """Load the data, build the action set and train the model of one seed.
+        """Load the data, build the action set, and read or train the network of one seed.
 
         Args:
             seed: Seed of the initial weights and of training, and split of german.
             data_dir: Folder of data sets. ``CFPTQ_DATA_DIR`` by default.
             download: Download files that are missing.
+            train: Train the network although there is a stored one.
             progress: Show progress of training.
 
         Raises:
-            FileError: A file of the data set is missing, cannot be downloaded, or does not hold the published bytes.
+            FileError: A file of the data set is missing, cannot be downloaded, or does not hold the published bytes. Or a stored network
+                is damaged, or belongs to another data set, seed, architecture, training or other columns.
             ActionSetError: The recipe names a feature that the data set does not have, or contradicts itself.
             ModelError: Training diverged.
         """
         dataset = self.dataset(seed, data_dir=data_dir, download=download)
         columns = datasets.encode(dataset)
         action_set = self.action_set(dataset, columns.encoder)
+        description = self.describe_network(columns, seed)
+        model = self.backbone.build(columns.train.shape[1], columns.classes, seed)
+        note = None
+        if self.networks is not None and not train:
+            folder = as_path(self.networks, "networks")
+            if (stored := read_network(folder, description, model)) is not None:
+                return Experiment(seed, dataset, columns, action_set, model, stored[0], NetworkOrigin("read", stored[1]))
+            note = (
+                f"{folder} holds no network of {self.dataset_name} for seed {seed}, so that it was trained here. "
+                "Its figures differ between processors."
+            )
         model, log = self._train(columns, seed, progress)
-        return Experiment(seed=seed, dataset=dataset, columns=columns, action_set=action_set, model=model, training=log)
+        origin = NetworkOrigin("trained", compute_sha256(serialize_network(model, description, log)), note)
+        return Experiment(seed, dataset, columns, action_set, model, log, origin)
+
+    def describe_network(self, columns: Columns, seed: int) -> NetworkDescription:
+        """Describe the network of one seed by what it is trained on and how.
+
+        Args:
+            columns: Encoded data set.
+            seed: Seed of the initial weights and of training, and split of german.
+        """
+        return NetworkDescription(
+            dataset=self.dataset_name,
+            seed=seed,
+            backbone=self.backbone.model_dump(mode="json"),
+            training=self.training.model_dump(mode="json"),
+            columns=columns.describe(),
+        )
 
     def _train(self, columns: Columns, seed: int, progress: bool) -> tuple[nn.Module, TrainingLog]:
         model = self.backbone.build(columns.train.shape[1], columns.classes, seed)
@@ -311,6 +354,7 @@ class Experiment:
         action_set: Action set on the encoded columns.
         model: Trained classifier, in eval mode.
         training: Log of its training.
+        network: Origin of the classifier, which was read or trained.
     """
 
     seed: int
@@ -319,6 +363,7 @@ class Experiment:
     action_set: ActionSet
     model: nn.Module
     training: TrainingLog
+    network: NetworkOrigin
 
     @property
     def groups(self) -> dict[str, list[str]]:

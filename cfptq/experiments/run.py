@@ -1,9 +1,10 @@
-"""Runs of a recipe, which train a model, quantize it by each method and measure recourse."""
+"""Runs of a recipe, which read or train a network, quantize it by each method and measure recourse."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cfptq.auditing import Protocol
@@ -24,6 +25,7 @@ RESULTS_FILE, TIMINGS_FILE = "results.json", "timings.json"
     out=PATH,
     seeds=optional(instance_of((list, tuple, range), "a list of seeds")),
     data_dir=optional(PATH),
+    train=BOOLEAN,
     progress=BOOLEAN,
 )
 def run_recipe(
@@ -32,6 +34,7 @@ def run_recipe(
     *,
     seeds: Sequence[int] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    train: bool = False,
     on_result: Callable[[Path, Comparison], None] | None = None,
     progress: bool = True,
 ) -> dict[int, Comparison]:
@@ -40,11 +43,14 @@ def run_recipe(
     One seed writes into ``out``. Several seeds write into a folder each, ``out/seed-0``, ``out/seed-1`` and so on. A folder gets
     ``results.json``, ``timings.json`` and the quantized models.
 
+    Networks are read from the folder that the recipe names. A seed without a stored network is trained, and the results say so.
+
     Args:
         recipe: A recipe, or the path of its YAML file.
         out: Folder for the results, which is made if it is missing.
         seeds: Seeds to run. The recipe's seeds by default.
         data_dir: Folder of data sets. ``CFPTQ_DATA_DIR`` by default.
+        train: Train every network, although there are stored ones.
         on_result: Called after each seed with its folder and comparison.
         progress: Show progress of long loops.
 
@@ -53,7 +59,7 @@ def run_recipe(
 
     Raises:
         RecipeError: The recipe cannot be read or makes no sense.
-        FileError: A data set is missing, or the folder cannot be made.
+        FileError: A data set is missing, a stored network does not fit, or the folder cannot be made.
         CfptqError: A seed cannot be run, see ``cfptq.compare``.
     """
     known = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
@@ -65,7 +71,7 @@ def run_recipe(
     comparisons = {}
     for seed in chosen:
         folder = make_folder(Path(out) if len(chosen) == 1 else Path(out) / f"seed-{seed}")
-        experiment = known.prepare(seed, data_dir=data_dir, progress=progress)
+        experiment = known.prepare(seed, data_dir=data_dir, train=train, progress=progress)
         comparisons[seed] = run_experiment(known, experiment, folder, progress=progress)
         if on_result is not None:
             on_result(folder, comparisons[seed])
@@ -77,7 +83,7 @@ def run_experiment(recipe: Recipe, experiment: Experiment, out: str | os.PathLik
 
     Args:
         recipe: Recipe that the experiment was prepared by.
-        experiment: Data, action set and trained model of one seed.
+        experiment: Data, action set and network of one seed.
         out: Folder for ``results.json``, ``timings.json`` and the quantized models, which is made if it is missing.
         progress: Show progress of long loops.
     """
@@ -98,6 +104,12 @@ def run_experiment(recipe: Recipe, experiment: Experiment, out: str | os.PathLik
             dataset=experiment.dataset.name,
             keep=folder,
         )
+    note = experiment.network.note
+    comparison = replace(
+        comparison,
+        network=experiment.network.to_dict(),
+        warnings=comparison.warnings if note is None else (note, *comparison.warnings),
+    )
     write_comparison(comparison, folder)
     return comparison
 

@@ -96,6 +96,7 @@ class Comparison:
         latency: method -> rows a call -> median microseconds on one thread, written to ``timings.json``.
         warnings: sentences for the reader.
         runtime: the processor, ONNX Runtime's version and its session option that the figures were computed with.
+        network: the SHA-256 of the full-precision network's file and whether it was read or trained, where a recipe gave it.
     """
 
     dataset: str
@@ -108,6 +109,7 @@ class Comparison:
     latency: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     runtime: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def methods(self) -> Mapping[str, Mapping[str, Any]]:
@@ -125,6 +127,8 @@ class Comparison:
             "methods": {name: dict(entry) for name, entry in self.methods.items()},
             "budgets": {budget: {name: dict(entry) for name, entry in methods.items()} for budget, methods in self.budgets.items()},
         }
+        if self.network:
+            entries["network"] = dict(self.network)
         if self.unavailable:
             entries["unavailable"] = dict(self.unavailable)
         return entries

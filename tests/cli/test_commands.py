@@ -21,7 +21,8 @@ from typer.testing import CliRunner, Result
 import cfptq
 from cfptq import api
 from cfptq.cli import app
-from cfptq.experiments import run
+from cfptq.experiments import Recipe, run
+from cfptq.experiments.stored_networks import write_network
 from cfptq.network import capture, to_onnx_model
 from cfptq.pipeline.comparison import Comparison
 
@@ -281,6 +282,32 @@ class TestRun:
         for results in found.values():
             assert results["fp32"]["accuracy"] == 128
             assert set(results["methods"]) == {"mixed-ptq"}
+
+    def test_it_reads_stored_networks_and_says_where_it_trains(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def measured(*arguments: Any, **_: object) -> Comparison:
+            return Comparison("synthetic", arguments[6].seed, {}, {"4.0": {}}, "4.0")
+
+        monkeypatch.setattr(run, "compare_methods", measured)
+        path = tmp_path / "small.yaml"
+        path.write_text(RECIPE + "networks: stored\n")
+        recipe = Recipe.load(path)
+        trained = recipe.prepare(0, train=True, progress=False)
+        digest = write_network(tmp_path / "stored", trained.model, recipe.describe_network(trained.columns, 0), trained.training)
+
+        def origin(*more: str) -> tuple[dict[str, str], str]:
+            result = cfptq_says("run", str(path), "--out", str(tmp_path / "out"), *more)
+            assert result.exit_code == 0, result.stderr
+            return json.loads((tmp_path / "out" / "results.json").read_text())["network"], " ".join(result.stdout.split())
+
+        assert origin("--seed", "0")[0] == {"source": "read", "sha256": digest}
+        assert origin("--seed", "0", "--train")[0] == {"source": "trained", "sha256": digest}
+        network, told = origin("--seed", "1")
+        assert network["source"] == "trained" and network["sha256"] != digest
+        assert "no network of synthetic for seed 1" in network["note"] and network["note"] in told
+
+        path.write_text(path.read_text().replace("[8]", "[9]"))
+        refused = cfptq_says("run", str(path), "--out", str(tmp_path / "out"), "--seed", "0")
+        assert refused.exit_code == 2 and "does not fit" in refused.stderr
 
     def test_a_recipe_that_makes_no_sense_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "odd.yaml").write_text(RECIPE.replace("budgets", "bugdets"))
