@@ -35,7 +35,7 @@ from scipy.stats import t as student_t
 
 from cfptq.errors import ConfigurationError, FileError
 from cfptq.experiments.recipe import Experiment, Recipe
-from cfptq.experiments.stored_networks import INDEX_FILE, read_index, write_network
+from cfptq.experiments.stored_networks import INDEX_FILE, name_file, read_index, write_network
 from cfptq.io.atomic import write_text
 from cfptq.io.files import read_json
 
@@ -61,8 +61,8 @@ CONFIDENCE = 0.95
 
 
 def load_recipe(name: str) -> Recipe:
-    """Load a data set's recipe, with the folder of the networks of its reporting seeds."""
-    return Recipe.load(RECIPES / f"{name}.yaml").model_copy(update={"networks": str(NETWORKS)})
+    """Load a data set's recipe, which reads the networks of its reporting seeds."""
+    return Recipe.load(RECIPES / f"{name}.yaml")
 
 
 def is_reporting_seed(name: str, seed: int) -> bool:
@@ -91,22 +91,20 @@ def load_experiment(name: str, seed: int, *, progress: bool = False) -> Experime
         FileError: A reporting seed has no stored network, or a stored network does not fit.
     """
     recipe = load_recipe(name)
-    if not is_reporting_seed(name, seed):
-        if not is_development_seed(name, seed):
-            raise ConfigurationError(
-                f"Seed {seed} of {name} is kept unused. Develop on {_describe_seeds(DEVELOPMENT_SEEDS[name])}"
-                f"{'' if name in POOLED else f' or seeds from {FURTHER_DEVELOPMENT_SEEDS}'}."
-            )
-        recipe = recipe.model_copy(update={"networks": str(DEVELOPMENT_NETWORKS)})
-        try:
-            store_network(recipe, seed, DEVELOPMENT_NETWORKS, progress=progress)
-            return recipe.prepare(seed, progress=progress)
-        except FileError:  # The network is damaged, or the recipe asks for another one by now.
-            store_network(recipe, seed, DEVELOPMENT_NETWORKS, again=True, progress=progress)
-    experiment = recipe.prepare(seed, progress=progress)
-    if experiment.network.source != "read":
-        raise FileError(f"{NETWORKS} holds no network of {name} for seed {seed}. Run python benchmarks/networks.py --datasets {name}.")
-    return experiment
+    if is_reporting_seed(name, seed):
+        if not _has_network(name, seed, NETWORKS):
+            raise FileError(f"{NETWORKS} holds no network of {name} for seed {seed}. Run python benchmarks/networks.py --datasets {name}.")
+        return recipe.prepare(seed, progress=progress)
+    if not is_development_seed(name, seed):
+        further = "" if name in POOLED else f" or seeds from {FURTHER_DEVELOPMENT_SEEDS}"
+        raise ConfigurationError(f"Seed {seed} of {name} is kept unused. Develop on {_describe_seeds(DEVELOPMENT_SEEDS[name])}{further}.")
+    recipe = recipe.model_copy(update={"networks": str(DEVELOPMENT_NETWORKS)})
+    try:
+        store_network(recipe, seed, DEVELOPMENT_NETWORKS, progress=progress)
+        return recipe.prepare(seed, progress=progress)
+    except FileError:  # The network is damaged, or the recipe asks for another one by now.
+        store_network(recipe, seed, DEVELOPMENT_NETWORKS, again=True, progress=progress)
+        return recipe.prepare(seed, progress=progress)
 
 
 def store_network(recipe: Recipe, seed: int, folder: Path, *, again: bool = False, progress: bool = False) -> bool:
@@ -119,11 +117,15 @@ def store_network(recipe: Recipe, seed: int, folder: Path, *, again: bool = Fals
         again: Train it although there is one.
         progress: Show progress of training.
     """
-    if not again and (folder / INDEX_FILE).exists() and f"{recipe.dataset_name}-{seed}.safetensors" in read_index(folder):
+    if not again and _has_network(recipe.dataset_name, seed, folder):
         return False
     experiment = recipe.prepare(seed, train=True, progress=progress)
     write_network(folder, experiment.model, recipe.describe_network(experiment.columns, seed), experiment.training)
     return True
+
+
+def _has_network(name: str, seed: int, folder: Path) -> bool:
+    return (folder / INDEX_FILE).exists() and name_file(name, seed) in read_index(folder)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RETRAIN = "Use the file that belongs to this data set and recipe, or train anew with --train (train=True)"
 
 
+def name_file(dataset: str, seed: int) -> str:
+    """Return the name of the file of a data set's network of one seed."""
+    return f"{dataset}-{seed}.safetensors"
+
+
 @dataclass(frozen=True)
 class NetworkDescription:
     """Data, architecture and settings that a network was trained with.
@@ -60,7 +65,7 @@ class NetworkDescription:
     @property
     def file_name(self) -> str:
         """Name of the network's file in a folder of stored networks."""
-        return f"{self.dataset}-{self.seed}.safetensors"
+        return name_file(self.dataset, self.seed)
 
 
 @dataclass(frozen=True)

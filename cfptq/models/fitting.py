@@ -1,4 +1,4 @@
-"""Reproducible training of classifiers with early stopping on held-out rows."""
+"""Training of classifiers with early stopping on held-out rows."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def train(
 ) -> TrainingLog:
     """Train ``model`` in place and leave it in eval mode with the weights of its best epoch.
 
-    On the same machine with the same version of PyTorch, the same seed gives the same weights. Training uses one thread. The global
-    random state and the thread count are restored on exit.
+    The same seed gives the same weights on the same machine with the same versions. Another processor gives other weights. Training
+    uses one thread. The global random state and the thread count are restored on exit.
 
     Args:
         model: maps rows to class logits (N, C).

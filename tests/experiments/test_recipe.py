@@ -47,7 +47,8 @@ def test_a_recipe_keeps_the_standard_protocol_and_the_papers_table_4(path: Path)
     assert recipe.calibration.rows == 1024
     assert recipe.budgets == (4,)
     assert recipe.backbone.hidden == (64, 64)
-    assert recipe.seeds == (tuple(range(10)) if recipe.dataset_name == "german" else (0, 1, 2))
+    assert recipe.seeds == tuple(range(60, 120) if recipe.dataset_name == "german" else range(10, 20))
+    assert recipe.networks is not None and (Path(recipe.networks) / "index.json").is_file()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
