@@ -31,7 +31,7 @@ def put_rows_first(graph: fx.GraphModule, example: Tensor) -> None:
         graph: a normalized graph.
         example: rows that the model is meant for, (N, ...) float32, N ≥ 1.
     """
-    few, many = (_InputRecorder(graph).record(_draw_rows(example, count)) for count in ROW_COUNTS)
+    few, many = (_InputRecorder(graph).record(_repeat_rows(example, count)) for count in ROW_COUNTS)
     moved: dict[tuple[fx.Node, int | str], fx.Node] = {}
     for node in list(graph.graph.nodes):
         if node not in few:
@@ -70,9 +70,32 @@ class _InputRecorder(fx.Interpreter):
         return result
 
 
+def _repeat_rows(example: Tensor, count: int) -> Tensor:
+    return example.repeat(count, *[1] * (example.dim() - 1))[:count]
+
+
 def _draw_rows(example: Tensor, count: int) -> Tensor:
-    rows = example.repeat(count, *[1] * (example.dim() - 1))[:count]
+    rows = _repeat_rows(example, count)
     return rows + NOISE * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _change_one_row(graph: fx.GraphModule, node: fx.Node, example: Tensor) -> Tensor | None:
+    """Return where a layer's input changes with the second row, or None where the model takes no such rows.
+
+    Noise tells rows apart. A model that looks up codes takes the rows of the example alone.
+    """
+    count = ROW_COUNTS[0]
+    noisy = _draw_rows(example, count), _draw_rows(example, count + 1)[-1]
+    own = _repeat_rows(example, count), example[0]
+    for rows, other in (noisy, own):
+        changed = rows.clone()
+        changed[1] = other
+        try:
+            before, after = (_InputRecorder(graph).record(tried)[node] for tried in (rows, changed))
+        except Exception:
+            continue
+        return (after != before).flatten(1).any(1)
+    return None
 
 
 def _find_order(graph: fx.GraphModule, node: fx.Node, example: Tensor, growing: list[int], shape: tuple[int, ...]) -> int | str | None:
@@ -84,11 +107,8 @@ def _find_order(graph: fx.GraphModule, node: fx.Node, example: Tensor, growing: 
         return growing[0]
     if growing[0] != 0 or shape[0] % rows:
         return None
-    before = _InputRecorder(graph).record(_draw_rows(example, rows))[node]
-    changed = _draw_rows(example, rows)
-    changed[1] = _draw_rows(example, rows + 1)[-1]
-    differs = (_InputRecorder(graph).record(changed)[node] != before).flatten(1).any(1)
-    if not bool(differs.any()):
+    differs = _change_one_row(graph, node, example)
+    if differs is None or not bool(differs.any()):
         return None
     each = shape[0] // rows
     row_if_outer, row_if_inner = torch.arange(shape[0]) // each, torch.arange(shape[0]) % rows

@@ -111,8 +111,9 @@ class ArtefactPredictor:
         _check_rows(x)
         with torch.no_grad():
             if len(x) <= CHUNK_ROWS:
-                return self._to_class_logits(self.run(x.detach()), self.head, x)
-            return torch.cat([self._to_class_logits(self.run(part), self.head, part) for part in torch.split(x.detach(), CHUNK_ROWS)])
+                return self._to_class_logits(self._run_on(self.run, x.detach()), self.head, x)
+            parts = torch.split(x.detach(), CHUNK_ROWS)
+            return torch.cat([self._to_class_logits(self._run_on(self.run, part), self.head, part) for part in parts])
 
     def logits_in_default_session(self, x: Tensor) -> Tensor | None:
         """Compute class logits ``(N, C)`` in ONNX Runtime's default session, or return None if ``logits`` does so already."""
@@ -122,11 +123,20 @@ class ArtefactPredictor:
         """Compute class logits ``(N, C)`` that are differentiable with respect to ``x``.
 
         Raises:
-            ModelError: there is no differentiable twin, or it returns NaN or another shape than on the example.
+            ModelError: there is no differentiable twin, or it fails, or returns NaN or another shape than on the example.
         """
         if self.twin is None:
             raise ModelError(f"{self.name} has no gradient: {self.reason}. Give a differentiable twin=, or use a method that needs none.")
-        return self._to_class_logits(self.twin(x), self.twin_head or self.head, x)
+        return self._to_class_logits(self._run_on(self.twin, x), self.twin_head or self.head, x)
+
+    def _run_on(self, run: Raw, x: Tensor) -> Tensor:
+        """Run a model, and turn what it raises into a ModelError."""
+        try:
+            return run(x)
+        except CfptqError:
+            raise
+        except Exception as error:
+            raise _describe_failure(self.name, x, error) from error
 
     def _to_class_logits(self, output: Tensor, head: Head, x: Tensor) -> Tensor:
         logits = class_logits(output, head, self.threshold)
@@ -356,6 +366,11 @@ def _infer_name(model: Any) -> str:
     return str(getattr(model, "__name__", type(model).__name__))
 
 
+def _describe_failure(name: str, x: Tensor, error: Exception) -> ModelError:
+    said = f"{name} fails on rows of shape {tuple(x.shape)}: {summarize_error(error)}"
+    return ModelError(f"{said}. Check that it was trained on such rows.")
+
+
 def _run_checked(run: Raw, x: Tensor, name: str) -> Tensor:
     """Run a model without gradient and turn its exceptions into a ModelError."""
     try:
@@ -364,8 +379,7 @@ def _run_checked(run: Raw, x: Tensor, name: str) -> Tensor:
     except CfptqError:
         raise
     except Exception as error:
-        said = f"{name} fails on rows of shape {tuple(x.shape)}: {summarize_error(error)}"
-        raise ModelError(f"{said}. Check that it was trained on such rows.") from error
+        raise _describe_failure(name, x, error) from error
     if not isinstance(output, Tensor):
         raise ModelError(f"{name} must return one tensor of class scores, got {type(output).__name__}. Wrap it accordingly.")
     return output

@@ -79,3 +79,19 @@ def test_a_convolution_over_rows_and_tokens_together_stays_in_float() -> None:
     network = capture(model, rows(5))
     assert dict(network.skipped) == {"conv": "the first axis of its input does not hold the rows"}
     torch.testing.assert_close(network(rows(4)), model(rows(4)))
+
+
+@pytest.mark.parametrize("name", ["rows first", "tokens outside"])
+def test_a_model_that_looks_up_codes_is_run_on_codes_alone(name: str) -> None:
+    class Coded(Tokens):
+        """Each column is a code from 0 to 2, for which a token of four is looked up."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(self.mix(self, (self.embed.weight * torch.arange(1.0, 4.0)).t()[x.long()]))
+            return out
+
+    codes = torch.tensor([[0.0, 1.0, 2.0], [2.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    model = Coded(MIXES[name]).eval()
+    network = capture(model, codes)
+    assert len(network.layers) == 3
+    torch.testing.assert_close(network(codes), model(codes))

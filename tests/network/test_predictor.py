@@ -369,3 +369,10 @@ def test_heads_and_thresholds_that_do_not_fit_are_refused() -> None:
         as_predictor(network(3), example=rows(4), head=Head.LOGIT)
     with pytest.raises(ModelError, match="two classes"):
         as_predictor(network(3), example=rows(4), threshold=0.5)
+
+
+def test_a_model_that_fails_on_later_rows_says_so_itself() -> None:
+    table = nn.Embedding(3, 2)
+    predictor = as_predictor(lambda x: table(torch.as_tensor(x)[:, 0].long()), example=torch.tensor([[0.0], [2.0]]))
+    with pytest.raises(ModelError, match="fails on rows of shape"):
+        predictor.logits(torch.tensor([[7.0]]))

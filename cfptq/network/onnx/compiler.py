@@ -22,7 +22,7 @@ FOLDED_BY_LOWERING = ("QuantizeLinear", "DequantizeLinear", "LinearClassifier", 
 #: Operators of several outputs that anybody may read.
 SEVERAL_OUTPUTS = ("Split", "TopK")
 #: Operators to which a constant of one element is passed as a Python number, which is faster than a tensor.
-NUMERIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Clip"})
+NUMERIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Clip", "Pad"})
 
 
 class GraphCompiler(StepBuilder):

@@ -129,8 +129,10 @@ def _pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any =
     for i, axis in enumerate(where):
         flat[2 * (x.dim() - 1 - axis)], flat[2 * (x.dim() - 1 - axis) + 1] = sizes[i], sizes[i + len(where)]
     mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[node.get("mode", "constant")]
+    if mode == "constant" and isinstance(value, Tensor):
+        return torch.where(F.pad(torch.ones_like(x), flat) == 1, F.pad(x, flat), value.to(x.dtype))
     if mode == "constant":
-        return F.pad(x, flat, value=float(node.get("value", 0.0) if value is None else value))
+        return F.pad(x, flat, value=node.get("value", 0.0) if value is None else float(value))
     while len(flat) > 2 and flat[-2:] == [0, 0]:
         flat = flat[:-2]
     return F.pad(x, flat, mode=mode)

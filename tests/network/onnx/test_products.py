@@ -71,3 +71,11 @@ def test_a_layer_may_have_any_name(name: str) -> None:
     assert largest_difference(model, rows()) < 1e-6
     (layer,) = capture(OnnxModule(model), rows()).layers
     assert layer.name.removesuffix("_") == name
+
+
+@pytest.mark.parametrize("value", [np.float32(0.3), np.array([0.3], np.float32), None])
+def test_padding_of_any_value_is_captured(value: Any) -> None:
+    constants = {"p": np.array([0, 1, 0, 2]), "V": drawn(9, 2)} | ({} if value is None else {"v": value})
+    model = graph([node("Pad", "x p" if value is None else "x p v", "h"), node("MatMul", "h V", "y")], constants)
+    assert largest_difference(model, rows()) < 1e-5
+    assert capture(OnnxModule(model), rows())(rows(3, 6)).shape == (3, 2)
