@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +46,8 @@ def run_audit(
     progress: bool = True,
 ) -> AuditReport:
     """Measure what quantization did to recourse.
+
+    Recourse of a model without gradient is searched without one, and the report says so.
 
     Args:
         f: Full-precision model, as a predictor, a module, an ONNX file or a function. An ONNX file is run by ONNX Runtime.
@@ -90,8 +91,6 @@ def run_audit(
         classes = resolve_target(wanted, columns, logits)
         accepted = decide(logits) == classes
         advice = check_issued(before, after, issued, columns, classes, accepted, space, protocol, seed)
-        if not before.is_differentiable:
-            protocol = replace(protocol, max_people=0)
     teacher = reference_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
     metrics = evaluate(before, after, teacher, columns, labels, space, groups, threads=threads, progress=progress)
     return AuditReport(

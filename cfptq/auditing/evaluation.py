@@ -226,7 +226,7 @@ def evaluate(
 
     Args:
         f: Full-precision model that ``reference`` was computed with.
-        f_q: Quantized model as it is deployed. Metrics that need recourse on it are undefined if it has no gradient.
+        f_q: Quantized model as it is deployed. If it has no gradient, costs compare the gradient-free recourse of both models.
         reference: Recourse of f, from ``cfptq.auditing.reference_recourse`` for the same rows and action space.
         rows: Columns of everyone, (N, ...) float32.
         labels: True classes (N,), NaN or -1 where unknown. None leaves accuracy undefined.
@@ -272,8 +272,8 @@ def evaluate(
             target_failures(decide_points(f_q, batch.points), batch.target, batch.found)
         )
 
-    own, reason = _solve_quantized(f_q, reference, rows, space, threads, progress)
-    people_statistics |= _compare_actions(reference.plain, own, protocol)
+    before, own = _solve_alike(f, f_q, reference, rows, space, threads, progress)
+    people_statistics |= _compare_actions(before, own, protocol)
 
     statistics = {**row_statistics, **people_statistics}
     values = {name: evaluate_statistic(statistic) for name, statistic in statistics.items()}
@@ -306,7 +306,7 @@ def evaluate(
             "decided_otherwise_by_default_session": saturated,
         },
         broken=tuple(reference.people[torch.from_numpy(failures == 1)].tolist()),
-        notes=_write_notes(reference, reason, f_q.name, saturated),
+        notes=_write_notes(reference, own, f_q, saturated),
     )
 
 
@@ -315,41 +315,35 @@ def decide_points(predictor: Predictor, points: Tensor) -> Tensor:
     return decide(predictor.logits(points)) if len(points) else torch.zeros(0, dtype=torch.int64)
 
 
-def _solve_quantized(
-    f_q: Predictor, reference: ReferenceRecourse, rows: Tensor, space: ActionSpace, threads: int | None, progress: bool
-) -> tuple[RecourseBatch | None, str]:
-    """Find minimal-cost recourse on the quantized model, or return None and the reason why there is none."""
-    if len(reference.people) and not f_q.is_differentiable:
-        return None, (
-            f"{f_q.name} has no gradient, so its own recourse was not computed. Recourse gap, direction similarity, action overlap "
-            "and the rate of lost recourse are undefined. Give a differentiable twin of it."
-        )
-    method = replace(reference.protocol.minimal_cost, confidence=PLAIN)
+def _solve_alike(
+    f: Predictor, f_q: Predictor, reference: ReferenceRecourse, rows: Tensor, space: ActionSpace, threads: int | None, progress: bool
+) -> tuple[RecourseBatch, RecourseBatch]:
+    """Return minimal-cost recourse of f and f_q, by the gradient-free search on both where one of them has no gradient."""
     people = reference.people
-    return (
-        solve_rows(f_q, rows[people], space, reference.target[people], method, seed=reference.seed, threads=threads, progress=progress),
-        "",
-    )
+    plain = replace(reference.protocol.minimal_cost, confidence=PLAIN)
+    method = plain if f_q.is_differentiable and reference.plain.method == "minimal-cost" else plain.without_gradient()
+
+    def solve_on(model: Predictor) -> RecourseBatch:
+        target = reference.target[people]
+        return solve_rows(model, rows[people], space, target, method, seed=reference.seed, threads=threads, progress=progress)
+
+    own = solve_on(f_q)
+    return reference.plain if reference.plain.method == own.method else solve_on(f), own
 
 
-def _compare_actions(before: RecourseBatch, after: RecourseBatch | None, protocol: Protocol) -> dict[str, Statistic]:
+def _compare_actions(before: RecourseBatch, after: RecourseBatch, protocol: Protocol) -> dict[str, Statistic]:
     """Compare the two models' minimal-cost actions of each person."""
-    if after is None:
-        undefined = np.full(len(before), np.nan)
-        cost_f, cost_q, gaps, cosines, overlaps, lost = (undefined,) * 6
-    else:
-        kept = before.found & after.found
-        cost_f, cost_q = pair_costs(before.cost, after.cost, kept)
-        gaps = relative_gaps(before.cost, after.cost, kept, protocol.epsilon)
-        cosines = direction_cosines(before.delta, after.delta, kept, protocol.epsilon)
-        overlaps = action_jaccards(before.delta, after.delta, kept, protocol.support_tolerance, protocol.epsilon)
-        lost = lost_recourse(before.found, after.found)
+    kept = before.found & after.found
+    cost_f, cost_q = pair_costs(before.cost, after.cost, kept)
+    gaps = relative_gaps(before.cost, after.cost, kept, protocol.epsilon)
+    cosines = direction_cosines(before.delta, after.delta, kept, protocol.epsilon)
+    overlaps = action_jaccards(before.delta, after.delta, kept, protocol.support_tolerance, protocol.epsilon)
     return {
         "recourse_gap": Mean(gaps),
         "recourse_gap_median": Median(gaps),
         "recourse_gap_abs_median": Median(np.abs(gaps)),
         "recourse_gap_of_sums": RatioOfSums(cost_q - cost_f, cost_f, protocol.epsilon),
-        "recourse_lost_rate": Proportion(lost),
+        "recourse_lost_rate": Proportion(lost_recourse(before.found, after.found)),
         "direction_similarity": Mean(cosines),
         "action_overlap": Mean(overlaps),
     }
@@ -395,7 +389,7 @@ def _first_column(statistic: Statistic) -> NDArray[np.float64]:
     return statistic.columns[0]
 
 
-def _write_notes(reference: ReferenceRecourse, reason: str, name: str, saturated: int) -> tuple[str, ...]:
+def _write_notes(reference: ReferenceRecourse, own: RecourseBatch, f_q: Predictor, saturated: int) -> tuple[str, ...]:
     notes = []
     if reference.n_rejected == 0:
         notes.append(
@@ -412,14 +406,33 @@ def _write_notes(reference: ReferenceRecourse, reason: str, name: str, saturated
     elif reference.projected.note:
         notes.append(reference.projected.note)
     if len(reference.people) and reference.last_steps is None:
-        notes.append(
-            "The solver does not decide at every step, so boundary disagreement, premature validity and the crossing shift are undefined. "
-            "Use ProjectedGradient with early_stop=True in the protocol."
-        )
-    if reason:
-        notes.append(reason)
+        notes.append(_explain_missing_steps(reference))
+    notes += _describe_search(reference, own, f_q)
     if saturated:
-        notes.append(describe_saturation(name, saturated, len(reference.decisions)))
+        notes.append(describe_saturation(f_q.name, saturated, len(reference.decisions)))
     if len(reference.people) and len(reference.people) < reference.n_rejected:
         notes.append(f"{len(reference.people)} of {reference.n_rejected} rejected people were measured, drawn with seed {reference.seed}.")
     return tuple(notes)
+
+
+def _describe_search(reference: ReferenceRecourse, own: RecourseBatch, f_q: Predictor) -> list[str]:
+    """Return sentences about models whose recourse was searched without a gradient."""
+    if len(reference.people) == 0 or own.method != "gradient-free":
+        return []
+    if reference.projected.method == own.method:
+        return [
+            f"{reference.name} has no gradient, so the recourse of both models was searched without one. Validity Drop is that of "
+            "minimal-cost recourse at 0.50, which ends on the boundary and breaks more often than projected-gradient recourse."
+        ]
+    return [
+        f"{f_q.name} has no gradient, so the recourse gap, direction similarity, action overlap and the rate of lost recourse compare "
+        "recourse that was searched without one on both models."
+    ]
+
+
+def _explain_missing_steps(reference: ReferenceRecourse) -> str:
+    """Return a sentence on the metrics of the last step, which no step of the reference's solver defines."""
+    undefined = "so boundary disagreement, premature validity and the crossing shift are undefined."
+    if reference.projected.method == "gradient-free":
+        return f"The gradient-free search takes no steps, {undefined}"
+    return f"The solver does not decide at every step, {undefined} Use ProjectedGradient with early_stop=True in the protocol."

@@ -17,14 +17,14 @@ from torch import Tensor
 from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.inputs import parse_labels
 from cfptq.auditing.last_steps import LastSteps
-from cfptq.errors import DataError, ModelError
+from cfptq.errors import DataError
 from cfptq.io.json import canonicalize
 from cfptq.metrics import EPSILON, SUPPORT_TOLERANCE, accuracy, favourable_rate, feasible_recourse_rate
 from cfptq.metrics.arrays import Floats
 from cfptq.metrics.intervals import check_level
 from cfptq.network.head import decide
 from cfptq.network.predictor import Predictor
-from cfptq.recourse import MinimalCost, ProjectedGradient, RecourseBatch, Target, resolve_target, solve
+from cfptq.recourse import GradientFree, MinimalCost, ProjectedGradient, RecourseBatch, Target, name_method, resolve_target, solve
 
 #: Confidence at which CRG, DirSim and ActOverlap compare the two models' minimal-cost recourse.
 PLAIN = 0.5
@@ -79,7 +79,8 @@ class ReferenceRecourse:
         decisions: Class of every row, (N,) int64.
         target: Target class of every row, (N,) int64.
         people: Row numbers of the M rejected people who are measured, ascending, (M,) int64.
-        projected: Projected-gradient recourse of these M people.
+        projected: Projected-gradient recourse of these M people. For a model without gradient it is that of the gradient-free search
+            at confidence 0.5.
         last_steps: Lines through the last steps of their paths. None if the protocol's solver does not decide at every step.
         crossings: Positions on these lines at which the model's decision changes, (M,), NaN without recourse.
         minimal: Minimal-cost recourse of these M people, by the confidence as text ("0.50").
@@ -130,6 +131,7 @@ class ReferenceRecourse:
         found, cost = self.plain.found, self.plain.cost
         entry = {
             "accuracy": None if known is None else accuracy(self.decisions, known),
+            "recourse_method": self.projected.method,
             "favourable_rate": favourable_rate(self.decisions, self.target),
             "feasible_recourse_rate": feasible_recourse_rate(self.projected.found),
             "feasible_recourse_rate_minimal_cost": feasible_recourse_rate(found),
@@ -153,6 +155,9 @@ def reference_recourse(
 ) -> ReferenceRecourse:
     """Find the recourse of the people whom the full-precision model rejects, under the protocol.
 
+    A model without gradient, such as a tree ensemble or a Python function, is searched without one. Its recourse at 0.5 then stands in
+    for projected-gradient recourse.
+
     Args:
         f: Full-precision model.
         rows: Columns of everyone, accepted and rejected, (N, ...) float32.
@@ -166,7 +171,6 @@ def reference_recourse(
     Raises:
         ActionSetError: Rows break the action set's rules.
         DataError: The target is not a class of the model.
-        ModelError: The model has no gradient.
     """
     protocol = protocol or Protocol()
     logits = f.logits(rows)
@@ -174,17 +178,15 @@ def reference_recourse(
     shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
     people = shuffled[(decided != wanted)[shuffled]][: protocol.max_people].sort().values
 
-    if len(people) and not f.is_differentiable:
-        why = getattr(f, "reason", "").rstrip(".") or "it has no differentiable form"
-        raise ModelError(
-            f"{f.name} must have a gradient, because the audit searches recourse by it, but has none ({why}). Give the advice that was "
-            "sent as issued=, or a differentiable model in its place."
-        )
-
     def solve_by(method: ProjectedGradient | MinimalCost) -> RecourseBatch:
         return solve_rows(f, rows[people], space, wanted[people], method, seed=seed, threads=threads, progress=progress)
 
-    projected = solve_by(protocol.projected_gradient)
+    minimal = {
+        format_confidence(confidence): solve_by(replace(protocol.minimal_cost, confidence=confidence))
+        for confidence in protocol.confidences
+    }
+    searches_by_gradient = f.is_differentiable or len(people) == 0
+    projected = solve_by(protocol.projected_gradient) if searches_by_gradient else minimal[format_confidence(PLAIN)]
     last_steps = LastSteps.from_batch(projected)
     return ReferenceRecourse(
         name=f.name,
@@ -194,10 +196,7 @@ def reference_recourse(
         projected=projected,
         last_steps=last_steps,
         crossings=np.full(len(people), np.nan) if last_steps is None else last_steps.find_crossings(f),
-        minimal={
-            format_confidence(confidence): solve_by(replace(protocol.minimal_cost, confidence=confidence))
-            for confidence in protocol.confidences
-        },
+        minimal=minimal,
         protocol=protocol,
         seed=seed,
     )
@@ -208,7 +207,7 @@ def solve_rows(
     rows: Tensor,
     space: ActionSpace,
     target: Tensor,
-    method: ProjectedGradient | MinimalCost,
+    method: ProjectedGradient | MinimalCost | GradientFree,
     *,
     seed: int,
     threads: int | None,
@@ -237,7 +236,7 @@ def solve_rows(
         found=nothing.bool(),
         margin=nothing,
         target=target,
-        method=type(method).__name__,
+        method=name_method(method),
         confidence=getattr(method, "confidence", PLAIN),
     )
 

@@ -187,7 +187,8 @@ class AuditReport:
         """Compare the report with limits.
 
         The Validity Drop of issued advice is judged if there is any, and else that of projected-gradient recourse. Minimal-cost
-        recourse is not judged, because it ends on the boundary at 0.5 and breaks far more often. An undefined value breaks its limit.
+        recourse ends on the boundary at 0.5 and breaks far more often. It is judged only where the full-precision model has no
+        gradient. An undefined value breaks its limit.
 
         Args:
             max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
@@ -199,7 +200,8 @@ class AuditReport:
             ConfigurationError: A limit is outside [0, 1].
         """
         if self.issued is None:
-            validity = Finding("Validity Drop of projected-gradient recourse", self.validity_drop, self.ci95["validity_drop"])
+            method = self.fp32.get("recourse_method", "projected-gradient")
+            validity = Finding(f"Validity Drop of {method} recourse", self.validity_drop, self.ci95["validity_drop"])
         else:
             validity = Finding("Validity Drop of the issued advice", self.issued.validity_drop, self.issued.ci95["validity_drop"])
         drift = Finding("Drift of the favourable rate", self.favourable_rate_drift, self.ci95["favourable_rate_drift"])

@@ -10,7 +10,7 @@ from cfptq.recourse.margin_descent import Descent
 from cfptq.recourse.minimal_cost import MinimalCost, search_minimal_cost
 from cfptq.recourse.robustness import WorstCasePredictor, check_validity, robust
 from cfptq.recourse.single_feature import find_single_feature_actions
-from cfptq.recourse.solver import METHODS, Method, solve
+from cfptq.recourse.solver import METHODS, Method, name_method, solve
 from cfptq.recourse.target import Target, TargetRule, opposite_class, resolve_target, runner_up_class
 from cfptq.recourse.unrolled_gradient import unroll_projected_gradient
 
@@ -29,6 +29,7 @@ __all__ = [
     "WorstCasePredictor",
     "check_validity",
     "find_single_feature_actions",
+    "name_method",
     "opposite_class",
     "prove_infeasibility",
     "resolve_target",

@@ -129,7 +129,7 @@ def solve(
         proofs = {"status": status, "bound": bound} if isinstance(settings, Exact) else {}
         found = _has_reached(margin, settings) | (margins > 0)
         note = _describe_flat_rows(predictor, x, action_set, wanted, found, settings, parts)
-    name, confidence = _get_name(settings), _get_confidence(settings)
+    name, confidence = name_method(settings), _get_confidence(settings)
     return RecourseBatch(
         x.clone(), points, delta, cost, found, margin, wanted, name, confidence, last_refused=last_refused, note=note, **proofs
     )
@@ -237,8 +237,8 @@ def _get_confidence(settings: Method) -> float:
     return settings.confidence if isinstance(settings, MinimalCost | GradientFree | Exact) else 0.5
 
 
-def _get_name(settings: Method) -> str:
-    """Return the name of a method, as batches show it."""
+def name_method(settings: Method) -> str:
+    """Return the name of a method, as ``RecourseBatch.method`` shows it."""
     if isinstance(settings, Exact):
         return "exact" if settings.activations == "rounded" else "exact with relaxed activations"
     if isinstance(settings, GradientFree):

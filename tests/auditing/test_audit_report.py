@@ -95,8 +95,7 @@ def test_promises_can_be_checked_on_models_without_gradient() -> None:
     report = run_audit(lambda x: x[:, :1] * 9, lambda x: x[:, :1] * 9 - 2.25, ROWS, Plane(), issued=people(0.1, 0.4, 0.2, 2.0))
     assert report.issued is not None
     assert report.issued.broken == (0, 2)
-    assert math.isnan(report.validity_drop)
-    assert any("Recourse was not computed" in note for note in report.notes)
+    assert report.validity_drop == 1.0  # Solver recourse ends just above 0, and the quantized model accepts above 0.25.
 
 
 def test_files_are_run_and_named_by_digest(tmp_path: Path) -> None:

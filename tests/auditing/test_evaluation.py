@@ -12,9 +12,9 @@ import torch
 from halfline import QUICK, Cut, Plane, crowd, people
 
 from cfptq import metrics
-from cfptq.auditing import evaluate, reference_recourse, to_canonical_json
+from cfptq.auditing import evaluate, reference_recourse, run_audit, to_canonical_json
 from cfptq.errors import DataError, ModelError
-from cfptq.network.predictor import as_predictor
+from cfptq.network.predictor import Predictor, as_predictor
 
 ENTRY = {
     "accuracy",
@@ -205,14 +205,35 @@ def test_intervals_hold_the_number_they_are_about() -> None:
         assert low - 1e-12 <= value <= high + 1e-12, name
 
 
-def test_without_a_gradient_only_what_needs_it_is_undefined() -> None:
+@pytest.mark.parametrize("blind", ["quantized", "full precision", "both"])
+def test_without_a_gradient_recourse_is_searched_without_one(blind: str) -> None:
+    # People at -0.1 and -0.5 pay 0.1 and 0.5 below the cut at 0, and 0.35 and 0.75 below the cut at 0.25.
     rows = people(-0.1, -0.5, 3.0)
-    before = as_predictor(Cut(0.0), example=rows)
-    after = as_predictor(lambda x: 4 * (x[:, :1] - 0.25), example=rows, head="logit", name="black box")
-    found = evaluate(before, after, reference_recourse(before, rows, Plane(), 1, QUICK), rows, None, Plane())
+
+    def accept_above(cut: float, name: str) -> Predictor:
+        if blind in (name, "both"):
+            return as_predictor(lambda x: 4 * (x[:, :1] - cut), example=rows, head="logit", name=name)
+        return as_predictor(Cut(cut), example=rows, name=name)
+
+    before, after = accept_above(0.0, "full precision"), accept_above(0.25, "quantized")
+    reference = reference_recourse(before, rows, Plane(), 1, QUICK)
+    found = evaluate(before, after, reference, rows, None, Plane())
     assert found.validity_drop == 1.0
-    assert math.isnan(found.recourse_gap)
-    assert any("black box has no gradient" in note for note in found.notes)
+    assert found.recourse_gap == pytest.approx((2.5 + 0.5) / 2, rel=0.02)
+    assert found.recourse_lost_rate == 0.0
+    (note,) = (note for note in found.notes if "has no gradient" in note)
+    assert note.startswith("quantized" if blind == "quantized" else "full precision")
+    assert reference.to_dict()["recourse_method"] == ("projected-gradient" if blind == "quantized" else "gradient-free")
+
+
+def test_a_model_of_steps_is_audited_without_a_gradient() -> None:
+    # The score jumps from 0 to 1 at the cut, as in a tree.
+    rows = people(-0.1, -0.5, 3.0)
+    report = run_audit(lambda x: (x[:, 0] > 0).astype(np.float32), lambda x: (x[:, 0] > -0.05).astype(np.float32), rows, Plane())
+    assert report.feasible_recourse_rate == 1.0
+    assert report.validity_drop == 0.0
+    assert report.recourse_gap == pytest.approx((-0.5 - 0.1) / 2, rel=0.02)
+    assert "Validity Drop of gradient-free recourse 0.0000" in str(report.gate(max_vd=0.02))
 
 
 def test_multi_class_targets() -> None:
