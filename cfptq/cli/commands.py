@@ -50,6 +50,9 @@ HeadOption = Annotated[
 ThresholdOption = Annotated[
     float | None, typer.Option("--threshold", help="Probability of class 1 above which a two-class model decides it.")
 ]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", help="Output with the class scores, where an ONNX file has several.", metavar="NAME")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 RowsOption = Annotated[int, typer.Option("--max-rows", help="Calibration rows kept, drawn evenly from the file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results, made if it is missing.")]
@@ -164,6 +167,7 @@ def calibrate(
     target: TargetOption = None,
     head: HeadOption = None,
     threshold: ThresholdOption = None,
+    output: OutputOption = None,
     portable: Annotated[
         bool,
         typer.Option("--portable/--full-range", help="Weights within ±63, which are right on every processor, or full-range int8 weights."),
@@ -193,7 +197,7 @@ def calibrate(
         choose_plot_format(pareto)
     if save is not None:
         check_save_folder(save)
-    module = read_module(model, state)
+    module = read_module(model, state, output)
     actions = read_action_set(action_set)
     rows = read_table(data)
     if label is not None:
@@ -236,6 +240,7 @@ def qat(
     target: TargetOption = None,
     head: HeadOption = None,
     threshold: ThresholdOption = None,
+    output: OutputOption = None,
     portable: Annotated[
         bool,
         typer.Option("--portable/--full-range", help="Weights within ±63, which are right on every processor, or full-range int8 weights."),
@@ -262,7 +267,7 @@ def qat(
     check_writable(out, save, checkpoint, log)
     if save is not None:
         check_save_folder(save)
-    module = read_module(model, state)
+    module = read_module(model, state, output)
     actions = read_action_set(action_set)
     rows = read_table(data)
     if label is not None:
@@ -305,13 +310,14 @@ def compare(
     target: TargetOption = None,
     head: HeadOption = None,
     threshold: ThresholdOption = None,
+    output: OutputOption = None,
     max_rows: RowsOption = 4096,
     seed: SeedOption = 0,
 ) -> None:
     """Compare methods of quantization by people's recourse, and write their files and results.json."""
     from cfptq import api
 
-    module = read_module(model, state)
+    module = read_module(model, state, output)
     actions = read_action_set(action_set)
     rows, people = read_table(data), read_table(test)
     if label is not None:
@@ -350,6 +356,7 @@ def audit(
     target: TargetOption = None,
     head: HeadOption = None,
     threshold: ThresholdOption = None,
+    output: OutputOption = None,
     max_vd: Annotated[float | None, typer.Option("--max-vd", help="Largest Validity Drop allowed, a share such as 0.02.")] = None,
     max_disagreement: Annotated[
         float | None, typer.Option("--max-disagreement", help="Largest boundary disagreement allowed, a share such as 0.02.")
@@ -382,6 +389,7 @@ def audit(
         target=target,
         head=head,
         threshold=threshold,
+        output=output,
         seed=seed,
     )
     gate = report.gate(max_vd, max_drift, max_disagreement=max_disagreement)

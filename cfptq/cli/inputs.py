@@ -15,23 +15,26 @@ if TYPE_CHECKING:
     from cfptq.actions import ActionSet
 
 
-def read_module(model: str, state: Path | None) -> nn.Module:
+def read_module(model: str, state: Path | None, output: str | None = None) -> nn.Module:
     """Build the module of a user's function, or of an ONNX file.
 
     Args:
         model: ``package.module:function``, or the path of an ONNX file.
         state: ``.safetensors`` state of a module that a function builds, or None.
+        output: Output of an ONNX file with the class scores. None finds it.
 
     Raises:
-        ModelError: ``state`` is given for an ONNX file, or the model cannot be built.
+        ModelError: ``state`` is given for an ONNX file, ``output`` for a function, or the model cannot be built.
     """
     from cfptq.network import OnnxModule, load_factory
 
     if ":" in model and not Path(model).exists():
+        if output is not None:
+            raise ModelError(f"--output needs an ONNX file, got the function {model}. Leave --output out.")
         return load_factory(model, state)
     if state is not None:
         raise ModelError(f"--state needs a model 'package.module:function', got the file {model}. Leave --state out.")
-    return OnnxModule(model)
+    return OnnxModule(model, output=output)
 
 
 def as_audited(model: str, state: Path | None) -> nn.Module | str:

@@ -21,6 +21,10 @@ LAYER_OPERATIONS = {
     aten.conv2d.padding: "conv2d",
     aten.convolution.default: "convolution",
 }
+#: Operations that sum over axes.
+SUMS = (aten.sum.dim_IntList, aten.mean.dim, aten.sum.default)
+#: Operations that return the size of a tensor. A weight that is expanded to the number of rows holds the weight's numbers alone.
+SIZES = (aten.sym_size.int, aten.sym_numel.default)
 #: Operations that may take a parameter matrix, such as a class token or a scale, without being a layer.
 NON_LAYER_OPERATIONS = ("batch_norm", "cat", "gather", "group_norm", "index", "instance_norm", "layer_norm", "repeat", "stack", "where")
 
@@ -67,10 +71,10 @@ def find_layers(graph: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[tuple[s
     """
     found: list[fx.Node] = []
     skipped: dict[str, str] = {}
-    constant = find_constant_nodes(graph.graph)
+    constant = find_constant_nodes(graph.graph, SIZES)
     for node in graph.graph.nodes:
         if node.op != "call_function" or node in constant:
-            continue  # A node computed from parameters alone is reported at the node that takes it and the input.
+            continue  # A node computed from parameters and sizes alone is reported at the node that takes it and the input.
         reason = _find_obstacle(graph, node, constant)
         if reason is None:
             found.append(node)
@@ -97,6 +101,8 @@ def _find_obstacle(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node])
     The reason is None for a quantizable layer and empty for a node without weights.
     """
     operation = str(node.target).removeprefix("aten.").split(".")[0]
+    if _is_summed_product(graph, node):
+        return "a sum of products is not quantized. Write it as a matrix product"
     if get_layer_kind(node) is None:
         if _has_no_weight(node) or not _list_parameter_names(graph, node, constant):
             return ""
@@ -119,6 +125,14 @@ def _find_obstacle(graph: fx.GraphModule, node: fx.Node, constant: set[fx.Node])
     if len(uses) > 1:
         return f"its weight is used {len(uses)} times in the model"
     return None
+
+
+def _is_summed_product(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Check that ``node`` multiplies a tensor and a matrix, number by number, and that the products are summed."""
+    if node.target is not aten.mul.Tensor or not any(user.target in SUMS for user in node.users):
+        return False
+    sources = [get_attribute(graph, str(one.target)) for one in node.all_input_nodes if one.op == "get_attr"]
+    return any(isinstance(value, Tensor) and sum(size > 1 for size in value.shape) > 1 for value in sources)
 
 
 def _has_no_weight(node: fx.Node) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,14 +13,17 @@ from cfptq.network.attributes import set_tensor
 from cfptq.network.normalize import aten, evaluate_constant, find_constant_nodes
 
 #: Products of two tensors, the second of which may be a vector.
-PRODUCTS = (aten.matmul.default, aten.mm.default, aten.mv.default)
+PRODUCTS = (aten.matmul.default, aten.mm.default, aten.mv.default, aten.bmm.default)
+#: Operations that repeat a tensor along axes of size 1 or along new axes.
+EXPANSIONS = (aten.expand.default, aten.repeat.default)
 
 
 def unify_linear_layers(graph: fx.GraphModule) -> None:
     """Rewrite, in place, each product of a tensor and a weight matrix or vector as ``aten.linear``.
 
-    These are ``x @ W``, ``W @ x``, ``addmm``, ``inner``, ``tensordot`` over one axis, and ``einsum`` with one summed letter. A vector
-    that is added behind becomes the layer's bias. A weight that is used more than once stays as it is.
+    These are ``x @ W``, ``W @ x``, ``addmm``, ``inner``, ``tensordot``, ``bmm`` with a weight that is repeated for each row, and ``einsum``
+    without a letter that tensor and weight share with the output. A vector that is added behind becomes the layer's bias. A weight that
+    is used more than once stays as it is.
     """
     constant = find_constant_nodes(graph.graph)
     for node in list(graph.graph.nodes):
@@ -32,59 +37,63 @@ def unify_linear_layers(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+@dataclass
 class _Product:
-    """A product along one axis of a tensor and one axis of a weight.
+    """A product along axes of a tensor and axes of a weight.
 
-    Args:
+    Attributes:
         node: node of the product.
         source: the tensor.
-        weight: the constant matrix or vector.
-        axis: axis of the tensor that is summed over.
-        weight_axis: axis of the weight that is summed over.
-        order: permutation of the output, whose last axis is the weight's other axis. None keeps it.
+        weight: the constant.
+        summed: axes of the tensor that are summed over.
+        weight_summed: axes of the weight that they are summed with.
+        order: permutation of the output, whose last axes are the weight's other axes. None keeps it.
         bias: constant that is added, or None.
         factors: factors of the product and of the bias.
+        weight_rank: number of the weight's axes. Leading axes of size 1 beyond them are dropped. None keeps all.
     """
 
-    def __init__(
-        self,
-        node: fx.Node,
-        source: fx.Node,
-        weight: fx.Node,
-        axis: int,
-        weight_axis: int,
-        order: list[int] | None = None,
-        bias: fx.Node | None = None,
-        factors: tuple[float, float] = (1.0, 1.0),
-    ) -> None:
-        self.node, self.source, self.weight, self.axis, self.weight_axis = node, source, weight, axis, weight_axis
-        self.order, self.bias, self.factors = order, bias, factors
+    node: fx.Node
+    source: fx.Node
+    weight: fx.Node
+    summed: list[int]
+    weight_summed: list[int]
+    order: list[int] | None = None
+    bias: fx.Node | None = None
+    factors: tuple[float, float] = (1.0, 1.0)
+    weight_rank: int | None = None
 
     def rewrite(self, graph: fx.GraphModule, constant: set[fx.Node]) -> None:
         """Put a linear layer in the place of the product."""
+        rank = _get_rank(self.source)
         with torch.no_grad():
-            matrix = evaluate_constant(graph, self.weight) * self.factors[0]
-            is_vector = matrix.dim() == 1
-            matrix = matrix[None] if is_vector else matrix.movedim(self.weight_axis, 1)
-        rank, out = _get_rank(self.source), matrix.shape[0]
-        replaced = self.node
-        if self.bias is None and self.order is None and not is_vector:
+            tensor = evaluate_constant(graph, self.weight) * self.factors[0]
+            tensor = tensor if self.weight_rank is None else tensor.reshape(tensor.shape[-self.weight_rank :])
+            others = [axis for axis in range(tensor.dim()) if axis not in self.weight_summed]
+            sizes = [tensor.shape[axis] for axis in others]
+            matrix = tensor.permute([*others, *self.weight_summed]).reshape(math.prod(sizes), -1)
+        out, replaced = matrix.shape[0], self.node
+        if self.bias is None and self.order is None and len(sizes) == 1:
             self.bias, replaced = _find_added_vector(self.node, constant, out)
         with torch.no_grad():
             added = None if self.bias is None else _expand_bias(evaluate_constant(graph, self.bias) * self.factors[1], out)
         if self.bias is not None and added is None:
             return
+        axes = [axis for axis in range(rank) if axis not in self.summed]
         with graph.graph.inserting_before(replaced):
             weight = _add_parameter(graph, self.weight, "weight", matrix)
             bias = None if added is None else _add_parameter(graph, cast(fx.Node, self.bias), "bias", added)
             source = self.source
-            if self.axis != rank - 1:
-                axes = [axis for axis in range(rank) if axis != self.axis]
-                source = graph.graph.call_function(aten.permute.default, (source, [*axes, self.axis]))
+            if self.summed != list(range(len(axes), rank)):
+                source = graph.graph.call_function(aten.permute.default, (source, [*axes, *self.summed]))
+            if len(self.summed) > 1:
+                source = graph.graph.call_function(aten.flatten.using_ints, (source, len(axes), rank - 1))
             result = graph.graph.call_function(aten.linear.default, (source, weight, bias))
             result.meta["nn_module_stack"] = self.node.meta.get("nn_module_stack")
-            if is_vector:
+            if not sizes:
                 result = graph.graph.call_function(aten.squeeze.dim, (result, -1))
+            if len(sizes) > 1:
+                result = graph.graph.call_function(aten.unflatten.int, (result, -1, sizes))
             if self.order is not None:
                 result = graph.graph.call_function(aten.permute.default, (result, self.order))
         if "val" in replaced.meta:
@@ -101,50 +110,78 @@ def _read_product(node: fx.Node, constant: set[fx.Node]) -> _Product | None:
         if bias not in constant or left in constant:
             return None
         factors = float(cast(Any, node.kwargs.get("alpha", 1))), float(cast(Any, node.kwargs.get("beta", 1)))
-        return _Product(node, left, right, 1, 0, None, bias, factors) if right in constant else None
+        return _Product(node, left, right, [1], [0], None, bias, factors) if right in constant else None
     if node.target is aten.inner.default:
         left, right = cast("tuple[fx.Node, fx.Node]", node.args)
-        if right in constant and left not in constant and 1 <= _get_rank(right) <= 2 and _get_rank(left) >= 2:
-            return _Product(node, left, right, _get_rank(left) - 1, _get_rank(right) - 1)
+        if right in constant and left not in constant and _get_rank(right) >= 1 and _get_rank(left) >= 2:
+            return _Product(node, left, right, [_get_rank(left) - 1], [_get_rank(right) - 1])
     if node.target is aten.tensordot.default:
         left, right, axes, weight_axes = cast("tuple[fx.Node, fx.Node, list[int], list[int]]", node.args[:4])
-        if right in constant and left not in constant and len(axes) == 1 and 1 <= _get_rank(right) <= 2 and _get_rank(left) >= 2:
-            return _Product(node, left, right, axes[0] % _get_rank(left), weight_axes[0] % _get_rank(right))
+        if right in constant and left not in constant and 1 <= len(axes) < _get_rank(left):
+            summed, weight_summed = [axis % _get_rank(left) for axis in axes], [axis % _get_rank(right) for axis in weight_axes]
+            return _Product(node, left, right, summed, weight_summed)
     if node.target is aten.einsum.default:
         return _read_einsum(node, constant)
     return None
 
 
 def _read_matmul(node: fx.Node, left: fx.Node, right: fx.Node, constant: set[fx.Node]) -> _Product | None:
-    if right in constant and left not in constant and _get_rank(right) in (1, 2) and _get_rank(left) >= 2:
-        return _Product(node, left, right, _get_rank(left) - 1, 0)
-    if left in constant and right not in constant and _get_rank(left) in (1, 2) and _get_rank(right) >= 2:
-        rank = _get_rank(right)
+    for source, factor in ((left, right), (right, left)):
+        weight, weight_rank = _find_weight(factor, constant)
+        rank = _get_rank(source)
+        if weight is None or source in constant or rank < max(2, _get_rank(factor)):
+            continue
+        if factor is right:
+            return _Product(node, source, weight, [rank - 1], [0], weight_rank=weight_rank)
         # The product of W (out, in) and x (..., in, rows) has the rows last.
-        order = [*range(rank - 2), rank - 1, rank - 2] if _get_rank(left) == 2 else None
-        return _Product(node, right, left, rank - 2, _get_rank(left) - 1, order)
+        order = [*range(rank - 2), rank - 1, rank - 2] if weight_rank == 2 else None
+        return _Product(node, source, weight, [rank - 2], [weight_rank - 1], order, weight_rank=weight_rank)
     return None
+
+
+def _find_weight(node: fx.Node, constant: set[fx.Node]) -> tuple[fx.Node | None, int]:
+    """Return the constant matrix or vector that a factor holds, perhaps once for each row, and its number of axes."""
+    base = node if node in constant else node.args[0] if node.target in EXPANSIONS else None
+    if not isinstance(base, fx.Node) or base not in constant:
+        return None, 0
+    shape = _get_shape(base)
+    if base is not node and (len(shape) < 2 or tuple(shape[-2:]) != tuple(_get_shape(node)[-2:])):
+        return None, 0
+    rank = min(2, len(shape))
+    return (base, rank) if rank > 0 and all(size == 1 for size in shape[:-rank]) else (None, 0)
 
 
 def _read_einsum(node: fx.Node, constant: set[fx.Node]) -> _Product | None:
     equation, tensors = cast("tuple[str, list[fx.Node]]", node.args[:2])
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if not arrow or "." in equation or len(tensors) != 2 or (tensors[0] in constant) == (tensors[1] in constant):
+    if len(tensors) != 2 or (tensors[0] in constant) == (tensors[1] in constant):
         return None
-    weight_place = 1 if tensors[1] in constant else 0
-    letters, weight_letters = terms[1 - weight_place], terms[weight_place]
-    summed = [letter for letter in letters if letter in weight_letters]
-    others = [letter for letter in weight_letters if letter not in letters]
+    terms, output = _spell_out(equation.replace(" ", ""), [_get_rank(tensor) for tensor in tensors])
+    place = 1 if tensors[1] in constant else 0
+    letters, weight_letters = terms[1 - place], terms[place]
     distinct = all(len(set(term)) == len(term) for term in (letters, weight_letters, output))
-    if not distinct or len(summed) != 1 or summed[0] in output or len(others) != len(weight_letters) - 1 or len(weight_letters) > 2:
+    shared = [letter for letter in letters if letter in weight_letters]
+    kept = [letter for letter in letters if letter not in shared]
+    others = [letter for letter in weight_letters if letter not in shared]
+    # A letter that both share with the output is a product for each of its values, which is no layer.
+    if not distinct or not shared or not kept or sorted(kept + others) != sorted(output):
         return None
-    natural = [letter for letter in letters if letter != summed[0]] + others
-    if sorted(natural) != sorted(output) or len(letters) < 2:
-        return None
+    natural = kept + others
     order = None if natural == list(output) else [natural.index(letter) for letter in output]
-    source, weight = tensors[1 - weight_place], tensors[weight_place]
-    return _Product(node, source, weight, letters.index(summed[0]), weight_letters.index(summed[0]), order)
+    summed, weight_summed = [letters.index(letter) for letter in shared], [weight_letters.index(letter) for letter in shared]
+    return _Product(node, tensors[1 - place], tensors[place], summed, weight_summed, order)
+
+
+def _spell_out(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Return the terms and the output of an einsum, with letters in place of the ellipsis and of an output that is left out."""
+    inputs, arrow, output = equation.partition("->")
+    terms = inputs.split(",")
+    if not arrow:
+        output = "..." * ("..." in inputs) + "".join(sorted(letter for letter in set(inputs) - set(",.") if inputs.count(letter) == 1))
+    unused = [chr(code) for code in range(ord("A"), ord("z") + 1) if chr(code).isalpha() and chr(code) not in equation]
+    hidden = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    most = max((count for term, count in zip(terms, hidden, strict=True) if "..." in term), default=0)
+    spelled = [term.replace("...", "".join(unused[most - count : most])) for term, count in zip(terms, hidden, strict=True)]
+    return spelled, output.replace("...", "".join(unused[:most]))
 
 
 def _find_added_vector(node: fx.Node, constant: set[fx.Node], out: int) -> tuple[fx.Node | None, fx.Node]:

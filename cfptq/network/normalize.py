@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, cast
 
 import torch
@@ -237,10 +237,17 @@ def evaluate_constant(graph: fx.GraphModule, node: fx.Node) -> Any:
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
-def find_constant_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Find the nodes that depend on parameters and constants alone."""
+def find_constant_nodes(graph: fx.Graph, operations: Container[Any] = ()) -> set[fx.Node]:
+    """Find the nodes that depend on parameters and constants alone.
+
+    Args:
+        graph: a graph.
+        operations: operations that count as constants whatever they take.
+    """
     constant: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(node.all_input_nodes)):
+        if node.op == "get_attr" or (
+            node.op == "call_function" and (node.target in operations or constant.issuperset(node.all_input_nodes))
+        ):
             constant.add(node)
     return constant

@@ -199,6 +199,8 @@ def as_predictor(
     if isinstance(model, nn.Module):
         model = unwrap(model)
         check_inputs(model)
+    if output is not None and not isinstance(model, str | os.PathLike | onnx.ModelProto):
+        raise ModelError(f"output must be None for a {type(model).__name__}. It names an output of an ONNX file, got {output!r}.")
     called = name or _infer_name(model)
     wanted = as_head(head)
     differentiable: Raw | None = None

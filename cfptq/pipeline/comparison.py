@@ -77,6 +77,12 @@ COLUMNS: tuple[tuple[str, str, int], ...] = (
     ("lost", "recourse_lost_rate", 3),
 )
 
+#: Caption of the table.
+CAPTION = (
+    "Ordered by BD, the mean of VD (recourse that fails) and PV (accepted a step too early). VD=rate: VD at equal "
+    "favourable rate. shift: distance between the boundaries, in steps. CRG: change of cost (ratio of sums). Best: 0, DirSim 1."
+)
+
 #: Characters that the method column and one further column take, with their borders.
 METHOD_WIDTH, COLUMN_WIDTH = 22, 11
 
@@ -154,8 +160,7 @@ class Comparison:
         columns = COLUMNS if width is None else COLUMNS[: max(6, (width - METHOD_WIDTH) // COLUMN_WIDTH)]
         table = Table(
             title=Text(f"{self.dataset}: recourse after quantization to {chosen} bits on average, seed {self.seed}"),
-            caption="Ordered by BD, the mean of VD (recourse that fails) and PV (accepted a step too early). VD=rate: VD at equal "
-            "favourable rate. shift: distance between the boundaries, in steps. CRG: change of cost (ratio of sums). Best: 0, DirSim 1.",
+            caption=Text(f"{CAPTION}{_describe_kept(self.budgets[chosen])}"),
         )
         table.add_column("method", no_wrap=True)
         for heading, _, _ in columns:
@@ -303,6 +308,16 @@ def _rank(entry: Mapping[str, Any]) -> float:
     """Return the boundary disagreement by which tables are ordered, or infinity where it is undefined."""
     value = entry.get("boundary_disagreement")
     return math.inf if value is None else float(value)
+
+
+def _describe_kept(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a sentence on the structure of the weights that each method keeps, or "" for toolchains alone."""
+    by_structure: dict[str, list[str]] = {}
+    for name, entry in methods.items():
+        if "keep" in entry:
+            by_structure.setdefault(" and ".join(entry["keep"]) or "nothing", []).append(name)
+    listed = "; ".join(f"{structure} by {', '.join(names)}" for structure, names in by_structure.items())
+    return f" Kept of the weights: {listed}." if listed else ""
 
 
 def _format_cell(entry: Mapping[str, Any], key: str, decimals: int) -> str:

@@ -182,12 +182,16 @@ def as_module(model: nn.Module | str | os.PathLike[str], output: str | None = No
         output: name of the file's output with the class scores; None finds it.
 
     Raises:
-        ModelError: ``model`` is neither, its forward needs several inputs, or the file cannot be read.
+        ModelError: ``model`` is neither, its forward needs several inputs, the file cannot be read, or ``output`` is given for a module.
     """
     if isinstance(model, str | os.PathLike):
         return OnnxModule(model, output=output)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module or the path of an ONNX file, got a {type(model).__name__}.")
+    if output is not None:
+        raise ModelError(
+            f"output must be None for a module, which returns its scores alone, got {output!r}. It names an output of an ONNX file."
+        )
     plain = unwrap(model)
     check_inputs(plain)
     return plain

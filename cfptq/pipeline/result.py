@@ -150,7 +150,7 @@ class Result:
         hidden = "float" if self.activation_bits == 32 else f"{self.activation_bits}-bit"
         return (
             f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average ({layers}), {self.input_format} input, "
-            f"{hidden} hidden activations, {self.decision}{left}{held}"
+            f"{hidden} hidden activations, keeps {' and '.join(self.plan.keep) or 'nothing'} of the weights, {self.decision}{left}{held}"
         )
 
     def __repr__(self) -> str:
@@ -158,7 +158,8 @@ class Result:
 
     def table(self) -> Table:
         """Return the layers as a Rich table, with the weights, bits and sensitivity of each."""
-        title = Text(f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average")
+        kept = " and ".join(self.plan.keep) or "nothing"
+        title = Text(f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average, keeps {kept} of the weights")
         table = Table("layer", "weights", "bits", "sensitivity", title=title)
         sensitivity = self.sensitivity.by_layer()
         sizes = dict(zip(self.allocation.names, self.allocation.parameters, strict=True))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfptq.network import capture
+from cfptq.network import capture, to_onnx_model
+from cfptq.network.onnx.file import OnnxFile
 
 
 class Products(nn.Module):
@@ -40,6 +41,21 @@ FORMS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...], tuple[i
     "tensordot": (lambda m, x: torch.tensordot(torch.tensordot(x, m.W, 1).relu(), m.V, ([1], [1])), (6, 5), (2, 5), (1,)),
     "einsum": (lambda m, x: torch.einsum("ki,ij->kj", torch.einsum("ni,ij->nj", x, m.W).relu(), m.V), (6, 5), (5, 2), (1,)),
     "einsum, weight first": (lambda m, x: torch.einsum("ij,ni->jn", m.W, x).T.relu() @ m.V, (6, 5), (5, 2), (1,)),
+    "einsum, any axes": (lambda m, x: torch.einsum("...i,ij", x, m.W).relu() @ m.V, (6, 5), (5, 2), (1,)),
+    "einsum, two axes": (
+        lambda m, x: torch.einsum("nhd,hdo->no", torch.einsum("ni,hdi->nhd", x, m.W).relu(), m.V),
+        (2, 4, 6),
+        (2, 4, 2),
+        (1,),
+    ),
+    "tensordot, two axes": (lambda m, x: torch.tensordot(torch.inner(x, m.W).relu(), m.V, ([2, 1], [0, 1])), (2, 4, 6), (4, 2, 2), (1,)),
+    "an axis of size 1": (lambda m, x: (x[:, None] @ m.W).relu()[:, 0] @ m.V, (1, 6, 5), (5, 2), (1,)),
+    "repeated for each row": (
+        lambda m, x: torch.bmm(m.V.repeat(x.shape[0], 1, 1), torch.bmm(x[:, None], m.W.expand(x.shape[0], 6, 5)).relu().mT)[:, :, 0],
+        (6, 5),
+        (2, 5),
+        (1,),
+    ),
     "vector": (lambda m, x: (x @ m.W).relu() @ m.V + m.b, (6, 5), (5,), (1,)),
     "mv": (lambda m, x: torch.mv((x @ m.W).relu(), m.V), (6, 5), (5,), (1,)),
     "tokens": (lambda m, x: ((x[:, :, None] @ m.W + m.b).relu() @ m.V).mean(1), (1, 5), (5, 2), (5,)),
@@ -70,6 +86,30 @@ def test_a_weight_that_is_used_twice_stays_in_float() -> None:
     network = capture(model, rows(4))
     assert [layer.name for layer in network.layers] == ["V"] and "W" in dict(network.skipped)
     torch.testing.assert_close(network(rows(3)), model(rows(3)))
+
+
+FLOATS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
+    "a matrix for each head": (lambda m, x: (x[:, None, None] @ m.W)[:, :, 0].flatten(1), (2, 6, 4)),
+    "heads repeated for each row": (lambda m, x: (x[:, None, None] @ m.W.expand(x.shape[0], 2, 6, 4))[:, :, 0].flatten(1), (2, 6, 4)),
+    "a letter in both": (lambda m, x: torch.einsum("nhi,hij->nhj", x.unflatten(1, (2, 3)), m.W).flatten(1), (2, 3, 4)),
+    "a sum of products": (lambda m, x: (x[:, None] * m.W).sum(-1), (8, 6)),
+    "a mean of products": (lambda m, x: (x[:, :, None] * m.W).mean(1), (6, 8)),
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_weight_that_stays_in_float_is_listed(name: str) -> None:
+    function, shape = FLOATS[name]
+    network = capture(Products(lambda m, x: function(m, x).relu() @ m.V, shape, (8, 2), (1,)), rows(4))
+    assert [layer.name for layer in network.layers] == ["V"] and list(dict(network.skipped)) == ["W"]
+
+
+@pytest.mark.parametrize("name", ["einsum, two axes", "tensordot, two axes", "an axis of size 1", "repeated for each row"])
+def test_the_exported_file_agrees(name: str) -> None:
+    network = capture(Products(*FORMS[name]), rows(4))
+    file = OnnxFile(to_onnx_model(network))
+    for count in (1, 7):
+        torch.testing.assert_close(file.run(rows(count)), network(rows(count)), atol=1e-5, rtol=1e-5)
 
 
 def test_a_product_of_two_inputs_is_no_layer() -> None:
