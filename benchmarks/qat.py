@@ -315,6 +315,9 @@ def markdown(results: dict[str, Any]) -> Iterator[str]:
             paper = PAPER.get(name, {}).get(method)
             told = " / ".join(f"{figure:.3f}" for figure in paper) if paper else "–"
             yield f"| {method} | {' | '.join(cells(row))} | {taken:.0f} | {told} |"
+        free = [method for method in content["summary"] if method in QAT_METHODS and not QAT_METHODS[method].keep]
+        if free:
+            yield f"\nRows that reproduce published training keep neither zeros nor signs of the weights (`keep=()`): {', '.join(free)}."
     if results.get("variants"):
         yield "\n**Other backbones and other costs** (Tables 6 and 7)\n"
         yield f"| variant | data set | method | {' | '.join(heads)} |"

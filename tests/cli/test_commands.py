@@ -90,9 +90,46 @@ def at_desk(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     sys.modules.pop("scorer_of_tests", None)
 
 
+def desk_rows(desk: Desk) -> torch.Tensor:
+    return cfptq.ActionSet.load(desk["actions.yaml"]).encode(pd.read_parquet(desk["test.parquet"]))
+
+
 def audited(desk: Desk, after: str, *more: str) -> Result:
     files = ("--people", desk["test.parquet"], "--action-set", desk["actions.yaml"])
     return cfptq_says("audit", desk["fp32.onnx"], desk[after], *files, *more)
+
+
+@pytest.fixture(scope="module")
+def two_outputs(desk: Desk) -> Path:
+    """The model's file with a second output that negates the scores."""
+    model = onnx.load(desk["fp32.onnx"])
+    scores = model.graph.output[0]
+    model.graph.node.append(onnx.helper.make_node("Neg", [scores.name], ["against"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("against", onnx.TensorProto.FLOAT, ["N", 2]))
+    onnx.save(model, desk.folder / "two.onnx")
+    return desk.folder / "two.onnx"
+
+
+class TestOutput:
+    def test_the_output_with_the_scores_can_be_named(self, desk: Desk, two_outputs: Path, tmp_path: Path) -> None:
+        files = ("--data", desk["train.csv"], "--action-set", desk["actions.yaml"], "--out", str(tmp_path / "q.onnx"))
+        result = cfptq_says("calibrate", "--model", str(two_outputs), *files, "--output", "against", "--method", "ptq")
+        assert result.exit_code == 0, result.stderr
+        people = desk_rows(desk)
+        negated = -cfptq.network.as_predictor(desk["fp32.onnx"], example=people).logits(people)
+        written = cfptq.network.as_predictor(tmp_path / "q.onnx", example=people).logits(people)
+        assert float((written - negated).abs().max()) < 0.2 * float(negated.abs().max())
+        assert "keeps zeros and signs of the weights" in " ".join(result.stdout.split())
+
+    @pytest.mark.parametrize("command", ["calibrate", "compare", "audit"])
+    def test_an_output_that_is_not_there_is_refused_with_those_there_are(
+        self, desk: Desk, two_outputs: Path, command: str, tmp_path: Path
+    ) -> None:
+        tables = ("--people", desk["test.parquet"]) if command == "audit" else ("--data", desk["train.csv"])
+        model = (str(two_outputs), desk["fp32.onnx"]) if command == "audit" else ("--model", str(two_outputs), "--out", str(tmp_path / "q"))
+        test = ("--test", desk["test.parquet"]) if command == "compare" else ()
+        result = cfptq_says(command, *model, *tables, *test, "--action-set", desk["actions.yaml"], "--output", "agianst")
+        assert result.exit_code == 2 and "against" in result.stderr and "agianst" in result.stderr
 
 
 class TestAudit:

@@ -46,3 +46,8 @@ def test_an_onnx_file_is_audited_as_it_is_and_takes_no_state(tmp_path: Path) -> 
     assert as_audited("some/model.onnx", None) == "some/model.onnx"
     with pytest.raises(ModelError, match="--state needs a model"):
         read_module("some/model.onnx", tmp_path / "state.safetensors")
+
+
+def test_an_output_belongs_to_an_onnx_file() -> None:
+    with pytest.raises(ModelError, match="--output needs an ONNX file"):
+        read_module("package.module:build", None, "logits")

@@ -70,8 +70,7 @@ class OnnxModule(nn.Module):
         if model.functions:
             model = inline_local_functions(model)
         rows = find_rows_input(model)
-        names = [value.name for value in model.graph.output]
-        result = output if output is not None and output not in names else find_score_output(model, output)
+        result = find_score_output(model, output)
         try:
             model = free_batch_dimension(inline_constant_branches(model))
             # Set before the layers are registered, so that no layer takes one of these names.
