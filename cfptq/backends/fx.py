@@ -28,7 +28,7 @@ try:
     from torch.ao.quantization import QConfig, QConfigMapping, get_default_qconfig_mapping
     from torch.ao.quantization.observer import ObserverBase
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-except ImportError as error:
+except Exception as error:  # Packages of versions that do not fit each other fail with any error.
     raise MissingDependencyError(
         f"torch {torch.__version__} no longer has FX graph mode quantization (torch.ao.quantization.quantize_fx). "
         "Use result.pt2e_quantizer(), after pip install 'cfptq[pt2e]'."

@@ -37,7 +37,7 @@ try:
     from cfptq.backends.pt2e import PlanQuantizer, check_coverage, convert_pt2e, export_with_dynamic_batch, prepare_pt2e
 except MissingDependencyError:
     raise
-except ImportError as error:
+except Exception as error:  # Packages of versions that do not fit each other fail with any error.
     raise MissingDependencyError(f"Intel Neural Compressor 3.9 or later is missing ({error}). Run pip install 'cfptq[inc]'.") from error
 
 __all__ = ["NAME", "PlanConfig", "build_static_config", "quantize_by_default"]

@@ -26,7 +26,7 @@ try:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec, QuantizationAnnotation, QuantizationSpec, Quantizer
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-except ImportError as error:
+except Exception as error:  # Packages of versions that do not fit each other fail with any error.
     raise MissingDependencyError(f"PT2E needs torchao 0.18 or later ({error}). Run pip install 'cfptq[pt2e]'.") from error
 
 __all__ = [

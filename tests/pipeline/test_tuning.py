@@ -9,7 +9,7 @@ from torch import nn
 
 import cfptq
 from cfptq.actions import ActionSet, Continuous
-from cfptq.errors import DataError
+from cfptq.errors import DataError, MissingDependencyError
 
 COLUMNS = 6
 
@@ -68,7 +68,7 @@ def test_tuners_are_told_boundary_disagreement_above_an_accuracy_floor(model: nn
 
 
 def test_neural_compressor_tunes_on_boundary_disagreement(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> None:
-    pytest.importorskip("neural_compressor")
+    pytest.importorskip("cfptq.backends.neural_compressor", exc_type=MissingDependencyError)
     from neural_compressor.torch.quantization import TuningConfig, autotune
 
     from cfptq.backends import pt2e
