@@ -24,6 +24,13 @@ def _arg(function: Callable[[Tensor, int], Tensor]) -> Operator:
     return operator
 
 
+def _compress(node: Node, x: Tensor, condition: Any) -> Tensor:
+    axis = node.get("axis")
+    x, axis = (x.flatten(), 0) if axis is None else (x, axis)
+    kept = [place for place, is_kept in enumerate(as_ints(condition)) if is_kept]
+    return x.index_select(axis, torch.tensor(kept, dtype=torch.int64, device=x.device))
+
+
 def _cumulative_sum(node: Node, x: Tensor, axis: Any) -> Tensor:
     along = int(as_ints(axis)[0]) % x.dim()
     if node.get("reverse", 0):
@@ -89,6 +96,7 @@ def _top_k(node: Node, x: Tensor, count: Any = None) -> tuple[Tensor, Tensor]:
 INDEXING_OPERATORS: dict[str, Operator] = {
     "ArgMax": _arg(torch.argmax),
     "ArgMin": _arg(torch.argmin),
+    "Compress": _compress,
     "CumSum": _cumulative_sum,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,

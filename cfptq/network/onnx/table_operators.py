@@ -22,7 +22,7 @@ def _binarizer(node: Node, x: Tensor) -> Tensor:
 
 def _feature_vectorizer(node: Node, *parts: Tensor) -> Tensor:
     sizes = node.get("inputdimensions") or [part.shape[-1] for part in parts]
-    flat = [part.reshape(len(part), -1).to(torch.float32) for part in parts]
+    flat = [part.flatten(1).to(torch.float32) for part in parts]
     if any(part.shape[1] != size for part, size in zip(flat, sizes, strict=True)):
         raise conversion_error(node, "its inputs have other sizes than its inputdimensions")
     return torch.cat(flat, dim=1)
@@ -43,28 +43,32 @@ def _label_encoder(node: Node, x: Tensor) -> Tensor:
     values = _read_numbers(node, "values")
     if keys is None or values is None:
         raise conversion_error(node, "it maps strings, and only numbers are read")
-    fallback = node.get("default_float", -0.0) if values.is_floating_point() else node.get("default_int64", -1)
+    is_float = any(isinstance(value, float) for value in values)
+    fallback = node.get("default_float", -0.0) if is_float else node.get("default_int64", -1)
     given = node.get("default_tensor")
-    result = torch.full_like(x, float(fallback) if given is None else float(given), dtype=values.dtype)
+    result = torch.full_like(x, fallback if given is None else given.item(), dtype=torch.float32 if is_float else torch.int64)
     for key, value in zip(keys, values, strict=True):
         # NaN is a key like any other.
-        result = torch.where(torch.isnan(x) if bool(key != key) else x == key, value, result)
+        result = torch.where(torch.isnan(x) if key != key else x == key, value, result)
     return result
 
 
-def _read_numbers(node: Node, name: str) -> Tensor | None:
+def _read_numbers(node: Node, name: str) -> list[float] | list[int] | None:
     """Return the keys or values of a LabelEncoder, or None where they are strings."""
     for ending in ("floats", "int64s", "tensor"):
         given = node.get(f"{name}_{ending}")
         if given is not None:
-            return given if isinstance(given, Tensor) else torch.tensor(given)
+            return given.flatten().tolist() if isinstance(given, Tensor) else list(given)
     return None
 
 
 def _normalizer(node: Node, x: Tensor) -> Tensor:
-    order = {"MAX": math.inf, "L1": 1.0, "L2": 2.0}[node.get("norm", "MAX")]
-    length: Tensor = torch.linalg.vector_norm(x, order, dim=1, keepdim=True)
-    return x / length.clamp_min(torch.finfo(x.dtype).tiny)
+    norm = node.get("norm", "MAX")
+    if norm == "MAX":  # ONNX Runtime takes the largest number, not the largest size.
+        length = x.amax(dim=1, keepdim=True)
+    else:
+        length = torch.linalg.vector_norm(x, {"L1": 1.0, "L2": 2.0}[norm], dim=1, keepdim=True)
+    return torch.where(length == 0, x, x / torch.where(length == 0, 1.0, length))
 
 
 def _one_hot_encoder(node: Node, x: Tensor) -> Tensor:
