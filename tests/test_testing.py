@@ -59,7 +59,7 @@ def test_a_model_that_only_accepts_more_people_breaks_the_limit_on_disagreement(
 
     report = assert_recourse_preserved(model, generous, PEOPLE, ACTION_SET, max_vd=0.0, protocol=QUICK)
     assert report.premature_validity > 0
-    with pytest.raises(AssertionError, match="Boundary disagreement .* breaks the limit"):
+    with pytest.raises(AssertionError, match=r"Boundary disagreement .* breaks the limit"):
         assert_recourse_preserved(
             model, generous, PEOPLE, ACTION_SET, max_vd=0.0, max_disagreement=report.premature_validity / 3, protocol=QUICK
         )
