@@ -18,7 +18,8 @@ from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVE
 from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, find_single_feature_actions, resolve_target, solve
 from cfptq.recourse.minimal_cost import EVALUATIONS_PER_ROW
 
-#: Recourse settings of appendix F, to the letter. Three steps are made, and the final iterate is kept even if it misses the target.
+#: Recourse settings of appendix F. Three steps are made, and the final iterate is kept even if it misses the target. The steps are those of
+#: the standard protocol, normalized and accumulated. Steps of eq. 6 to the letter change little (benchmarks/README.md, "Deviations").
 PAPER_TEACHER = ProjectedGradient(steps=3, early_stop=False)
 
 #: People whose minimal-cost recourse joins the boundary set. Beyond that, a seeded sample is solved.

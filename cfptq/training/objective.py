@@ -32,6 +32,8 @@ HUBER_DELTA_SHARE = 0.1
 class Match:
     """Settings of L_match (eq. 18), which compares the student's unrolled action with the teacher's detached one.
 
+    The student's steps must be those of the teacher. The defaults are eq. 17 to the letter, as in the presets' teacher.
+
     Attributes:
         direction: α₁, weight of ‖δ_q − δ_fp‖₁.
         cost: α₂, weight of |c(δ_q) − c(δ_fp)|.
@@ -45,9 +47,9 @@ class Match:
     direction: float = 0.1
     cost: float = 0.1
     steps: int = 3
-    step_size: float = 0.3
-    normalize: bool = True
-    accumulate: bool = True
+    step_size: float = 1.0
+    normalize: bool = False
+    accumulate: bool = False
     rows: int = 64
 
 

@@ -16,8 +16,12 @@ from cfptq.training.objective import Objective
 from cfptq.training.schedule import Schedule
 from cfptq.training.supervision import TeacherSettings
 
-#: The paper's teacher, with K = 3 steps and the final iterate.
-LOW_STEP = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
+#: The paper's teacher: K = 3 steps of eq. 6 to the letter, and the final iterate whether or not it reaches the target. The paper gives no
+#: step size. At 0.3, the size of the standard protocol's normalized and accumulated steps, literal steps take almost nobody to the target
+#: on german, bank and default, because the projection undoes them.
+LOW_STEP = TeacherSettings(
+    solvers=(ProjectedGradient(steps=3, step_size=1.0, normalize=False, early_stop=False, accumulate=False),), reached_only=False
+)
 
 #: Recourse as it is issued, at one step size, for full-precision training for robust recourse.
 ISSUED = TeacherSettings()
@@ -47,11 +51,9 @@ SWEEPING_SCHEDULE = Schedule(
     epochs=16, least_steps=LEAST_STEPS, learning_rate=5e-4, quantizer_rate=0.0, search=0.2, settle=0.3, sweeps=1, student_recourse=0.05
 )
 
-#: Schedule of the paper's objectives.
-PAPER_SCHEDULE = Schedule(least_steps=LEAST_STEPS)
-
-#: Schedule of published methods without recourse, which choose their epoch by the loss alone.
-LOSS_ONLY_SCHEDULE = replace(PAPER_SCHEDULE, max_drift=None)
+#: Schedule of published methods, the paper's too, which choose their epoch by the loss alone. With a limit on drift the paper's objective
+#: keeps the untrained start in most runs, because it raises the favourable rate.
+PUBLISHED_SCHEDULE = Schedule(least_steps=LEAST_STEPS, max_drift=None)
 
 
 @dataclass(frozen=True)
@@ -148,29 +150,32 @@ R_MARGIN = QatMethod(
     bits="trace",
     objective=DISTILLATION,
     teacher=ISSUED,
-    schedule=LOSS_ONLY_SCHEDULE,
+    schedule=PUBLISHED_SCHEDULE,
     pretraining="margin",
     keep=(),
 )
 
 #: Presets by name. They are CFQ with the starting plan's widths or with learned ones, the paper's CFQ to the letter, and the baselines.
-#: The last two kinds reproduce published training, which keeps no structure of the weights.
+#: The last two kinds reproduce published training. It keeps no structure of the weights and sets no limit on drift. The baselines have one
+#: weight step per output channel, as all toolchains do. One step per layer, as LSQ was published, would weaken them.
 QAT_METHODS: Mapping[str, QatMethod] = MappingProxyType(
     {
         method.name: method
         for method in (
             QatMethod("cfq-qat", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEEPING_SCHEDULE),
             QatMethod("cfq-learned", bits="learned", objective=FAITHFUL, teacher=TWO_SIDED, schedule=SWEEPING_SCHEDULE),
-            QatMethod("cfq-paper", start="ptq", bits="learned", learned_clips=True, schedule=PAPER_SCHEDULE, keep=()),
-            QatMethod("lsq-qat", start="ptq", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, keep=()),
-            QatMethod("pact-qat", start="ptq", learned_clips=True, objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, keep=()),
-            QatMethod("mixed-qat", start="mixed-ptq", bits="trace", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, keep=()),
+            QatMethod(
+                "cfq-paper", start="ptq", bits="learned", learned_clips=True, per_channel=False, schedule=PUBLISHED_SCHEDULE, keep=()
+            ),
+            QatMethod("lsq-qat", start="ptq", objective=TASK_ONLY, schedule=PUBLISHED_SCHEDULE, keep=()),
+            QatMethod("pact-qat", start="ptq", learned_clips=True, objective=TASK_ONLY, schedule=PUBLISHED_SCHEDULE, keep=()),
+            QatMethod("mixed-qat", start="mixed-ptq", bits="trace", objective=TASK_ONLY, schedule=PUBLISHED_SCHEDULE, keep=()),
             R_MARGIN,
             replace(R_MARGIN, name="r-consistency", pretraining="consistency"),
-            QatMethod("prune-quant", start="ptq", objective=TASK_ONLY, schedule=LOSS_ONLY_SCHEDULE, sparsity=0.5, keep=()),
-            QatMethod("prune-quant-cf", start="ptq", schedule=PAPER_SCHEDULE, sparsity=0.5, keep=()),
-            QatMethod("distil-quant", start="ptq", objective=DISTILLATION, schedule=LOSS_ONLY_SCHEDULE, keep=()),
-            QatMethod("distil-quant-cf", start="ptq", schedule=PAPER_SCHEDULE, objective=Objective(task="distil"), keep=()),
+            QatMethod("prune-quant", start="ptq", objective=TASK_ONLY, schedule=PUBLISHED_SCHEDULE, sparsity=0.5, keep=()),
+            QatMethod("prune-quant-cf", start="ptq", schedule=PUBLISHED_SCHEDULE, sparsity=0.5, keep=()),
+            QatMethod("distil-quant", start="ptq", objective=DISTILLATION, schedule=PUBLISHED_SCHEDULE, keep=()),
+            QatMethod("distil-quant-cf", start="ptq", schedule=PUBLISHED_SCHEDULE, objective=Objective(task="distil"), keep=()),
         )
     }
 )

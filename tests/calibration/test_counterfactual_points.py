@@ -51,7 +51,7 @@ def test_everyone_rejected_gets_one_counterfactual_row_after_the_factual_ones(
     assert not points.labels_are_teacher and bool((points.weights == 1).all()) and bool((points.target == 1).all())
 
 
-def test_by_default_it_is_three_literal_steps_of_the_teacher_without_early_stop(
+def test_by_default_it_is_three_accumulated_steps_of_the_teacher_without_early_stop(
     rows: Tensor, action_set: ActionSet, predictor: Predictor
 ) -> None:
     _, teacher = build_augmented_set(rows, None, predictor, action_set, target=1)

@@ -12,6 +12,7 @@ from cfptq.network import target_margin
 from cfptq.recourse import ProjectedGradient
 from cfptq.training import Batch, Match, Objective, Student, TeacherSettings
 from cfptq.training.objective import build_margin_target, compute_boundary_loss, compute_loss_terms, compute_match_loss
+from cfptq.training.presets import LOW_STEP
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,7 @@ def test_the_boundary_term_is_zero_at_the_teacher_and_ignores_a_shift_of_all_log
 
 
 def test_matching_actions_moves_the_students_parameters(taught: Lesson) -> None:
-    low_step = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
-    batch = _batch(taught, low_step)
+    batch = _batch(taught, LOW_STEP)
     student = Student(taught.start)
     term = compute_match_loss(Match(), student, batch, taught.space)
     term.backward()
@@ -73,8 +73,7 @@ def test_matching_actions_moves_the_students_parameters(taught: Lesson) -> None:
 
 
 def test_the_full_precision_model_matches_its_own_actions_and_a_coarse_one_does_not(taught: Lesson) -> None:
-    low_step = TeacherSettings(solvers=(ProjectedGradient(steps=3, early_stop=False),), reached_only=False)
-    batch = _batch(taught, low_step)
+    batch = _batch(taught, LOW_STEP)
     whole = Match(rows=10_000)
     own, coarse = (
         float(compute_match_loss(whole, f, batch, taught.space).detach()) for f in (taught.predictor.surrogate, Student(taught.start))

@@ -60,6 +60,19 @@ def test_every_preset_gives_a_checked_file_within_the_budget(
         assert torch.allclose(f.logits(columns.test), as_predictor(model, example=columns.test).logits(columns.test), atol=1e-5)
 
 
+def test_presets_that_reproduce_the_paper_follow_it_to_the_letter_where_an_option_does() -> None:
+    literal = QAT_METHODS["cfq-paper"]
+    steps = literal.teacher.solvers[0]
+    assert (steps.normalize, steps.accumulate, steps.early_stop, steps.steps) == (False, False, False, 3)
+    assert (literal.per_channel, literal.learned_clips, literal.bits, literal.hinge, literal.keep) == (False, True, "learned", True, ())
+    assert (literal.objective, literal.teacher.reached_only, literal.teacher.share) == (Objective(), False, 1.0)
+
+
+def test_only_our_own_presets_limit_the_drift_of_the_epoch_that_is_kept() -> None:
+    limited = {name for name, method in QAT_METHODS.items() if method.schedule.max_drift is not None}
+    assert limited == {"cfq-qat", "cfq-learned"}
+
+
 def test_a_saved_result_tells_what_training_did(model: nn.Module, columns: datasets.Columns, action_set: ActionSet, tmp_path: Path) -> None:
     result = cfptq.qat(model, batches(columns), action_set, method=brief("cfq-learned"), budget=3.0, progress=False)
     result.save(tmp_path / "plan")
