@@ -20,7 +20,7 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,14 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         progress=False,
     )
     entries = {method: _shorten(method, entry) for method, entry in comparison.methods.items()}
-    return {"seed": seed, "runtime": dict(comparison.runtime), "fp32": dict(comparison.fp32), "methods": entries} | (
-        {"unavailable": dict(comparison.unavailable)} if comparison.unavailable else {}
-    )
+    run = {
+        "seed": seed,
+        "network": experiment.network.to_dict(),
+        "runtime": dict(comparison.runtime),
+        "fp32": dict(comparison.fp32),
+        "methods": entries,
+    }
+    return run | ({"unavailable": dict(comparison.unavailable)} if comparison.unavailable else {})
 
 
 def _shorten(method: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,16 +171,17 @@ def summarize_runs(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, An
     return {"methods": summary, "best": best, "paired": paired, "worst_drift": max(drifts, key=abs)}
 
 
-def choose_best(summary: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> str:
-    """Choose the method with the least mean boundary disagreement, each in its better row."""
-    rows = [method for method in summary if method.removesuffix(SPENT) in names]
-    return min(rows, key=lambda method: summary[method]["boundary_disagreement"]["mean"])
+def choose_best(summary: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Choose the method with the least mean boundary disagreement, each in its better row, and of equal ones the first of ``names``."""
+    rows = [row for name in names for row in (name, name + SPENT) if row in summary]
+    return min(rows, key=lambda method: float(summary[method]["boundary_disagreement"]["mean"]))
 
 
 def read_results() -> dict[str, Any]:
-    """Read the results files of all data sets that have one."""
+    """Read the results files of all data sets whose run has ended."""
     paths = {name: RESULTS / f"headline-{name}.json" for name in reporting.DATASETS}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    contents = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    return {name: content for name, content in contents.items() if "summary" in content}
 
 
 def format_interval(entry: Mapping[str, Any], decimals: int) -> str:
@@ -191,19 +197,28 @@ def format_deviation(entry: Mapping[str, Any], decimals: int) -> str:
 
 
 def headline(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the README's table, boundary disagreement of ours and of the best others."""
-    yield "| data set | figure | faithful | best other 4-bit method | best 8-bit toolchain |"
-    yield "|---|---|---|---|---|"
+    """Yield the README's table of ours, the best other 4-bit method and the best 8-bit toolchain of each data set."""
+    single = ("validity_drop", "premature_validity", "validity_drop_at_equal_rate", "favourable_rate_drift")
+    headings = ("data set", "method", "bits", "bytes", "BD", "BD, faithful less", "shift", *(FIGURES[figure][0] for figure in single))
+    yield f"| {' | '.join(headings)} |"
+    yield "|---" * len(headings) + "|"
     for name, content in results.items():
-        summary, best = content["summary"]["methods"], content["summary"]["best"]
-        rows = (summary[OURS], summary[best["4 bits"]], summary[best["8 bits"]])
-        names = ("", f"{best['4 bits']}: ", f"{best['8 bits']}: ")
-        for position, figure in enumerate(("boundary_disagreement", "crossing_shift.mean_abs", "validity_drop", "favourable_rate_drift")):
-            heading, decimals = FIGURES[figure]
-            cells = [(names[column] if position == 0 else "") + format_interval(row[figure], decimals) for column, row in enumerate(rows)]
-            yield f"| {name if position == 0 else ''} | {heading} | {' | '.join(cells)} |"
-        bits = [f"{row['average_bits']['mean']:.2f} / {row['stored_bytes']['mean']:,.0f}" for row in rows]
-        yield f"| | bits / bytes | {' | '.join(bits)} |"
+        summary = content["summary"]
+        for method in (OURS, *summary["best"].values()):
+            row = summary["methods"][method]
+            bold = "**" if method == OURS else ""
+            difference = "" if method == OURS else format_interval(summary["paired"][method]["boundary_disagreement"], 4)
+            cells = (
+                name if method == OURS else "",
+                method,
+                f"{row['average_bits']['mean']:.2f}",
+                f"{row['stored_bytes']['mean']:,.0f}",
+                f"{bold}{format_interval(row['boundary_disagreement'], 4)}{bold}",
+                difference,
+                format_interval(row["crossing_shift.mean_abs"], 3),
+                *(f"{row[figure]['mean']:.4f}" for figure in single),
+            )
+            yield f"| {' | '.join(cells)} |"
 
 
 def markdown(results: Mapping[str, Any]) -> Iterator[str]:
