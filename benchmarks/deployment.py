@@ -50,7 +50,7 @@ OURS: dict[str, tuple[float, InputBits, dict[str, Any]]] = {
     JUDGED: (4.0, 8, {}),
     "cfptq 4-bit, two-step input": (4.0, "two-step", {}),
     "cfptq 4-bit, float input": (4.0, 32, {}),
-    "cfptq 4-bit, 8-bit input, not packed": (4.0, 8, {"packed": False}),
+    "cfptq 4-bit, 8-bit input, not packed": (4.0, 8, {"storage": "plain"}),
     "cfptq 4-bit, weight-only": (4.0, 8, {"weight_only": True}),
     "cfptq 2-bit, 8-bit input": (2.0, 8, {}),
     "cfptq 8-bit, 8-bit input": (8.0, 8, {}),

@@ -237,7 +237,7 @@ RUNS: dict[str, Callable[[Material], dict[str, str]]] = {
     "faithful, groups": lambda material: of_result(calibrated(material, "faithful", budget=3.0, groups="housing")),
     "faithful, layers": lambda material: of_result(calibrated(material, "faithful", layers={"4": 8})),
     "faithful, total bits": lambda material: of_result(calibrated(material, "faithful", budget=cfptq.Budget.total(4000))),
-    "faithful, bytes": lambda material: of_result(calibrated(material, "faithful", budget=cfptq.Budget.bytes(600)), packed=False),
+    "faithful, bytes": lambda material: of_result(calibrated(material, "faithful", budget=cfptq.Budget.bytes(600)), storage="plain"),
     "faithful, max_validity_drop": lambda material: of_result(calibrated(material, "faithful", max_validity_drop=0.1)),
     "faithful, float activations": lambda material: of_result(calibrated(material, "faithful", activation_bits=32), weight_only=True),
     "faithful, convolutional": lambda material: of_result(convolved(material, "faithful")),

@@ -215,7 +215,7 @@ def test_wrong_and_misspelt_arguments_are_named(model: nn.Module, columns: datas
         "max_accuracy_drop must be": lambda: cfptq.tuning_score(*start, action_set, max_accuracy_drop="x"),  # type: ignore[arg-type]
         "folder must be the path": lambda: cfptq.load(None),  # type: ignore[arg-type]
         "path must be the path": lambda: result.to_onnx(None),  # type: ignore[arg-type]
-        "packed must be": lambda: result.to_onnx(tmp_path / "model.onnx", packed=1),  # type: ignore[arg-type]
+        "storage must be": lambda: result.to_onnx(tmp_path / "model.onnx", storage="tight"),  # type: ignore[arg-type]
         "rows must be True or False": lambda: result.save(tmp_path / "plan", rows=None),  # type: ignore[arg-type]
         "action_set must be": lambda: cfptq.recourse.solve(model, columns.test, None, target=1),  # type: ignore[arg-type]
         "chunk_rows must be": lambda: cfptq.recourse.solve(model, columns.test, action_set, target=1, chunk_rows="5"),  # type: ignore[arg-type]

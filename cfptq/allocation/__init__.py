@@ -2,6 +2,7 @@
 
 from cfptq.allocation.bit_allocation import Allocator, BitAllocation
 from cfptq.allocation.budget import Budget, BudgetUnit, Widths, assign_lowest_bits, count_stored_bytes
+from cfptq.allocation.channel_scores import ChannelScores
 from cfptq.allocation.exponential_surrogate import score_by_exponential_surrogate
 from cfptq.allocation.frontier import allocation_path, predict_damage
 from cfptq.allocation.gradient_norm import score_by_counterfactual_gradient, score_by_factual_gradient
@@ -22,6 +23,7 @@ __all__ = [
     "BitAllocation",
     "Budget",
     "BudgetUnit",
+    "ChannelScores",
     "LayerScores",
     "MeasuredScores",
     "Score",

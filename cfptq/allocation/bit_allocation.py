@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cfptq.allocation.budget import Budget, Widths, count_stored_bytes
+from cfptq.allocation.budget import Budget, Widths
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
-from cfptq.quantize.formats import ALL_WIDTHS, WIDTHS
+from cfptq.quantize.formats import ALL_WIDTHS, CHANNEL_WIDTHS, WIDTHS, Bits, count_bits, describe_bits
+from cfptq.quantize.storage import count_layer_bytes
 
 
 @dataclass(frozen=True)
 class BitAllocation:
-    """Width of every quantizable layer, in execution order.
+    """Width of every quantizable layer or of each of its output channels, in execution order.
 
     Attributes:
         names: layer names, L of them, distinct.
         parameters: n_l, the number of weights of each layer.
-        bits: b_l, each one of 2, 3, 4, 7 and 8.
+        bits: b_l, each one of 2, 3, 4, 7 and 8, or a tuple with a width from 2 to 8 for each output channel.
 
     Raises:
         BudgetError: lengths differ, a name occurs twice, a layer has no weights, or there is no such width.
@@ -27,11 +28,12 @@ class BitAllocation:
 
     names: tuple[str, ...]
     parameters: tuple[int, ...]
-    bits: tuple[int, ...]
+    bits: tuple[Bits, ...]
 
     def __post_init__(self) -> None:
-        for field in ("names", "parameters", "bits"):
+        for field in ("names", "parameters"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        object.__setattr__(self, "bits", tuple(tuple(own) if isinstance(own, Sequence) else own for own in self.bits))
         if not len(self.names) == len(self.parameters) == len(self.bits) > 0:
             raise BudgetError(
                 f"Names, parameters and bits must have the same length, at least 1. Got {len(self.names)}, {len(self.parameters)} and "
@@ -40,13 +42,19 @@ class BitAllocation:
         if len(set(self.names)) != len(self.names):
             raise BudgetError(f"Layer names must be distinct, got {self.names}.")
         for name, n, b in zip(self.names, self.parameters, self.bits, strict=True):
-            if b not in ALL_WIDTHS or n < 1:
+            if isinstance(b, tuple):
+                if not b or n < 1 or n % len(b) or not set(b) <= set(CHANNEL_WIDTHS):
+                    raise BudgetError(
+                        f"Layer {name!r} must have equally large channels of the widths {CHANNEL_WIDTHS}, got {n} weights and "
+                        f"{len(b)} channels of the widths {tuple(sorted(set(b)))}."
+                    )
+            elif b not in ALL_WIDTHS or n < 1:
                 raise BudgetError(f"Layer {name!r} must have at least one weight and one of the widths {ALL_WIDTHS}, got {n} of {b} bits.")
 
     @property
     def total_bits(self) -> int:
         """Bits of all weights, Σ n_l b_l."""
-        return sum(n * b for n, b in zip(self.parameters, self.bits, strict=True))
+        return sum(count_bits(b, n) for n, b in zip(self.parameters, self.bits, strict=True))
 
     @property
     def average_bits(self) -> float:
@@ -55,27 +63,30 @@ class BitAllocation:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the stored weights. 3-bit integers take 4 bits and 7-bit integers 8, and each layer is rounded up to whole bytes."""
-        return sum(count_stored_bytes(n, b) for n, b in zip(self.parameters, self.bits, strict=True))
+        """Bytes of the stored weights. 3-bit integers take 4 bits and 7-bit integers 8, and each layer is rounded up to whole bytes.
 
-    def __getitem__(self, name: str) -> int:
-        """Return the width of one layer."""
+        Channels are stored as ``cfptq.quantize.storage`` says, each layer with a permutation.
+        """
+        return sum(count_layer_bytes(b, n, is_sortable=False) for n, b in zip(self.parameters, self.bits, strict=True))
+
+    def __getitem__(self, name: str) -> Bits:
+        """Return the width of one layer, or one for each of its channels."""
         return self.by_layer()[name]
 
-    def __iter__(self) -> Iterator[tuple[str, int]]:
+    def __iter__(self) -> Iterator[tuple[str, Bits]]:
         """Iterate over names and widths in execution order."""
         return iter(zip(self.names, self.bits, strict=True))
 
-    def by_layer(self) -> dict[str, int]:
+    def by_layer(self) -> dict[str, Bits]:
         """Return the widths by layer name, in execution order."""
         return dict(self)
 
     def __str__(self) -> str:
-        return f"{', '.join(f'{name}: {bits}' for name, bits in self)} ({self.average_bits:.2f} bits on average)"
+        return f"{', '.join(f'{name}: {describe_bits(bits)}' for name, bits in self)} ({self.average_bits:.2f} bits on average)"
 
 
 class Allocator(Protocol):
-    """Function that chooses a width for every layer.
+    """Function that chooses a width for every layer, or for every output channel.
 
     It may be one of this package or your own. It must stay within the budget, keep every pinned layer at its width, and give the same
     allocation for the same input.
@@ -87,7 +98,7 @@ class Allocator(Protocol):
         """Choose a width for every layer.
 
         Args:
-            scores: scores s_l and sizes n_l of L layers.
+            scores: scores s_l and sizes n_l of L layers. With ``cfptq.allocation.ChannelScores`` each output channel has a width.
             budget: a ``Budget``, or average bits.
             widths: candidate widths in bits, the same for all layers or by layer name.
             pinned: width that a layer keeps, by layer name.

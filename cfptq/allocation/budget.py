@@ -11,7 +11,7 @@ from enum import StrEnum
 from numbers import Real
 
 from cfptq.errors import BudgetError
-from cfptq.quantize.formats import ALL_WIDTHS, WIDTHS, container_bits
+from cfptq.quantize.formats import CHANNEL_WIDTHS, WIDTHS, container_bits
 
 #: Candidate widths in bits, the same for all layers or by layer name.
 Widths = Sequence[int] | Mapping[str, Sequence[int]]
@@ -25,8 +25,9 @@ class BudgetUnit(StrEnum):
     TOTAL_BITS = "total bits"
     """Bits of all weights, Σ n_l b_l, the left side of eq. 24."""
     BYTES = "bytes"
-    """Bytes of the weights in a file. 3-bit integers take 4 bits and 7-bit integers 8, and each layer is rounded up to whole bytes. Scales,
-    biases and the graph are not counted."""
+    """Bytes of the weights in a file. 3-bit integers take 4 bits and 7-bit integers 8, and each layer is rounded up to whole bytes.
+    Channels of other widths are stored exactly, and their permutation and the nodes that unpack them count. Scales, biases and the rest of
+    the graph are not counted."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,10 @@ def resolve_widths(names: Sequence[str], widths: Widths) -> list[list[int]]:
         widths: candidate widths in bits, the same for all layers or by layer name.
 
     Raises:
-        BudgetError: a layer has none, has one twice, or has one that is not among 2, 3, 4, 7 and 8.
+        BudgetError: a layer has none, has one twice, or has one that is not from 2 to 8.
     """
     found = [sorted(widths[name] if isinstance(widths, Mapping) else widths) for name in names]
     for own in found:
-        if not own or not set(own) <= set(ALL_WIDTHS) or len(set(own)) != len(own):
-            raise BudgetError(f"Candidate widths must be distinct and among {ALL_WIDTHS}, got {tuple(own)}.")
+        if not own or not set(own) <= set(CHANNEL_WIDTHS) or len(set(own)) != len(own):
+            raise BudgetError(f"Candidate widths must be distinct and among {CHANNEL_WIDTHS}, got {tuple(own)}.")
     return found

@@ -5,17 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cfptq.allocation.per_row_gradients import compute_gradient_norms, run_in_chunks
+from cfptq.allocation.channel_scores import ChannelScores
+from cfptq.allocation.per_row_gradients import average_channel_norms, compute_gradient_norms, run_in_chunks
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import DataError, name_rows
 from cfptq.network import DecisionRule, Network, decide, infer_head
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, CalibrationSet
+from cfptq.quantize.formats import Granularity
 
 
 def score_by_counterfactual_gradient(
-    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
+    network: Network,
+    calibration: CalibrationSet,
+    *,
+    decision: DecisionRule | None = None,
+    granularity: Granularity = "layer",
+    progress: bool = True,
 ) -> LayerScores:
-    """Score layers by the mean ℓ1 norm of each counterfactual point's own gradient of L_valid in W_l (eq. 23).
+    """Score layers or channels by the mean ℓ1 norm of each counterfactual point's gradient of L_valid in their weights (eq. 23).
 
     L_valid is the cross-entropy towards the point's target. Points count by their calibration weights.
 
@@ -23,6 +30,7 @@ def score_by_counterfactual_gradient(
         network: the full-precision network f.
         calibration: a set with counterfactual points x + δ and their targets.
         decision: head of the network's raw output and decision threshold. None infers the head.
+        granularity: what is scored, a layer or an output channel.
         progress: show a bar when it takes long.
 
     Raises:
@@ -33,13 +41,20 @@ def score_by_counterfactual_gradient(
         raise DataError(
             "The calibration set holds no counterfactual points to score layers at. Nobody in it was rejected, or it is factual only."
         )
-    return _average_norms(network, calibration, chosen, calibration.target[chosen], decision, progress, "counterfactual gradient")
+    return _average_norms(
+        network, calibration, chosen, calibration.target[chosen], decision, granularity, progress, "counterfactual gradient"
+    )
 
 
 def score_by_factual_gradient(
-    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
+    network: Network,
+    calibration: CalibrationSet,
+    *,
+    decision: DecisionRule | None = None,
+    granularity: Granularity = "layer",
+    progress: bool = True,
 ) -> LayerScores:
-    """Score layers by eq. 23 with the task loss on the factual rows, as accuracy-oriented mixed-precision PTQ does.
+    """Score layers or channels by eq. 23 with the task loss on the factual rows, as accuracy-oriented mixed-precision PTQ does.
 
     The task loss is the cross-entropy towards the label. Where a label is missing, the network's own decision stands in. The note of the
     scores tells for how many rows.
@@ -48,6 +63,7 @@ def score_by_factual_gradient(
         network: the full-precision network f.
         calibration: a set whose factual rows are used.
         decision: head of the network's raw output and decision threshold. None infers the head.
+        granularity: what is scored, a layer or an output channel.
         progress: show a bar when it takes long.
 
     Raises:
@@ -65,7 +81,7 @@ def score_by_factual_gradient(
         labels = torch.where(missing, labels, given)
         if not calibration.labels_are_teacher:
             note = f"the teacher's decision stands in for {int(missing.sum())} missing labels" if bool(missing.any()) else ""
-    return _average_norms(network, calibration, chosen, labels, decision, progress, "factual gradient", note)
+    return _average_norms(network, calibration, chosen, labels, decision, granularity, progress, "factual gradient", note)
 
 
 def _average_norms(
@@ -74,15 +90,19 @@ def _average_norms(
     chosen: Tensor,
     target: Tensor,
     decision: DecisionRule | None,
+    granularity: Granularity,
     progress: bool,
     kind: str,
     note: str = "",
 ) -> LayerScores:
     """Average the gradient norms of the chosen rows by their weights."""
-    norms = compute_gradient_norms(network, calibration.rows[chosen], target, decision=decision, progress=progress)
-    weights = calibration.weights[chosen].double()
+    rows, weights = calibration.rows[chosen], calibration.weights[chosen].double()
     if not float(weights.sum()) > 0:
         raise DataError(f"All rows for the {kind} have weight 0. Give at least one of them a positive weight.")
+    if granularity == "channel":
+        channels = average_channel_norms(network, rows, target, weights / weights.sum(), decision=decision, progress=progress)
+        return ChannelScores.from_channels(network, channels, kind, note)
+    norms = compute_gradient_norms(network, rows, target, decision=decision, progress=progress)
     mean = (norms * weights.unsqueeze(1)).sum(0) / weights.sum()
     layers = network.layers
     return LayerScores(tuple(layer.name for layer in layers), tuple(layer.parameters for layer in layers), tuple(mean.tolist()), kind, note)

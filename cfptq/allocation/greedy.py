@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from cfptq.allocation.bit_allocation import BitAllocation
 from cfptq.allocation.budget import Budget, Widths, assign_lowest_bits, resolve_widths
+from cfptq.allocation.channel_allocation import ChannelProblem, allocate_channels
+from cfptq.allocation.channel_scores import ChannelScores
 from cfptq.allocation.scores import LayerScores
 from cfptq.quantize.formats import WIDTHS
 
@@ -17,17 +19,19 @@ def allocate_greedily(
 
     Each turn widens the layer with the largest s_l / n_l whose next candidate width is affordable. It ends when no single upgrade is
     affordable. Because eq. 24 is linear in the bits, s_l / n_l does not fall as a layer widens, and one layer is widened as far as possible
-    before the next. Of equal ratios, the earlier layer comes first.
+    before the next. Of equal ratios, the earlier layer comes first. With scores of channels, channels are widened likewise.
 
     Args:
         scores: scores s_l and sizes n_l of L layers.
         budget: a ``Budget``, or average bits.
-        widths: candidate widths in bits, among 2, 3, 4, 7 and 8, the same for all layers or by layer name.
+        widths: candidate widths in bits, from 2 to 8, the same for all layers or by layer name.
         pinned: width that a layer keeps, by layer name.
 
     Raises:
         BudgetError: the budget does not pay for the lowest widths and the pins, or a pin names no layer or no candidate width.
     """
+    if isinstance(scores, ChannelScores):
+        return allocate_channels(scores, budget, widths, pinned, ChannelProblem.choose_greedily)
     budget = Budget.of(budget)
     candidates = resolve_widths(scores.names, widths)
     start = assign_lowest_bits(scores.names, scores.parameters, budget, widths, pinned)

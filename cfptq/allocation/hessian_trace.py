@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from cfptq.allocation.channel_scores import ChannelScores
 from cfptq.allocation.per_row_gradients import run_in_chunks
 from cfptq.allocation.round_to_nearest import round_weight_to_nearest
-from cfptq.allocation.scores import MeasuredScores
+from cfptq.allocation.scores import LayerScores, MeasuredScores
 from cfptq.errors import DataError
 from cfptq.io.progress import track
 from cfptq.network import DecisionRule, Network, infer_head
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet
-from cfptq.quantize.formats import ALL_WIDTHS
+from cfptq.quantize.formats import ALL_WIDTHS, CHANNEL_WIDTHS, Granularity
 
 #: Random vectors that a trace is estimated from.
 PROBES = 32
@@ -24,17 +27,23 @@ CHUNK_ROWS = 1024
 
 
 def score_by_hessian_trace(
-    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
-) -> MeasuredScores:
-    """Score each layer and width by the mean trace of the Hessian of L_valid in W_l times ‖Ŵ_l − W_l‖².
+    network: Network,
+    calibration: CalibrationSet,
+    *,
+    decision: DecisionRule | None = None,
+    granularity: Granularity = "layer",
+    progress: bool = True,
+) -> LayerScores:
+    """Score each layer or channel at each width by the mean trace of the Hessian of L_valid in its weights times ‖Ŵ − W‖².
 
-    Ŵ_l is rounded to nearest. L_valid is the mean cross-entropy towards the target over the counterfactual points, by their calibration
-    weights. A layer with a negative trace, at which the loss is concave, has score 0.
+    Ŵ is rounded to nearest. L_valid is the mean cross-entropy towards the target over the counterfactual points, by their calibration
+    weights. A layer or channel with a negative trace, at which the loss is concave, has score 0.
 
     Args:
         network: the full-precision network f.
         calibration: a set with counterfactual points x + δ and their targets.
         decision: head of the network's raw output and decision threshold. None infers the head.
+        granularity: what is scored, a layer or an output channel.
         progress: show a bar when it takes long.
 
     Raises:
@@ -47,7 +56,11 @@ def score_by_hessian_trace(
             "The calibration set holds no counterfactual points to take the Hessian at. Nobody in it was rejected, or it is factual only."
         )
     rows, target = calibration.rows[chosen], calibration.target[chosen]
-    traces = estimate_hessian_traces(network, rows, target, weights / weights.sum(), decision=decision, progress=progress)
+    share = weights / weights.sum()
+    if granularity == "channel":
+        channels = estimate_channel_traces(network, rows, target, share, decision=decision, progress=progress)
+        return ChannelScores.from_channel_damage(network, compute_channel_trace_damage(network, channels), "hessian trace")
+    traces = estimate_hessian_traces(network, rows, target, share, decision=decision, progress=progress)
     return MeasuredScores.from_damage(network, compute_trace_damage(network, traces), "hessian trace")
 
 
@@ -66,6 +79,25 @@ def compute_trace_damage(network: Network, traces: Tensor) -> list[list[float]]:
         weight = network.weight(layer.name)
         errors = [float((round_weight_to_nearest(weight, bits) - weight).double().square().sum()) for bits in ALL_WIDTHS]
         damage.append([trace / layer.parameters * error for error in errors])
+    return damage
+
+
+def compute_channel_trace_damage(network: Network, traces: Sequence[Tensor]) -> list[Tensor]:
+    """Multiply the mean trace of each output channel by the squared error of rounding its weights to nearest.
+
+    Args:
+        network: the full-precision network.
+        traces: Hessian traces of each layer's channels, (out,). Negative ones count as 0.
+
+    Returns:
+        One tensor (out, widths) for each layer, with one column for each of ``cfptq.quantize.CHANNEL_WIDTHS``.
+    """
+    damage = []
+    for layer, trace in zip(network.layers, traces, strict=True):
+        weight = network.weight(layer.name)
+        errors = [(round_weight_to_nearest(weight, bits) - weight).double().square().flatten(1).sum(1) for bits in CHANNEL_WIDTHS]
+        mean = trace.clamp_min(0) * layer.weight_shape[0] / layer.parameters
+        damage.append(torch.stack([mean * error for error in errors], dim=1))
     return damage
 
 
@@ -98,9 +130,59 @@ def estimate_hessian_traces(
     Returns:
         The traces in execution order, (L,) float64.
     """
+    return torch.stack(_average_probes(network, rows, target, share, torch.sum, decision, probes, seed, progress))
+
+
+def estimate_channel_traces(
+    network: Network,
+    rows: Tensor,
+    target: Tensor,
+    share: Tensor,
+    *,
+    decision: DecisionRule | None = None,
+    probes: int = PROBES,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Tensor]:
+    """Estimate the trace of the Hessian's block of each output channel, as ``estimate_hessian_traces`` does of each layer.
+
+    The arguments are the same. The mean over probes of v ∘ H_l v, summed over a channel's weights, is that channel's trace.
+
+    Args:
+        network: the full-precision network f. It is not changed.
+        rows: points u_i, (N, ...).
+        target: class y_i of each point, (N,).
+        share: weight of each point, (N,).
+        decision: head of the network's raw output and decision threshold. None infers the head.
+        probes: random vectors for each layer and chunk.
+        seed: seed of the random vectors.
+        progress: show a bar when it takes long.
+
+    Returns:
+        The traces of each layer's channels in execution order, (out,) float64.
+    """
+
+    def sum_by_channel(product: Tensor) -> Tensor:
+        return product.flatten(1).sum(1)
+
+    return _average_probes(network, rows, target, share, sum_by_channel, decision, probes, seed, progress)
+
+
+def _average_probes(
+    network: Network,
+    rows: Tensor,
+    target: Tensor,
+    share: Tensor,
+    reduce: Callable[[Tensor], Tensor],
+    decision: DecisionRule | None,
+    probes: int,
+    seed: int,
+    progress: bool,
+) -> list[Tensor]:
+    """Return each layer's mean over probes v of ``reduce(v ∘ H_l v)``, float64, summed over chunks of rows."""
+    totals = [torch.zeros((), dtype=torch.float64) for _ in network.layers]
     decision = decision or DecisionRule(infer_head(run_in_chunks(network, rows)))
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(len(network.layers), dtype=torch.float64)
     chunks = list(zip(torch.split(rows, CHUNK_ROWS), torch.split(target, CHUNK_ROWS), torch.split(share, CHUNK_ROWS), strict=True))
     for chunk_rows, chunk_target, chunk_share in track(chunks, "Hessian traces", enabled=progress):
         with torch.inference_mode(False), torch.enable_grad():
@@ -113,5 +195,5 @@ def estimate_hessian_traces(
                 for _ in range(probes):
                     signs = torch.randint(0, 2, weight.shape, generator=generator).mul_(2).sub_(1).to(weight.dtype)
                     (product,) = torch.autograd.grad(slope, weight, signs, retain_graph=True)
-                    total[number] += float((signs * product).sum()) / probes
-    return total
+                    totals[number] = totals[number] + reduce(signs * product).double() / probes
+    return totals

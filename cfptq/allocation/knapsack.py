@@ -9,6 +9,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from cfptq.allocation.bit_allocation import BitAllocation
 from cfptq.allocation.budget import Budget, Widths, assign_lowest_bits, resolve_widths
+from cfptq.allocation.channel_allocation import ChannelProblem, allocate_channels
+from cfptq.allocation.channel_scores import ChannelScores
 from cfptq.allocation.greedy import spend_remaining
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
@@ -21,17 +23,20 @@ def allocate_exactly(
     """Find the allocation with the largest total benefit within the budget (eq. 24, or benefits measured at each width).
 
     The program has one binary variable for each layer and width, one width a layer, and one budget constraint. Budget that the optimum
-    leaves over is spent on the layers with the largest score per weight.
+    leaves over is spent on the layers with the largest score per weight. With scores of channels, each channel has a width. Where their
+    number is too large for the optimum, ``compare_allocations`` tells how near the allocation is to it.
 
     Args:
         scores: scores whose ``cfptq.allocation.LayerScores.benefits`` are maximized.
         budget: a ``Budget``, or average bits.
-        widths: candidate widths in bits, among 2, 3, 4, 7 and 8, the same for all layers or by layer name.
+        widths: candidate widths in bits, from 2 to 8, the same for all layers or by layer name.
         pinned: width that a layer keeps, by layer name.
 
     Raises:
         BudgetError: the budget does not pay for the lowest widths and the pins, or a pin names no layer or no candidate width.
     """
+    if isinstance(scores, ChannelScores):
+        return allocate_channels(scores, budget, widths, pinned, ChannelProblem.choose_best)
     budget = Budget.of(budget)
     candidates = resolve_widths(scores.names, widths)
     assign_lowest_bits(scores.names, scores.parameters, budget, widths, pinned)  # refuses a budget that cannot be met

@@ -51,13 +51,59 @@ def compute_gradient_norms(
     if target.shape != rows.shape[:1] or target.is_floating_point():
         raise DataError(f"target must hold one class index per row, ({len(rows)},), got {tuple(target.shape)} of {target.dtype}.")
     decision = decision or DecisionRule(infer_head(run_in_chunks(network, rows, chunk_rows)))
-    batched = _find_batched_layers(network, rows[:1])
+    batched = find_batched_layers(network, rows[:1])
     norms = torch.empty(len(rows), len(network.layers), dtype=torch.float64)
     starts = range(0, len(rows), chunk_rows)
     for start in track(starts, "gradients", enabled=progress):
         part = slice(start, start + chunk_rows)
         norms[part] = _compute_chunk_norms(network, batched, rows[part], target[part], decision)
     return norms
+
+
+def average_channel_norms(
+    network: Network,
+    rows: Tensor,
+    target: Tensor,
+    share: Tensor,
+    *,
+    decision: DecisionRule | None = None,
+    chunk_rows: int = 1024,
+    progress: bool = True,
+) -> list[Tensor]:
+    """Average the ℓ1 norm of each row's gradient in the weights of each output channel.
+
+    A layer's norm is the sum of its channels' norms.
+
+    Args:
+        network: the full-precision network f.
+        rows: (N, ...) float32.
+        target: class y of each row, (N,).
+        share: weight of each row in the average, (N,) float64.
+        decision: head of the network's raw output and decision threshold. None infers the head from all rows.
+        chunk_rows: rows that run at once.
+        progress: show a bar when it takes long.
+
+    Returns:
+        The norms of each layer's channels in execution order, (out,) float64.
+    """
+    decision = decision or DecisionRule(infer_head(run_in_chunks(network, rows, chunk_rows)))
+    is_batched = len(find_batched_layers(network, rows[:1])) == len(network.layers)
+    step = chunk_rows if is_batched else 1
+    totals = [torch.zeros(layer.weight_shape[0], dtype=torch.float64) for layer in network.layers]
+    nodes = {node.name: node for node in network.graph.graph.nodes}
+    for start in track(range(0, len(rows), step), "gradients", enabled=progress):
+        part = slice(start, start + step)
+        gradients, inputs = run_backward(network, rows[part], _build_loss(target[part], decision))
+        for total, layer, gradient in zip(totals, network.layers, gradients, strict=True):
+            a, weight = inputs[layer.node], network.weight(layer.name)
+            if not is_batched:
+                norms = _compute_weight_gradient(nodes[layer.node], weight, a, gradient).abs().flatten(1).sum(1)[None]
+            elif layer.kind == "linear" and a.dim() == 2:
+                norms = gradient.abs() * a.abs().sum(1, keepdim=True)
+            else:
+                norms = _compute_row_norms(nodes[layer.node], weight, a, gradient, by_channel=True)
+            total += share[part].double() @ norms.double()
+    return totals
 
 
 def run_in_chunks(network: Network, rows: Tensor, chunk_rows: int = 1024) -> Tensor:
@@ -72,7 +118,7 @@ def run_in_chunks(network: Network, rows: Tensor, chunk_rows: int = 1024) -> Ten
         return torch.cat([network(chunk) for chunk in torch.split(rows, chunk_rows)])
 
 
-def _find_batched_layers(network: Network, row: Tensor) -> set[str]:
+def find_batched_layers(network: Network, row: Tensor) -> set[str]:
     """Find the nodes of layers whose input and output have the batch as first axis, by running two rows and then three."""
     batched = {layer.node for layer in network.layers}
     for count in (2, 3):
@@ -83,7 +129,7 @@ def _find_batched_layers(network: Network, row: Tensor) -> set[str]:
 
 
 def _compute_chunk_norms(network: Network, batched: set[str], rows: Tensor, target: Tensor, decision: DecisionRule) -> Tensor:
-    gradients, inputs = _run_backward(network, rows, target, decision)
+    gradients, inputs = run_backward(network, rows, _build_loss(target, decision))
     nodes = {node.name: node for node in network.graph.graph.nodes}
     columns = []
     for layer, gradient in zip(network.layers, gradients, strict=True):
@@ -95,21 +141,30 @@ def _compute_chunk_norms(network: Network, batched: set[str], rows: Tensor, targ
         elif layer.kind == "linear":
             columns.append(_compute_sequence_norms(a, gradient))
         else:
-            columns.append(_compute_operator_norms(nodes[layer.node], network.weight(layer.name), a, gradient))
+            columns.append(_compute_row_norms(nodes[layer.node], network.weight(layer.name), a, gradient))
     return torch.stack([column.double() for column in columns], dim=1)
 
 
-def _run_backward(network: Network, rows: Tensor, target: Tensor, decision: DecisionRule) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Return the gradients of the summed cross-entropy at each layer's output, and each layer's input by node name.
+def _build_loss(target: Tensor, decision: DecisionRule) -> Callable[[Tensor], Tensor]:
+    """Return the function from a raw output to the summed cross-entropy towards the targets."""
+    return lambda output: cross_entropy(decision.class_logits(output), target, reduction="sum")
+
+
+def run_backward(network: Network, rows: Tensor, total: Callable[[Tensor], Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Return the gradients of a sum over rows at each layer's output, and each layer's input by node name.
 
     Rows are independent of each other. The sum's gradient at a row's activations is therefore that row's own.
+
+    Args:
+        network: the network.
+        rows: (N, ...) float32.
+        total: function from the network's raw output to the sum, a scalar.
     """
     with torch.inference_mode(False), torch.enable_grad():
         run = _RecordedPass(network)
-        output = run.run(rows)
-        loss = cross_entropy(decision.class_logits(output), target, reduction="sum")
+        summed = total(run.run(rows))
         tops = [run.outputs[layer.node] for layer in network.layers]
-        return torch.autograd.grad(loss, tops, materialize_grads=True), run.inputs
+        return torch.autograd.grad(summed, tops, materialize_grads=True), run.inputs
 
 
 class _RecordedPass(fx.Interpreter):
@@ -141,11 +196,20 @@ def _compute_sequence_norms(a: Tensor, gradient: Tensor) -> Tensor:
     return torch.cat([torch.bmm(g.transpose(1, 2), x).abs().sum((1, 2)) for x, g in parts])
 
 
-def _compute_operator_norms(node: fx.Node, weight: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
-    """Compute the norms of any layer operation by its backward pass for each row, batched by vmap, a few rows at a time."""
+def _compute_row_norms(node: fx.Node, weight: Tensor, a: Tensor, gradient: Tensor, by_channel: bool = False) -> Tensor:
+    """Compute the norms of any layer operation by its backward pass for each row, batched by vmap, a few rows at a time.
+
+    Args:
+        node: the layer's node.
+        weight: its weight, (out, ...).
+        a: its input, (N, ...).
+        gradient: the gradient at its output, (N, ...).
+        by_channel: return a norm for each output channel, (N, out), and not (N,).
+    """
 
     def norm(row: Tensor, row_gradient: Tensor) -> Tensor:
-        return _compute_weight_gradient(node, weight, row.unsqueeze(0), row_gradient.unsqueeze(0)).abs().sum()
+        size = _compute_weight_gradient(node, weight, row.unsqueeze(0), row_gradient.unsqueeze(0)).abs()
+        return size.flatten(1).sum(1) if by_channel else size.sum()
 
     # The batched backward pass holds a few copies of the weight gradients.
     return torch.func.vmap(norm, chunk_size=max(1, MAX_HELD_NUMBERS // (4 * weight.numel())))(a, gradient)
@@ -157,7 +221,7 @@ def _compute_norms_row_by_row(network: Network, layer: Layer, rows: Tensor, targ
     node = next(node for node in network.graph.graph.nodes if node.name == layer.node)
     norms = []
     for row, y in zip(torch.split(rows, 1), torch.split(target, 1), strict=True):
-        gradients, inputs = _run_backward(network, row, y, decision)
+        gradients, inputs = run_backward(network, row, _build_loss(y, decision))
         gradient = _compute_weight_gradient(node, weight, inputs[layer.node], gradients[network.layers.index(layer)])
         norms.append(gradient.abs().sum())
     return torch.stack(norms)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cfptq.quantize.formats import align_with_channels, integer_limit
 from cfptq.quantize.reconstruct import WEIGHT_CLIPS, compute_channel_scale, round_to_integers
+from cfptq.quantize.rounding_rule import RoundedWeight
 
 
 def round_weight_to_nearest(weight: Tensor, bits: int) -> Tensor:
@@ -19,13 +20,24 @@ def round_weight_to_nearest(weight: Tensor, bits: int) -> Tensor:
     Returns:
         The weight on its grid, float32, of the same shape.
     """
+    return round_to_nearest(weight, None, bits).weight()
+
+
+def round_to_nearest(weight: Tensor, bias: Tensor | None, bits: int) -> RoundedWeight:
+    """Round a weight to nearest, each output channel at the clip with the least squared error. The bias stays.
+
+    Args:
+        weight: (out, ...).
+        bias: (out,), or None.
+        bits: width to round to.
+    """
     limit = integer_limit(bits)
     full = compute_channel_scale(weight, limit)
-    best, error = weight, torch.full_like(full, torch.inf)
+    best, error = full, torch.full_like(full, torch.inf)
     for clip in WEIGHT_CLIPS[::2]:
         scale = full * clip
         candidate = round_to_integers(weight, scale, limit) * align_with_channels(scale, weight)
         reached = (candidate - weight).flatten(1).square().sum(dim=1)
-        best = torch.where(align_with_channels(reached < error, weight), candidate, best)
+        best = torch.where(reached < error, scale, best)
         error = torch.minimum(reached, error)
-    return best
+    return RoundedWeight(round_to_integers(weight, best, limit), best, bias)

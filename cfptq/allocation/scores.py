@@ -10,7 +10,7 @@ from typing import Protocol
 from cfptq.errors import ModelError
 from cfptq.network import DecisionRule, Network
 from cfptq.quantize.calibration_set import CalibrationSet
-from cfptq.quantize.formats import ALL_WIDTHS
+from cfptq.quantize.formats import ALL_WIDTHS, Granularity
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,17 @@ class Score(Protocol):
         calibration: CalibrationSet,
         *,
         decision: DecisionRule | None = None,
+        granularity: Granularity = "layer",
         progress: bool = True,
     ) -> LayerScores:
-        """Score the layers.
+        """Score the layers, or their output channels.
 
         Args:
             network: the full-precision network f.
             calibration: rows, targets and weights.
             decision: head of the network's raw output and decision threshold. None infers the head.
+            granularity: what is scored. "channel" asks for ``cfptq.allocation.ChannelScores``, and is passed only where a method has that
+                granularity.
             progress: show a bar when it takes long.
         """
         ...

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from cfptq.allocation.bit_allocation import BitAllocation
 from cfptq.allocation.budget import Budget, Widths, assign_lowest_bits, resolve_widths
+from cfptq.allocation.channel_scores import ChannelScores
 from cfptq.allocation.scores import LayerScores
 from cfptq.quantize.formats import WIDTHS
 
@@ -15,12 +16,12 @@ def allocate_uniformly(
 ) -> BitAllocation:
     """Give all layers that are not pinned the widest width that the budget pays for.
 
-    Where layers have different candidates, all take the candidate at the same position.
+    The width is the same for all channels of a layer. Where layers have different candidates, all take the candidate at the same position.
 
     Args:
         scores: names and sizes of the layers. Their scores are not used.
         budget: a ``Budget``, or average bits.
-        widths: candidate widths in bits, among 2, 3, 4, 7 and 8, the same for all layers or by layer name.
+        widths: candidate widths in bits, from 2 to 8, the same for all layers or by layer name.
         pinned: width that a layer keeps, by layer name.
 
     Raises:
@@ -34,4 +35,7 @@ def allocate_uniformly(
         bits = [pins.get(name, own[min(position, len(own) - 1)]) for name, own in zip(scores.names, candidates, strict=True)]
         if sum(budget.cost(n, b) for n, b in zip(scores.parameters, bits, strict=True)) <= budget.ceiling(scores.parameters):
             best = bits
+    if isinstance(scores, ChannelScores):
+        spread = tuple((width,) * len(own) for width, own in zip(best, scores.channels, strict=True))
+        return BitAllocation(scores.names, scores.parameters, spread)
     return BitAllocation(scores.names, scores.parameters, tuple(best))

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from cfptq.backends.onnxruntime import to_onnx_model
+from cfptq.backends.onnxruntime import Storage, to_onnx_model
 from cfptq.network import Network
-from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, container_bits
+from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, container_bits, widest_bits
 
 #: Operator domain of MatMulNBits.
 DOMAIN = "com.microsoft"
@@ -37,7 +37,8 @@ def build_weight_only_model(
 ) -> onnx.ModelProto:
     """Build an ONNX model in which each linear layer is a MatMulNBits node.
 
-    3-bit integers are stored in 4 bits. Convolutions have float weights on the plan's grid.
+    The operator has one width a layer, 2, 4 or 8 bits, which holds the layer's widest integers. Convolutions
+    have float weights on the plan's grid.
 
     Args:
         network: the captured full-precision network that the plan is for.
@@ -49,7 +50,10 @@ def build_weight_only_model(
         ModelError: the plan was made for another network.
     """
     check_matches(network, plan)
-    model = to_onnx_model(network, with_float_activations(plan), {"cfptq.plan": plan.digest, **(metadata or {})})
+    entries = {"cfptq.plan": plan.digest, **(metadata or {})}
+    # The order of a packed file's channels is another than the plan's.
+    storage: Storage = "packed" if plan.granularity == "layer" else "plain"
+    model = to_onnx_model(network, with_float_activations(plan), entries, storage=storage)
     made = {f"{layer.name}.weight_grid": layer for layer in plan.layers if layer.kind == "linear"}
     replaced = {*made, *(f"{layer.name}.weight_float" for layer in made.values())}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -79,7 +83,12 @@ def _build_nodes(gemm: onnx.NodeProto, layer: LayerPlan, accuracy_level: int) ->
     outputs, inputs = layer.integers.shape
     has_bias = len(gemm.input) > 2
     product = f"{gemm.output[0]}_product" if has_bias else gemm.output[0]
-    settings: dict[str, Any] = {"K": inputs, "N": outputs, "bits": container_bits(layer.bits), "block_size": _choose_block(layer)}
+    settings: dict[str, Any] = {
+        "K": inputs,
+        "N": outputs,
+        "bits": container_bits(widest_bits(layer.bits)),
+        "block_size": _choose_block(layer),
+    }
     names = [gemm.input[0], f"{layer.name}.weight_packed", f"{layer.name}.weight_scales"]
     nodes = [helper.make_node("MatMulNBits", names, [product], gemm.name, domain=DOMAIN, accuracy_level=accuracy_level, **settings)]
     if has_bias:
@@ -92,7 +101,7 @@ def _build_tensors(layer: LayerPlan) -> list[onnx.TensorProto]:
 
     Integers are unsigned, with 0 stored as half the range, and packed lowest bits first. There is one scale a block.
     """
-    bits, block = container_bits(layer.bits), _choose_block(layer)
+    bits, block = container_bits(widest_bits(layer.bits)), _choose_block(layer)
     integers = layer.integers.numpy().astype(np.int16)
     outputs, inputs = integers.shape
     blocks = -(-inputs // block)

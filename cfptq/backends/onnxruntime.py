@@ -3,6 +3,9 @@
 A weight of 2, 3 or 4 bits is an INT2 or INT4 initializer followed by ``Cast(to=INT8)`` and DequantizeLinear. ONNX Runtime folds the Cast
 when it loads the file and runs its int8 kernel. The file is small and as fast as int8. With the same ONNX Runtime on the same machine, the
 output equals bit for bit that of the same integers stored as INT8.
+
+Output channels of different widths are stored apart, as ``cfptq.quantize.storage`` says. Nodes that are folded likewise put them together.
+Hidden channels stand in the order of their containers, and the columns that they feed too. Other layers have a permutation.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -18,10 +21,25 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cfptq.backends.packing import build_unpacking
 from cfptq.errors import ModelError
 from cfptq.network import Network, OnnxLayer, find_layer_nodes
 from cfptq.network import to_onnx_model as network_to_onnx
-from cfptq.quantize import FINE_ZERO_POINT, ActivationFormat, LayerPlan, QuantizationPlan, check_matches, quantize_weights
+from cfptq.network.onnx.session import open_session
+from cfptq.quantize import (
+    FINE_ZERO_POINT,
+    ActivationFormat,
+    LayerPlan,
+    QuantizationPlan,
+    check_matches,
+    quantize_weights,
+    sort_channels,
+    summarize_bits,
+)
+from cfptq.quantize.storage import ChannelGroup, group_channels
+
+#: Form of the weights in a file.
+Storage = Literal["packed", "plain"]
 
 #: Opset 21 introduced INT4 and 16-bit activations, and opset 25 INT2. Files for older runtimes go down to opset 18.
 OPSET = 21
@@ -36,7 +54,12 @@ CONTAINERS: tuple[tuple[int, int, npt.DTypeLike], ...] = ((2, OPSET_INT2, ml_dty
 
 
 def to_onnx_model(
-    network: Network, plan: QuantizationPlan, metadata: Mapping[str, str] | None = None, *, packed: bool = True, opset: int = OPSET_INT2
+    network: Network,
+    plan: QuantizationPlan,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    storage: Storage = "packed",
+    opset: int = OPSET_INT2,
 ) -> onnx.ModelProto:
     """Build the QDQ model that holds the plan's integers and has a dynamic batch.
 
@@ -44,8 +67,9 @@ def to_onnx_model(
         network: the captured full-precision network that the plan is for.
         plan: the plan.
         metadata: further entries for the file's metadata.
-        packed: store 2-, 3- and 4-bit weights in INT2 and INT4. False stores every weight as INT8, for runtimes that cannot read
-            those types. On the same machine and runtime, both give the same output bit for bit.
+        storage: "packed" stores narrow weights in INT2 and INT4, and channels of other widths in parts. "plain" stores every weight as
+            INT8, for runtimes that cannot read those types or do not fold. On the same machine and runtime, both give the same output bit
+            for bit.
         opset: the newest opset that the runtime reads. The file needs no newer opset than its integers do. Integers too narrow for
             ``opset`` are stored in the next wider type.
 
@@ -53,15 +77,21 @@ def to_onnx_model(
         ModelError: the plan was made for another network, or ``opset`` is not a whole number or lacks a type that the plan needs.
     """
     check_matches(network, plan)
-    model = network_to_onnx(network, opset=_choose_opset(plan, packed, opset))
-    editor = _QdqEditor(model, plan, packed)
+    is_packed = storage == "packed"
+    newest = _choose_opset(plan, is_packed, opset)
+    types = _list_types(newest)
+    stored = plan
+    if is_packed and plan.granularity == "channel":
+        stored = sort_channels(network, plan, lambda layer: [channel for group in _group(layer, types) for channel in group.channels])
+    model = network_to_onnx(network, opset=newest)
+    editor = _QdqEditor(model, stored, is_packed)
     for name, found in find_layer_nodes(model, network).items():
         if name in plan.bits:
-            editor.quantize_layer(found, next(layer for layer in plan.layers if layer.name == name))
+            editor.quantize_layer(found, next(layer for layer in stored.layers if layer.name == name))
     editor.finish()
     entries = {
         "cfptq.method": plan.method,
-        "cfptq.bits": json.dumps(plan.bits, sort_keys=True),
+        "cfptq.bits": json.dumps({layer.name: summarize_bits(layer.bits) for layer in plan.layers}, sort_keys=True),
         "cfptq.average_bits": f"{plan.average_bits:.4f}",
         "cfptq.activations": json.dumps({form.tensor: str(form) for form in plan.activations}),
         "cfptq.input_choice": plan.input_choice,
@@ -114,7 +144,31 @@ def read_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
     for tensor in model.graph.initializer:
         if tensor.name == f"{name}.weight_integers":
             return numpy_helper.to_array(tensor).astype(np.int8)
-    raise ModelError(f"The ONNX model holds no integers for layer {name!r}. Pass a model that result.to_onnx() wrote.")
+    unpacked = _find_unpacked(model, name)
+    if unpacked is None:
+        raise ModelError(f"The ONNX model holds no integers for layer {name!r}. Pass a model that result.to_onnx() wrote.")
+    needed = {unpacked}
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.insert(0, node)
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    output = helper.make_tensor_value_info(unpacked, TensorProto.INT8, None)
+    part = helper.make_model(
+        helper.make_graph(nodes, "unpacking", [], [output], constants), opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    (integers,) = open_session(part.SerializeToString()).run(None, {})
+    found: npt.NDArray[np.int8] = integers
+    return found
+
+
+def _find_unpacked(model: onnx.ModelProto, name: str) -> str | None:
+    """Return the tensor that holds a layer's unpacked integers, which its DequantizeLinear or its cast to float takes."""
+    for node in model.graph.node:
+        if node.output[0] in (f"{name}.weight_grid", f"{name}.weight_float"):
+            return str(node.input[0])
+    return None
 
 
 def _choose_opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
@@ -129,7 +183,24 @@ def _choose_opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
             f"opset {newest} has no 16-bit activations, and the plan has them for {', '.join(wide)}. Calibrate with activation_bits=8 and "
             f"input_bits=8 or 32, or upgrade the runtime to opset {OPSET}."
         )
-    return min(newest, OPSET_INT2 if packed and 2 in plan.bits.values() else OPSET)
+    return min(newest, OPSET_INT2 if packed and any(_needs_int2(layer, newest) for layer in plan.layers) else OPSET)
+
+
+def _needs_int2(layer: LayerPlan, newest: int) -> bool:
+    """Return True if a file of opset ``newest`` stores some of the layer's integers in INT2."""
+    if isinstance(layer.bits, int):
+        return layer.bits == 2
+    return any(group.container.high == 2 for group in _group(layer, _list_types(newest)))
+
+
+def _list_types(opset: int) -> tuple[int, ...]:
+    """Return the bits of the integer types of an opset."""
+    return tuple(wide for wide, since, _ in CONTAINERS if since <= opset)
+
+
+def _group(layer: LayerPlan, types: Sequence[int]) -> tuple[ChannelGroup, ...]:
+    """Return the channels of each container of a layer, in a file with some integer types."""
+    return group_channels(layer.channel_bits, layer.parameters // len(layer.scale), layer.is_sortable, types)
 
 
 def _choose_container(bits: int, opset: int) -> npt.DTypeLike:
@@ -215,8 +286,15 @@ class _QdqEditor:
         return names[1]
 
     def _add_weight(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
-        kind = _choose_container(layer.bits if self.packed else 8, self.model.opset_import[0].version)
-        name = self._store(f"{layer.name}.weight_integers", _to_array(layer.integers).astype(kind))
+        opset = self.model.opset_import[0].version
+        kind: npt.DTypeLike = np.int8
+        if self.packed and not isinstance(layer.bits, int):
+            groups = _group(layer, _list_types(opset))
+            name, nodes = build_unpacking(f"{layer.name}.w", _to_array(layer.integers), groups, self._store)
+            before.extend(nodes)
+        else:
+            kind = _choose_container(layer.bits if self.packed and isinstance(layer.bits, int) else 8, opset)
+            name = self._store(f"{layer.name}.weight_integers", _to_array(layer.integers).astype(kind))
         if form.is_float:
             # ONNX Runtime folds Cast and Mul of constants when it loads the file, so that the layer runs on float32 weights. It would
             # keep a DequantizeLinear and run it at every call.

@@ -52,7 +52,7 @@ def find_fewest_bits(
     seen, remarks = examine_rows(task, method)
     rest, held_out = _hold_out_recourse(seen)
     scores = rest.score_layers(method, progress)
-    widths = find_candidate_widths(task.network, method.activations, portable)
+    widths = find_candidate_widths(task.network, method.activations, portable, method.granularity)
     lowest = 1.0
     for allocation in track(allocation_path(method.allocate, scores, pinned, widths), "looking for the fewest bits", enabled=progress):
         budget = Budget.total(allocation.total_bits)

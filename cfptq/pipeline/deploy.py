@@ -18,6 +18,7 @@ from cfptq.pipeline.method_presets import as_method
 from cfptq.pipeline.quantize_task import quantize_with
 from cfptq.pipeline.task import QuantizationTask
 from cfptq.pipeline.train_task import train_with
+from cfptq.quantize import summarize_bits
 from cfptq.training import QAT_METHODS, QatMethod
 
 #: Judges a model, from its predictor, its file and its formats (keywords) to its entry in results.json.
@@ -105,4 +106,4 @@ def _deploy_method(
     student: Predictor = result.predictor(path)
     plan = result.plan
     entry = judge(student, path, average_bits=plan.average_bits, activation_bits=result.activation_bits, input_bits=result.input_bits)
-    return entry | {"bits": result.bits, "keep": list(plan.keep)}
+    return entry | {"bits": {name: summarize_bits(bits) for name, bits in result.bits.items()}, "keep": list(plan.keep)}

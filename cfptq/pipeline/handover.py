@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from cfptq.backends.matmul_nbits import build_weight_only_model, with_float_activations
-from cfptq.backends.onnxruntime import OPSET_INT2, build_prepared_onnx_model, to_onnx_model
+from cfptq.backends.onnxruntime import OPSET_INT2, Storage, build_prepared_onnx_model, to_onnx_model
 from cfptq.backends.prepared_model import warn_about_two_step_input
 from cfptq.errors import ModelError, SaturationWarning, name_rows
 from cfptq.io.atomic import atomic_write
@@ -53,7 +53,7 @@ def build_onnx(
     decision: DecisionRule,
     tensor_names: tuple[str, str],
     interface: OnnxInterface | None = None,
-    packed: bool = True,
+    storage: Storage = "packed",
     weight_only: bool = False,
     opset: int = OPSET_INT2,
 ) -> onnx.ModelProto:
@@ -65,7 +65,7 @@ def build_onnx(
         decision: head of the network's raw output and decision threshold, recorded in the file.
         tensor_names: names of the file's input and output.
         interface: types and further outputs of the ONNX file that the model came as, which the file keeps.
-        packed: store narrow weights in INT2 and INT4; False stores all as INT8.
+        storage: "packed" stores narrow weights in their own widths; "plain" stores all as INT8.
         weight_only: use ONNX Runtime's MatMulNBits, with float activations.
         opset: the newest opset that the runtime reads.
 
@@ -77,7 +77,7 @@ def build_onnx(
     if weight_only:
         model = build_weight_only_model(network, plan, metadata)
     else:
-        model = to_onnx_model(network, plan, metadata, packed=packed, opset=opset)
+        model = to_onnx_model(network, plan, metadata, storage=storage, opset=opset)
     renamed = _rename(model, tensor_names)
     return renamed if interface is None else interface.apply(renamed)
 

@@ -28,6 +28,7 @@ from cfptq.network import DecisionRule, Network
 from cfptq.quantize import (
     STRUCTURE,
     Activations,
+    Granularity,
     InputBits,
     QuantizationPlan,
     Rounding,
@@ -80,6 +81,7 @@ class Method:
             points where recourse ends, each row weighted by how near its decision is to the boundary.
         score: "factual" or "counterfactual" (eq. 23), "margin" (measured at each width), "surrogate" (eq. 71), "hessian-trace",
             "output-distance", or a callable of the type ``cfptq.allocation.Score``.
+        granularity: what has a width of its own, "layer" (the paper's) or "channel", an output channel of a layer.
         allocator: "greedy" (eq. 24), "exact", "uniform", or a callable of the type ``cfptq.allocation.Allocator``.
         rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated" (keeps each layer's output), "margin" (compensated,
             then by the decision's margin; needs ``sequential``), or a callable of the type ``cfptq.quantize.Rounding``.
@@ -99,6 +101,7 @@ class Method:
     name: str
     rows: Literal["factual", "augmented", "boundary"] = "augmented"
     score: str | Score = "counterfactual"
+    granularity: Granularity = "layer"
     allocator: str | Allocator = "greedy"
     rounding: str | Rounding = "nearest"
     activations: Activations = field(default_factory=Activations)
@@ -112,6 +115,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.rows not in ("factual", "augmented", "boundary"):
             raise ConfigurationError(f"rows of method {self.name!r} must be 'factual', 'augmented' or 'boundary', got {self.rows!r}.")
+        if self.granularity not in ("layer", "channel"):
+            raise ConfigurationError(f"granularity of method {self.name!r} must be 'layer' or 'channel', got {self.granularity!r}.")
         for part, known in (("score", SCORES), ("allocator", ALLOCATORS), ("rounding", ROUNDINGS)):
             choice = getattr(self, part)
             if isinstance(choice, str) and choice not in known:
@@ -199,7 +204,7 @@ class Method:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Method:
-        """Build a method from what ``to_dict`` returned. An older file without ``keep`` kept no structure."""
+        """Build a method from what ``to_dict`` returned. An older file without ``keep`` kept no structure, and had widths of layers."""
         return Method(**{"keep": (), **content, "activations": Activations(**content["activations"])})
 
 

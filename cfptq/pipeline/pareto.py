@@ -18,7 +18,7 @@ from cfptq.io.progress import track
 from cfptq.metrics import Interval, wilson_interval
 from cfptq.network import DecisionRule, Network
 from cfptq.pipeline.method import Method
-from cfptq.quantize import QuantizationPlan, fake_quantize_network
+from cfptq.quantize import Bits, QuantizationPlan, average_bits, fake_quantize_network
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, hold_out_people
 
 
@@ -28,7 +28,7 @@ class ParetoPoint:
 
     Attributes:
         average_bits: average bits per weight.
-        bits: layer name -> bits.
+        bits: layer name -> bits, or the bits of each output channel.
         stored_bytes: bytes of weights, scales and biases in a file.
         predicted_damage: loss against every layer at its widest that the layer scores predict, in their own unit.
         validity_drop: Validity Drop of the fake-quantized module at the curve's recourse points.
@@ -37,7 +37,7 @@ class ParetoPoint:
     """
 
     average_bits: float
-    bits: Mapping[str, int]
+    bits: Mapping[str, Bits]
     stored_bytes: int
     predicted_damage: float
     validity_drop: float
@@ -86,13 +86,13 @@ class Pareto:
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each point.
 
-        Layers' bits are columns ``bits: NAME``, and the interval is ``low`` and ``high``.
+        Layers' bits are columns ``bits: NAME``, their mean where channels have widths of their own. The interval is ``low`` and ``high``.
         """
         rows = []
         for point in self.points:
             row = asdict(point)
             bits, (low, high) = row.pop("bits"), row.pop("interval")
-            rows.append({**row, "low": low, "high": high, **{f"bits: {name}": width for name, width in bits.items()}})
+            rows.append({**row, "low": low, "high": high, **{f"bits: {name}": average_bits(width) for name, width in bits.items()}})
         return pd.DataFrame(rows)
 
     def plot(self, path: str | os.PathLike[str]) -> None:

@@ -43,7 +43,7 @@ def quantize_with(
         ModelError: the network's numbers are too far from each other for the plan to keep its decisions.
     """
     sizes = {layer.name: layer.parameters for layer in task.network.layers}
-    candidates = widths or find_candidate_widths(task.network, method.activations, portable)
+    candidates = widths or find_candidate_widths(task.network, method.activations, portable, method.granularity)
     assign_lowest_bits(tuple(sizes), tuple(sizes.values()), Budget.of(budget), candidates, pinned)
     if method.groups is not None:
         label_rows(method.groups, task.rows, task.space)

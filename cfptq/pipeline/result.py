@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import onnx
 import torch
@@ -17,11 +17,11 @@ from torch import fx, nn
 
 from cfptq.allocation import AllocationGap, BitAllocation, Budget, LayerScores, compare_allocations
 from cfptq.auditing import MarginEstimate, estimate_margins
-from cfptq.backends.onnxruntime import OPSET_INT2
+from cfptq.backends.onnxruntime import OPSET_INT2, Storage
 from cfptq.backends.prepared_model import build_prepared_module
 from cfptq.backends.quantize_static import RowReader, build_quantize_static_arguments
 from cfptq.errors import DataError, ModelError
-from cfptq.io.arguments import BOOLEAN, COUNT, PATH, check_arguments, number
+from cfptq.io.arguments import BOOLEAN, COUNT, PATH, check_arguments, number, one_of
 from cfptq.io.tables import as_html
 from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network, OnnxModule, Predictor, as_predictor
 from cfptq.network.onnx.interface import OnnxInterface
@@ -41,10 +41,12 @@ from cfptq.pipeline.pareto import Pareto, trace_pareto_curve
 from cfptq.pipeline.saving import read_result, write_result
 from cfptq.quantize import (
     COUNTERFACTUAL,
+    Bits,
     CalibrationSet,
     KeptStructure,
     QuantizationPlan,
     count_kept_structure,
+    describe_bits,
     fake_quantize_network,
     keep_first_points,
 )
@@ -57,6 +59,9 @@ if TYPE_CHECKING:
 
     from cfptq.backends.neural_compressor import PlanConfig
     from cfptq.backends.pt2e import PlanQuantizer
+
+#: Forms of the weights in an ONNX file.
+STORAGE = one_of(get_args(Storage))
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,8 @@ class Result:
         return DecisionRule(self.head, self.threshold)
 
     @property
-    def bits(self) -> dict[str, int]:
-        """Bits of each quantized layer, by name."""
+    def bits(self) -> dict[str, Bits]:
+        """Bits of each quantized layer by name, or a tuple with the bits of each output channel."""
         return self.plan.bits
 
     @property
@@ -144,7 +149,7 @@ class Result:
         return f"{form.bits}-bit" if form.is_affine else "two-step"
 
     def __str__(self) -> str:
-        layers = ", ".join(f"{name} {bits}" for name, bits in self.bits.items())
+        layers = ", ".join(f"{name} {describe_bits(bits)}" for name, bits in self.bits.items())
         left = "".join(f"; {name} left in float: {why}" for name, why in self.skipped.items())
         held = "" if self.fewest_bits is None else f"; {self.fewest_bits}"
         hidden = "float" if self.activation_bits == 32 else f"{self.activation_bits}-bit"
@@ -164,7 +169,7 @@ class Result:
         sensitivity = self.sensitivity.by_layer()
         sizes = dict(zip(self.allocation.names, self.allocation.parameters, strict=True))
         for name, bits in self.bits.items():
-            table.add_row(Text(name), f"{sizes[name]:,}", str(bits), f"{sensitivity[name]:.4g}")
+            table.add_row(Text(name), f"{sizes[name]:,}", describe_bits(bits), f"{sensitivity[name]:.4g}")
         for name, reason in self.skipped.items():
             table.add_row(Text(name), "", "float", Text(reason))
         return table
@@ -326,12 +331,13 @@ class Result:
         """Write the prepared model as ONNX to ``path``, for ONNX Runtime's own quantizer."""
         write_onnx(build_prepared_onnx(self.network, self.plan, tensor_names=self.tensor_names), path)
 
-    @check_arguments(packed=BOOLEAN, weight_only=BOOLEAN, opset=COUNT)
-    def onnx_model(self, *, packed: bool = True, weight_only: bool = False, opset: int = OPSET_INT2) -> onnx.ModelProto:
+    @check_arguments(storage=STORAGE, weight_only=BOOLEAN, opset=COUNT)
+    def onnx_model(self, *, storage: Storage = "packed", weight_only: bool = False, opset: int = OPSET_INT2) -> onnx.ModelProto:
         """Return the quantized model as ONNX, in memory.
 
         Args:
-            packed: store narrow weights in INT2 and INT4 (ONNX Runtime 1.23 or later); False stores all as INT8.
+            storage: "packed" stores weights in their own widths, which ONNX Runtime unpacks when it loads the file. "plain" stores all as
+                INT8, for execution providers that do not fold constants at load.
             weight_only: use ONNX Runtime's MatMulNBits, with float activations whatever the plan's; for large models at batch 1.
             opset: the newest opset that the runtime reads. Below 25 there is no INT2, below 21 no INT4, and a wider type is used.
         """
@@ -341,17 +347,17 @@ class Result:
             decision=self.decision,
             tensor_names=self.tensor_names,
             interface=self.interface,
-            packed=packed,
+            storage=storage,
             weight_only=weight_only,
             opset=opset,
         )
 
-    @check_arguments(path=PATH, packed=BOOLEAN, weight_only=BOOLEAN, opset=COUNT, check=BOOLEAN)
+    @check_arguments(path=PATH, storage=STORAGE, weight_only=BOOLEAN, opset=COUNT, check=BOOLEAN)
     def to_onnx(
         self,
         path: str | os.PathLike[str],
         *,
-        packed: bool = True,
+        storage: Storage = "packed",
         weight_only: bool = False,
         opset: int = OPSET_INT2,
         check: bool = False,
@@ -360,7 +366,8 @@ class Result:
 
         Args:
             path: file to write, whole or not at all.
-            packed: store narrow weights in INT2 and INT4 (ONNX Runtime 1.23 or later); False stores all as INT8.
+            storage: "packed" stores weights in their own widths, which ONNX Runtime unpacks when it loads the file. "plain" stores all as
+                INT8, for execution providers that do not fold constants at load.
             weight_only: use ONNX Runtime's MatMulNBits, with float activations whatever the plan's; for large models at batch 1.
             opset: the newest opset that the runtime reads. Below 25 there is no INT2, below 21 no INT4, and a wider type is used. The
                 file has opset 21 where that suffices.
@@ -371,7 +378,7 @@ class Result:
             ModelError: the file disagrees with the plan (``check=True``), or the opset lacks what the plan needs.
             FileError: the file cannot be written.
         """
-        model = self.onnx_model(packed=packed, weight_only=weight_only, opset=opset)
+        model = self.onnx_model(storage=storage, weight_only=weight_only, opset=opset)
         if not check:
             write_onnx(model, path)
             return

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cfptq.allocation import BitAllocation, Budget, LayerScores, MeasuredScores
+from cfptq.allocation import BitAllocation, Budget, ChannelScores, LayerScores, MeasuredScores
 from cfptq.errors import CfptqError, FileError, ModelError
 from cfptq.io.atomic import atomic_folder, check_replaceable, clear_killed_writes
 from cfptq.io.files import as_path, check_regular_file, describe_os_error, read_file, read_json
-from cfptq.network import DecisionRule, Head, Network
+from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network
 from cfptq.network.onnx.interface import OnnxInterface
 from cfptq.network.serialize import NETWORK_FILES, deserialize_network, digest, serialize_network
 from cfptq.pipeline.fewest_bits import FewestBits
@@ -31,8 +31,8 @@ from cfptq.quantize.repair import Repair
 from cfptq.recourse import RecourseBatch
 from cfptq.training import History
 
-#: Version of the saved form. A result of another version is refused.
-SCHEMA = 2
+#: Version of the saved form that is written. Version 1 has no digests, and 1 and 2 have no widths of channels. All are read.
+SCHEMA = 3
 
 #: Files that a saved result may hold, relative to its folder.
 RESULT_FILES = (
@@ -76,14 +76,14 @@ class _SavedFile(_Strict):
 class _Description(_Strict):
     """Content of ``result.json``. The parts in it are checked by their own classes."""
 
-    schema_version: Literal[2] = Field(alias="schema")
+    schema_version: Literal[1, 2, 3] = Field(alias="schema")
     digest: str
     files: Annotated[dict[str, _SavedFile], Field(max_length=len(RESULT_FILES))]
     head: str
     threshold: float | None
     allocation: Content
     sensitivity: Content
-    tensor_names: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=2)]
+    tensor_names: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=2)] = [INPUT, OUTPUT]
     pinned: Annotated[dict[str, int], Field(max_length=2**16)] = {}
     remarks: Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=10000)] = []
     interface: Content | None = None
@@ -184,8 +184,13 @@ def _read_description(place: Path) -> _Description:
     """Read and check ``result.json`` in the folder ``place``."""
     path = place / "result.json"
     content = read_json(path)
-    if content.get("schema") != SCHEMA:
-        raise FileError(f"{path} must have schema {SCHEMA}, got {content.get('schema')!r}. Save the result again with this release.")
+    if content.get("schema") not in range(1, SCHEMA + 1):
+        raise FileError(f"{path} must have schema 1 to {SCHEMA}, got {content.get('schema')!r}. Upgrade cfptq, or save it again.")
+    if content["schema"] == 1:
+        # The first version recorded no digests. The plan's own digest and the network's are still compared.
+        present = {name: _measure_file(place / name) for name in RESULT_FILES[1:] if (place / name).exists()}
+        content = {**content, "files": present}
+        content["digest"] = _compute_digest(content)
     if content.get("digest") != _compute_digest({key: value for key, value in content.items() if key != "digest"}):
         raise FileError(f"{path} was changed after it was saved, as its digest differs. Save the result again.")
     try:
@@ -251,4 +256,6 @@ def _read_fields(place: Path, description: _Description) -> dict[str, Any]:
 
 def _read_scores(content: dict[str, Any]) -> LayerScores:
     """Build layer scores of the kind that ``content`` holds."""
+    if "channels" in content:
+        return ChannelScores(**content)
     return MeasuredScores(**content) if "damage" in content else LayerScores(**content)

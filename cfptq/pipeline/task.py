@@ -118,20 +118,23 @@ class QuantizationTask:
         return self.factual_set, self.augmented_set[1] if method.needs_recourse else None
 
     def score_layers(self, method: Method, progress: bool = True) -> LayerScores:
-        """Score the layers by the method's rule. The scores are kept, so that another budget computes nothing again.
+        """Score the layers, or their channels, by the method's rule. The scores are kept, so that another budget computes nothing again.
 
         Args:
             method: the method, whose score function picks the rows that it needs from the calibration set.
             progress: whether a progress bar may be shown.
         """
-        score, is_boundary = method.score_function, method.rows == "boundary"
-        if (score, is_boundary) not in self._scores:
+        score, is_boundary, has_channels = method.score_function, method.rows == "boundary", method.granularity == "channel"
+        key = score, is_boundary, has_channels
+        if key not in self._scores:
             rows = self.boundary_set[0] if is_boundary else self.augmented_set[0] if method.needs_recourse else self.factual_set
-            self._scores[score, is_boundary] = score(self.network, rows, decision=self.decision, progress=progress)
-        return self._scores[score, is_boundary]
+            # A user's own score may know of layers alone.
+            granularity: dict[str, Any] = {"granularity": "channel"} if has_channels else {}
+            self._scores[key] = score(self.network, rows, decision=self.decision, progress=progress, **granularity)
+        return self._scores[key]
 
     @cached_property
-    def _scores(self) -> dict[tuple[Score, bool], LayerScores]:
+    def _scores(self) -> dict[tuple[Score, bool, bool], LayerScores]:
         return {}
 
     def keep_rows(self, positions: torch.Tensor) -> QuantizationTask:

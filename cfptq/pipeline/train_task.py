@@ -19,7 +19,7 @@ from cfptq.pipeline.method_presets import as_method
 from cfptq.pipeline.quantize_task import quantize_with
 from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import PROBE_ROWS, QuantizationTask
-from cfptq.quantize import PORTABLE_WIDTHS, WIDTHS, Activations, equalize_on_calibration
+from cfptq.quantize import Activations, Bits, equalize_on_calibration, layer_widths
 from cfptq.training import (
     BitCost,
     BitPolicy,
@@ -104,7 +104,7 @@ def train_with(
     fitted = method.schedule.split(len(task.rows), task.seed)[0] if rule.sequential else None
     calibrating = _sample_rows(task, calibration_rows, fitted)
     # A policy chooses among the same widths in every layer.
-    widths = (PORTABLE_WIDTHS if portable else WIDTHS) if method.bits == "learned" else None
+    widths = layer_widths(True, portable, rule.granularity) if method.bits == "learned" else None
     first = quantize_with(calibrating, rule, limit, pinned=pinned, portable=portable, widths=widths, progress=progress)
     start = _build_start(calibrating, rule, first, widths or (), portable)
     settings = method.teacher
@@ -142,11 +142,13 @@ def _train_once(
     student.prune(method.sparsity)
     search = None
     if method.bits == "learned":
-        policy = BitPolicy(len(start.network.layers), student.widths, list(start.plan.bits.values()), method.start_log_odds)
+        granularity = start.plan.granularity
+        preferred = [bits for layer in start.plan.layers for bits in ((layer.bits,) if isinstance(layer.bits, int) else layer.bits)]
+        policy = BitPolicy(len(preferred), student.widths, preferred, method.start_log_odds)
         formats = {form.tensor: form.bits for form in start.plan.activations}
         widths = [formats[layer.input] for layer in start.network.layers]
-        cost = BitCost.of(start.network, budget, widths, method.resource, method.hinge)
-        search = PolicySearch(policy, cost, weight, budget, start.network, dict(pinned or {}))
+        cost = BitCost.of(start.network, budget, widths, method.resource, method.hinge, granularity)
+        search = PolicySearch(policy, cost, weight, budget, start.network, dict(pinned or {}), granularity)
     trainer = Trainer(
         student, supervision, method.objective.with_eta(eta), method.schedule, student.bits, task.decision,
         search=search, seed=task.seed,
@@ -185,10 +187,15 @@ def _build_start(task: QuantizationTask, rule: Method, first: Result, widths: Se
     bits = first.plan.bits
     source: Network = equalize_on_calibration(task.network, calibration, bits, rule.activations) if rule.equalize else task.network
     names, sizes = tuple(bits), tuple(layer.parameters for layer in source.layers)
+
+    def spread(width: int) -> tuple[Bits, ...]:
+        is_channel = rule.granularity == "channel"
+        return tuple((width,) * layer.weight_shape[0] if is_channel else width for layer in source.layers)
+
     # Every width's first steps are for the weights that training starts from, so these are not equalized again.
     uniform = {
         width: replace(rule, equalize=False).plan(
-            source, calibration, BitAllocation(names, sizes, (width,) * len(names)), decision=task.decision,
+            source, calibration, BitAllocation(names, sizes, spread(width)), decision=task.decision,
             seed=task.seed, portable=portable, progress=False,
         )
         for width in widths

@@ -14,7 +14,7 @@ import torch
 
 from cfptq.errors import ModelError
 from cfptq.quantize.coordinate_descent import descend_channels
-from cfptq.quantize.formats import fake_quantize
+from cfptq.quantize.formats import clamp_to_limits, fake_quantize
 from cfptq.quantize.reconstruct import WEIGHT_CLIPS, compute_channel_scale
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight
 from cfptq.quantize.row_sampling import CHUNK_ROWS
@@ -164,7 +164,7 @@ def round_compensated(problem: LayerProblem, factors: HessianFactors | None = No
     lowest, highest = order_bounds(problem, factors)
     for group in range(groups):
         bounds = lowest[group], highest[group]
-        found, scale[group] = _round_group(factors, group, full[group], problem.limit, bounds, search)
+        found, scale[group] = _round_group(factors, group, full[group], _get_group_limit(problem, group, groups), bounds, search)
         integers[group][:, factors.order[group]] = found.mT
     rounded = integers * scale[:, :, None]
     bias = factors.moments.wanted_mean - (rounded @ factors.moments.seen_mean[:, :, None])[:, :, 0]
@@ -206,13 +206,22 @@ def _round_plainly(problem: LayerProblem, mean: torch.Tensor, variance: torch.Te
     """Round to nearest at the clips that ``_choose_clips`` gives, and let the bias remove the mean error."""
     weight = problem.grouped(problem.weight)
     full = compute_channel_scale(problem.weight, problem.limit).reshape(weight.shape[:2])
-    clips = [_choose_clips(*group, problem.limit) for group in zip(weight.mT, variance, full, strict=True)]
+    clips = [
+        _choose_clips(*parts, _get_group_limit(problem, group, len(full)))
+        for group, parts in enumerate(zip(weight.mT, variance, full, strict=True))
+    ]
     scale = full * torch.stack(clips)
     lowest, highest = problem.bounds
     integers = torch.round(weight / scale[:, :, None]).clamp_(problem.grouped(lowest), problem.grouped(highest))
     mean_error = ((weight - integers * scale[:, :, None]) @ mean[:, :, None]).flatten()
     bias = mean_error if problem.bias is None else problem.bias + mean_error
     return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias)
+
+
+def _get_group_limit(problem: LayerProblem, group: int, groups: int) -> int | torch.Tensor:
+    """Return the largest integer of one group's channels, one number or one for each, (out / groups,)."""
+    limit = problem.limit
+    return limit if isinstance(limit, int) else limit.reshape(groups, -1)[group]
 
 
 def order_bounds(problem: LayerProblem, factors: HessianFactors) -> tuple[torch.Tensor, torch.Tensor]:
@@ -228,7 +237,7 @@ def _round_group(
     factors: HessianFactors,
     group: int,
     full: torch.Tensor,
-    limit: int,
+    limit: int | torch.Tensor,
     bounds: tuple[torch.Tensor, torch.Tensor],
     search: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,7 +247,7 @@ def _round_group(
         factors: the layer's factors.
         group: position of the group.
         full: scales that put each channel's largest weight on ``limit``, (out,).
-        limit: the largest integer.
+        limit: the largest integer, or one for each channel, (out,).
         bounds: the least and the largest value of each integer, (k, out) each.
         search: search clips and integers.
     """
@@ -259,14 +268,14 @@ def _round_group(
     return integers, scale
 
 
-def _choose_clips(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor, limit: int) -> torch.Tensor:
+def _choose_clips(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor, limit: int | torch.Tensor) -> torch.Tensor:
     """Choose the clip of each channel at which plain rounding has the least error, with columns weighted by their variance."""
     every = slice(None, None, -(-wanted.numel() // MAX_CLIP_WEIGHTS))
     wanted, variance = wanted[every], variance[every]
     best, chosen = torch.full_like(full, torch.inf), torch.ones_like(full)
     for clip in WEIGHT_CLIPS[::4]:
         steps = full * clip
-        error = variance @ torch.round(wanted / steps).clamp_(-limit, limit).mul_(steps).sub_(wanted).square_()
+        error = variance @ clamp_to_limits(torch.round(wanted / steps), limit).mul_(steps).sub_(wanted).square_()
         chosen = torch.where(error < best, torch.full_like(chosen, clip), chosen)
         best = torch.minimum(error, best)
     return chosen

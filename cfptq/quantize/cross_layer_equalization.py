@@ -42,7 +42,7 @@ def equalize_network(network: Network, rows: torch.Tensor, fine: Collection[str]
         rows: calibration rows, (N, ...).
         fine: names of layers whose weights are as fine as activations. Between two of them, s = a.
     """
-    pairs = _find_pairs(network)
+    pairs = find_channel_pairs(network)
     if not pairs:
         return network
     kept = rows[every_nth(len(rows), count_multiply_adds(network))]
@@ -65,7 +65,7 @@ def equalize_network(network: Network, rows: torch.Tensor, fine: Collection[str]
     return network.with_parameters(parameters)
 
 
-def _find_pairs(network: Network) -> list[tuple[Layer, Layer]]:
+def find_channel_pairs(network: Network) -> list[tuple[Layer, Layer]]:
     """Find layers whose output reaches exactly one other layer, of the same kind, through homogeneous functions alone."""
     by_node = {layer.node: layer for layer in network.layers}
     nodes = {node.name: node for node in network.graph.graph.nodes}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -18,6 +20,15 @@ PORTABLE_WIDTHS: tuple[int, ...] = (2, 3, 4, 7)
 
 #: Every width that a weight can have, in bits.
 ALL_WIDTHS: tuple[int, ...] = (2, 3, 4, 7, 8)
+
+#: Candidate widths of an output channel, in bits. A file stores each exactly; see ``cfptq.quantize.storage``.
+CHANNEL_WIDTHS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+
+#: Width of a layer's weights in bits, one number, or one for each output channel.
+Bits = int | tuple[int, ...]
+
+#: What has a width of its own, a layer or an output channel.
+Granularity = Literal["layer", "channel"]
 
 #: Fine steps in a coarse step of a two-step activation. ±127 of them cover the rounding error of the coarse step.
 FINE_STEPS = 254
@@ -34,24 +45,117 @@ def integer_limit(bits: int) -> int:
     Raises:
         ModelError: no weight can have this width.
     """
-    if bits not in ALL_WIDTHS:
-        raise ModelError(f"A weight must have {', '.join(map(str, ALL_WIDTHS))} bits, got {bits}.")
+    if bits not in CHANNEL_WIDTHS:
+        raise ModelError(f"A weight must have {', '.join(map(str, CHANNEL_WIDTHS))} bits, got {bits}.")
     return int(2 ** (bits - 1) - 1)
 
 
-def layer_widths(feeds_integers: bool, portable: bool) -> tuple[int, ...]:
-    """Return the candidate widths of a layer, in bits and ascending.
+def integer_limits(bits: Bits) -> int | torch.Tensor:
+    """Return the largest magnitude of a layer's integers, one number, or one for each output channel, float32, (out,).
+
+    Args:
+        bits: the layer's width, or one for each output channel.
+
+    Raises:
+        ModelError: no weight can have this width.
+    """
+    return integer_limit(bits) if isinstance(bits, int) else torch.tensor([float(integer_limit(width)) for width in bits])
+
+
+def align_limits(bits: Bits, weight: torch.Tensor) -> int | torch.Tensor:
+    """Return ``integer_limits`` in a shape that broadcasts over ``weight``.
+
+    Args:
+        bits: the layer's width, or one for each output channel.
+        weight: (out, ...).
+    """
+    limits = integer_limits(bits)
+    return limits if isinstance(limits, int) else align_with_channels(limits, weight)
+
+
+def clamp_to_limits(values: torch.Tensor, limits: int | torch.Tensor) -> torch.Tensor:
+    """Clamp values in place to the symmetric range of their limits.
+
+    Args:
+        values: whole numbers as float32.
+        limits: largest magnitude, one number or a tensor that broadcasts over ``values``.
+    """
+    return values.clamp_(-limits, limits)  # type: ignore[arg-type]
+
+
+def read_bits(value: int | Sequence[int]) -> Bits:
+    """Return a layer's width, or those of its channels, as a file holds them."""
+    return int(value) if isinstance(value, int) else tuple(map(int, value))
+
+
+def spread_bits(bits: Bits, channels: int) -> tuple[int, ...]:
+    """Return the width of each of a layer's output channels.
+
+    Args:
+        bits: the layer's width, or one for each output channel.
+        channels: number of output channels.
+    """
+    return (bits,) * channels if isinstance(bits, int) else bits
+
+
+def widest_bits(bits: Bits) -> int:
+    """Return the width of a layer's widest channel, in bits."""
+    return bits if isinstance(bits, int) else max(bits)
+
+
+def narrowest_bits(bits: Bits) -> int:
+    """Return the width of a layer's narrowest channel, in bits."""
+    return bits if isinstance(bits, int) else min(bits)
+
+
+def count_bits(bits: Bits, parameters: int) -> int:
+    """Count the bits of all weights of a layer.
+
+    Args:
+        bits: the layer's width, or one for each output channel.
+        parameters: number of weights. Each channel has the same number.
+    """
+    return parameters * bits if isinstance(bits, int) else parameters // len(bits) * sum(bits)
+
+
+def average_bits(bits: Bits) -> float:
+    """Return the mean width of a layer's channels, which is a whole number for a layer of one width."""
+    return bits if isinstance(bits, int) else sum(bits) / len(bits)
+
+
+def describe_bits(bits: Bits) -> str:
+    """Return the widths of a layer in words, such as "4" or "3.50 (2: 16, 4: 48)" for channels."""
+    if isinstance(bits, int):
+        return str(bits)
+    counts = ", ".join(f"{width}: {count}" for width, count in count_channels(bits).items())
+    return f"{sum(bits) / len(bits):.2f} ({counts})"
+
+
+def summarize_bits(bits: Bits) -> int | dict[int, int]:
+    """Return a layer's width, or the number of its channels of each width, for files and tables."""
+    return bits if isinstance(bits, int) else count_channels(bits)
+
+
+def count_channels(bits: Sequence[int]) -> dict[int, int]:
+    """Count the channels of each width, narrowest first."""
+    return {width: bits.count(width) for width in sorted(set(bits))}
+
+
+def layer_widths(feeds_integers: bool, portable: bool, granularity: Granularity = "layer") -> tuple[int, ...]:
+    """Return the candidate widths of a layer or of its output channels, in bits and ascending.
 
     Args:
         feeds_integers: integer kernels run the layer.
         portable: the kernels must be right on processors without VNNI too.
+        granularity: what has a width of its own.
     """
-    return PORTABLE_WIDTHS if feeds_integers and portable else WIDTHS
+    widths = PORTABLE_WIDTHS if feeds_integers and portable else WIDTHS
+    return widths if granularity == "layer" else (*CHANNEL_WIDTHS[:5], widths[-1])
 
 
 def container_bits(bits: int) -> int:
-    """Return the bits that a file takes for one weight of a width. 3-bit integers are stored in 4 bits, and 7-bit integers in 8."""
-    return {3: 4, 7: 8}.get(bits, bits)
+    """Return the bits of the integer type that holds one weight of a width. 3 bits take 4, and 5, 6 and 7 bits take 8."""
+    return next(wide for wide in (2, 4, 8) if bits <= wide)
 
 
 def align_with_channels(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cfptq.quantize.compensate import MAX_SEARCHED_WEIGHTS, HessianFactors, factorize_hessian, order_bounds, round_compensated
 from cfptq.quantize.coordinate_descent import descend_channel
-from cfptq.quantize.formats import fake_quantize
+from cfptq.quantize.formats import fake_quantize, narrowest_bits
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight
 from cfptq.quantize.row_sampling import CHUNK_ROWS, sample_rows
 
@@ -37,19 +37,19 @@ MIN_CHANNEL_SHARE = 1e-3
 #: Least size of a margin's largest gradient, and the inverse of the greatest. Squares beyond leave float32, and integers stay as they are.
 MIN_SLOPE = 1e-15
 
-#: Width from which on layers keep their compensated integers. The activations' steps are coarser than the weights' there.
+#: Width of the narrowest channel from which on layers keep their compensated integers. The activations' steps are coarser there.
 MIN_FINE_BITS = 7
 
 
 def round_by_margins(problem: LayerProblem) -> RoundedWeight:
     """Round one layer by compensation, then move its integers to lower the error of margins.
 
-    Layers of 7 or 8 bits, of more than 2^16 weights, or without ``problem.margins`` keep their compensated integers.
+    Layers whose channels all have 7 or 8 bits, of more than 2^16 weights, or without ``problem.margins`` keep their compensated integers.
     """
     factors = factorize_hessian(problem)
     start = round_compensated(problem, factors)
     affordable = min(MAX_DESCENT_MACS // factors.wanted.shape[1], MAX_HELD_NUMBERS) // problem.weight.numel()
-    if problem.margins is None or problem.bits >= MIN_FINE_BITS or not is_descent_affordable(problem, affordable):
+    if problem.margins is None or narrowest_bits(problem.bits) >= MIN_FINE_BITS or not is_descent_affordable(problem, affordable):
         return start
     return descend_on_margins(problem, factors, start, *problem.margins(start), affordable)
 

@@ -19,10 +19,23 @@ from safetensors.torch import save as save_tensors
 from cfptq.errors import FileError, ModelError
 from cfptq.io.atomic import atomic_folder
 from cfptq.io.files import as_path, read_file, read_json
-from cfptq.quantize.formats import ActivationFormat, align_with_channels, container_bits, integer_limit, layer_widths
+from cfptq.quantize.formats import (
+    ALL_WIDTHS,
+    ActivationFormat,
+    Bits,
+    Granularity,
+    align_limits,
+    align_with_channels,
+    count_bits,
+    integer_limit,
+    layer_widths,
+    read_bits,
+    spread_bits,
+)
+from cfptq.quantize.storage import count_layer_bytes
 
-#: Version of the file format.
-SCHEMA = 1
+#: Version of the file format of a plan with one width a layer, and of one with a width for each output channel. Both are read.
+SCHEMA, CHANNEL_SCHEMA = 1, 2
 
 #: Integer that a bias takes in a step that is widened for it. A variant of the step, or a small correction of the bias, still fits int32.
 MAX_WIDENED_BIAS = 2**30
@@ -40,11 +53,12 @@ class LayerPlan:
     Attributes:
         name: the layer's name in the user's model.
         kind: "linear", "conv1d" or "conv2d".
-        bits: width of the integers, one of 2, 3, 4, 7 and 8.
+        bits: width of the integers, one of 2, 3, 4, 7 and 8, or a width from 2 to 8 for each output channel.
         integers: int8, of the weight's shape, within the narrow symmetric range of ``bits``.
         scale: step of each output channel, float32, (out,).
         bias: float32, (out,), or None.
         input: name of the node whose tensor feeds the layer. Its format is among the plan's ``activations``.
+        is_sortable: a file may hold the output channels in another order, because one other planned layer alone takes them.
 
     Raises:
         ModelError: integers leave their range, or a shape, dtype or value is not as above.
@@ -52,22 +66,30 @@ class LayerPlan:
 
     name: str
     kind: str
-    bits: int
+    bits: Bits
     integers: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor | None
     input: str
+    is_sortable: bool = False
 
     def __post_init__(self) -> None:
-        limit = integer_limit(self.bits)
+        if isinstance(self.bits, int) and self.bits not in ALL_WIDTHS:
+            raise ModelError(
+                f"Layer {self.name!r} must have {', '.join(map(str, ALL_WIDTHS))} bits, or a width a channel, got {self.bits}."
+            )
         if self.integers.dtype != torch.int8 or self.integers.dim() < 2:
             raise ModelError(
                 f"The integers of layer {self.name!r} must be int8 with at least two axes, got {self.integers.dtype} with "
                 f"{self.integers.dim()}."
             )
-        if self.integers.numel() and int(self.integers.to(torch.int16).abs().max()) > limit:
-            raise ModelError(f"The integers of layer {self.name!r} must stay within ±{limit}, the range of {self.bits} bits.")
         channels = self.integers.shape[:1]
+        if not isinstance(self.bits, int) and len(self.bits) != channels[0]:
+            raise ModelError(f"Layer {self.name!r} must have one width for each of {channels[0]} output channels, got {len(self.bits)}.")
+        beyond = self.integers.to(torch.int16).abs() > align_limits(self.bits, self.integers)
+        if bool(beyond.any()):
+            width = spread_bits(self.bits, channels[0])[int(beyond.flatten(1).any(dim=1).nonzero()[0])]
+            raise ModelError(f"The integers of layer {self.name!r} must stay within ±{integer_limit(width)}, the range of {width} bits.")
         if self.scale.shape != channels or self.scale.dtype != torch.float32 or not bool((self.scale > 0).all()):
             raise ModelError(f"The scale of layer {self.name!r} must hold {channels[0]} positive float32 numbers.")
         if self.bias is not None and (self.bias.shape != channels or not bool(torch.isfinite(self.bias).all())):
@@ -77,6 +99,16 @@ class LayerPlan:
     def parameters(self) -> int:
         """n_l, the number of weights."""
         return self.integers.numel()
+
+    @property
+    def channel_bits(self) -> tuple[int, ...]:
+        """Width of each output channel."""
+        return spread_bits(self.bits, self.integers.shape[0])
+
+    @property
+    def total_bits(self) -> int:
+        """Bits of all weights."""
+        return count_bits(self.bits, self.parameters)
 
     def weight(self) -> torch.Tensor:
         """Return the weight on its grid, float32."""
@@ -198,23 +230,28 @@ class QuantizationPlan:
 
     @property
     def candidate_widths(self) -> dict[str, tuple[int, ...]]:
-        """Candidate widths of each layer under this plan's activation formats, by name."""
-        return {layer.name: layer_widths(self.input_format(layer).feeds_integers, self.portable) for layer in self.layers}
+        """Candidate widths of each layer, or of its channels, under this plan's activation formats, by name."""
+        return {layer.name: layer_widths(self.input_format(layer).feeds_integers, self.portable, self.granularity) for layer in self.layers}
 
     @property
-    def bits(self) -> dict[str, int]:
-        """Width of each layer, by name."""
+    def granularity(self) -> Granularity:
+        """What has a width of its own, "layer" or "channel"."""
+        return "layer" if all(isinstance(layer.bits, int) for layer in self.layers) else "channel"
+
+    @property
+    def bits(self) -> dict[str, Bits]:
+        """Width of each layer, or of each of its output channels, by name."""
         return {layer.name: layer.bits for layer in self.layers}
 
     @property
     def average_bits(self) -> float:
-        """Average bits per weight, Σ n_l b_l / Σ n_l (eq. 24)."""
-        return sum(layer.parameters * layer.bits for layer in self.layers) / sum(layer.parameters for layer in self.layers)
+        """Average bits per weight, Σ n_l b_l / Σ n_l (eq. 24). A channel counts with its own width."""
+        return sum(layer.total_bits for layer in self.layers) / sum(layer.parameters for layer in self.layers)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the weights, scales and biases in a file, with 3-bit integers in 4 bits and 7-bit integers in 8."""
-        weights = sum((layer.parameters * container_bits(layer.bits) + 7) // 8 for layer in self.layers)
+        """Bytes of the weights, scales and biases in a file, as ``cfptq.quantize.storage`` stores the weights."""
+        weights = sum(count_layer_bytes(layer.bits, layer.parameters, layer.is_sortable) for layer in self.layers)
         return weights + sum(4 * layer.scale.numel() + (0 if layer.bias is None else 4 * layer.bias.numel()) for layer in self.layers)
 
     @cached_property
@@ -230,15 +267,16 @@ class QuantizationPlan:
             tensors[f"{layer.name}.scale"] = layer.scale.contiguous()
             if layer.bias is not None:
                 tensors[f"{layer.name}.bias"] = layer.bias.contiguous()
+        has_channels = self.granularity == "channel"
         head = {
-            "schema": SCHEMA,
+            "schema": CHANNEL_SCHEMA if has_channels else SCHEMA,
             "method": self.method,
             "seed": self.seed,
             "portable": self.portable,
             "input_choice": self.input_choice,
             "keep": list(self.keep),
             "network": self.network,
-            "layers": [{"name": it.name, "kind": it.kind, "bits": it.bits, "input": it.input} for it in self.layers],
+            "layers": [_describe_layer(layer, has_channels) for layer in self.layers],
             "activations": [asdict(it) for it in self.activations],
         }
         return head, save_tensors(tensors)
@@ -279,8 +317,10 @@ class QuantizationPlan:
         try:
             head = read_json(place / "plan.json")
             content = read_file(place / "plan.safetensors", MAX_TENSOR_BYTES)
-            if head.get("schema") != SCHEMA:
-                raise FileError(f"{place}/plan.json must have schema {SCHEMA}, got {head.get('schema')!r}. Save the plan again.")
+            if head.get("schema") not in (SCHEMA, CHANNEL_SCHEMA):
+                raise FileError(
+                    f"{place}/plan.json must have schema {SCHEMA} or {CHANNEL_SCHEMA}, got {head.get('schema')!r}. Save the plan again."
+                )
             # The digest is that of the bytes in the file. Another release of safetensors may lay out the same plan in another way.
             if head.pop("digest", None) != _digest(head, content):
                 raise FileError(
@@ -292,11 +332,12 @@ class QuantizationPlan:
                 LayerPlan(
                     name=str(it["name"]),
                     kind=str(it["kind"]),
-                    bits=int(it["bits"]),
+                    bits=read_bits(it["bits"]),
                     integers=tensors[f"{it['name']}.integers"],
                     scale=tensors[f"{it['name']}.scale"],
                     bias=tensors.get(f"{it['name']}.bias"),
                     input=str(it["input"]),
+                    is_sortable=bool(it.get("is_sortable", False)),
                 )
                 for it in head["layers"]
             )
@@ -307,8 +348,8 @@ class QuantizationPlan:
                 network=str(head["network"]),
                 method=str(head["method"]),
                 seed=int(head["seed"]),
-                portable=bool(head["portable"]),
-                input_choice=str(head["input_choice"]),
+                portable=bool(head.get("portable", False)),
+                input_choice=str(head.get("input_choice", "")),
                 keep=tuple(map(str, head.get("keep", ()))),
             )
         except OSError as error:
@@ -317,6 +358,14 @@ class QuantizationPlan:
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError, ModelError) as error:
             raise FileError(f"{place} does not hold a complete quantization plan ({error}). Save the plan again.") from error
+
+
+def _describe_layer(layer: LayerPlan, has_channels: bool) -> dict[str, Any]:
+    """Return one layer's entry in ``plan.json``."""
+    entry = {"name": layer.name, "kind": layer.kind, "input": layer.input}
+    if not has_channels:
+        return {**entry, "bits": layer.bits}
+    return {**entry, "bits": list(layer.channel_bits), "is_sortable": layer.is_sortable}
 
 
 def _to_json(head: Mapping[str, Any]) -> str:

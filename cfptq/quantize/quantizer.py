@@ -15,8 +15,9 @@ from cfptq.io.progress import track
 from cfptq.network import DecisionRule, Layer, Network, target_margin
 from cfptq.network.serialize import digest
 from cfptq.quantize.calibration_set import CalibrationSet
+from cfptq.quantize.channel_order import find_sortable_layers
 from cfptq.quantize.cross_layer_equalization import equalize_network
-from cfptq.quantize.formats import ActivationFormat, fake_quantize, layer_widths
+from cfptq.quantize.formats import ActivationFormat, Bits, Granularity, fake_quantize, layer_widths, narrowest_bits
 from cfptq.quantize.partial_run import LayerwiseRun
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bias
 from cfptq.quantize.reconstruct import fit_activation_format, round_nearest
@@ -71,7 +72,7 @@ class Activations:
 def quantize(
     network: Network,
     calibration: CalibrationSet,
-    bits: Mapping[str, int],
+    bits: Mapping[str, Bits],
     *,
     method: str,
     seed: int,
@@ -89,7 +90,7 @@ def quantize(
     Args:
         network: the captured full-precision network.
         calibration: rows that scales and clipping are fitted on, and their weights.
-        bits: width of each quantizable layer by name, all of them.
+        bits: width of each quantizable layer by name, all of them. A tuple holds a width for each output channel.
         method: name of the method, recorded in the plan.
         seed: seed of the calibration draw, recorded in the plan.
         rounding: rule that turns one layer's weight into integers. The default is ``cfptq.quantize.reconstruct.round_nearest``.
@@ -116,6 +117,8 @@ def quantize(
     prefix = LayerwiseRun(source, rows) if sequential else None
     probe = None if prefix is None or decision is None else _MarginProbe(prefix, source, rows, calibration.target[kept], decision)
     input_bits, reason = _choose_input_bits(network, settings.input_bits)
+    has_channels = any(not isinstance(width, int) for width in bits.values())
+    sortable = find_sortable_layers(network) if has_channels else ()
     formats: dict[str, ActivationFormat] = {}
     layers: list[LayerPlan] = []
     for layer in track(network.layers, "rounding layers", enabled=progress):
@@ -132,14 +135,14 @@ def quantize(
         rounded = rounding(problem)
         # A user's own rule may not know of bounds.
         integers = rounded.integers if signs is None else signs.clamp(rounded.integers)
-        planned = LayerPlan(layer.name, layer.kind, width, integers, rounded.scale, rounded.bias, tensor)
+        planned = LayerPlan(layer.name, layer.kind, width, integers, rounded.scale, rounded.bias, tensor, layer.name in sortable)
         layers.append(widen_steps_for_bias(planned, form))
         if prefix:
             prefix.set_output(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
     return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, reason, kept_structure)
 
 
-def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits: Mapping[str, int], activations: Activations) -> Network:
+def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits: Mapping[str, Bits], activations: Activations) -> Network:
     """Equalize a network as ``quantize`` does with ``equalize=True``.
 
     Args:
@@ -152,13 +155,15 @@ def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits:
     return equalize_network(network, calibration.rows[kept], _find_fine_layers(bits, activations))
 
 
-def _find_fine_layers(bits: Mapping[str, int], activations: Activations) -> list[str]:
-    """Find the layers whose weights are as fine as the activations that feed them."""
-    return [name for name, width in bits.items() if width + 1 >= activations.bits]
+def _find_fine_layers(bits: Mapping[str, Bits], activations: Activations) -> list[str]:
+    """Find the layers whose weights, in every channel, are as fine as the activations that feed them."""
+    return [name for name, width in bits.items() if narrowest_bits(width) + 1 >= activations.bits]
 
 
-def find_candidate_widths(network: Network, activations: Activations, portable: bool) -> dict[str, tuple[int, ...]]:
-    """Return the candidate widths of each layer by name, ascending.
+def find_candidate_widths(
+    network: Network, activations: Activations, portable: bool, granularity: Granularity = "layer"
+) -> dict[str, tuple[int, ...]]:
+    """Return the candidate widths of each layer, or of its channels, by layer name, ascending.
 
     With ``portable``, layers with integer input have at most 7 bits. Layers with float input have no sums that saturate, and keep 8.
 
@@ -166,12 +171,13 @@ def find_candidate_widths(network: Network, activations: Activations, portable: 
         network: the captured network.
         activations: formats of the tensors that feed quantized layers.
         portable: results must be right on processors without VNNI too.
+        granularity: what has a width of its own.
     """
     input_bits, _ = _choose_input_bits(network, activations.input_bits)
     found = {}
     for layer in network.layers:
         bits = input_bits if layer.input == network.input_name else activations.bits
-        found[layer.name] = layer_widths(bits in (8, "two-step"), portable)
+        found[layer.name] = layer_widths(bits in (8, "two-step"), portable, granularity)
     return found
 
 
@@ -215,7 +221,7 @@ def flatten_positions(values: torch.Tensor, layer: Layer) -> torch.Tensor:
 def build_layer_problem(
     network: Network,
     layer: Layer,
-    bits: int,
+    bits: Bits,
     inputs: torch.Tensor,
     seen: torch.Tensor,
     form: ActivationFormat,
@@ -226,7 +232,7 @@ def build_layer_problem(
     Args:
         network: the captured full-precision network.
         layer: one of its layers.
-        bits: width to round to.
+        bits: width to round to, one for the layer, or one for each output channel.
         inputs: full-precision inputs of the layer, (N, ...).
         seen: inputs of the layer once the layers before it are quantized, (N, ...).
         form: format of the input tensor.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cfptq.quantize.formats import ActivationFormat, align_with_channels, fake_quantize
+from cfptq.quantize.formats import ActivationFormat, align_with_channels, clamp_to_limits, fake_quantize
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight
 from cfptq.quantize.row_sampling import CHUNK_ROWS, every_nth
 
@@ -72,12 +72,12 @@ def compute_output_error(problem: LayerProblem) -> OutputError:
     return OutputError(hessian, factored, cross.mT)
 
 
-def compute_channel_scale(weight: torch.Tensor, limit: int) -> torch.Tensor:
+def compute_channel_scale(weight: torch.Tensor, limit: int | torch.Tensor) -> torch.Tensor:
     """Compute the step of each output channel that puts its largest magnitude on ``limit``.
 
     Args:
         weight: (out, ...).
-        limit: the largest integer.
+        limit: the largest integer, or one for each output channel, (out,).
 
     Returns:
         float32, (out,). An all-zero channel has step 1.
@@ -86,18 +86,18 @@ def compute_channel_scale(weight: torch.Tensor, limit: int) -> torch.Tensor:
     return torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
 
 
-def round_to_integers(weight: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
+def round_to_integers(weight: torch.Tensor, scale: torch.Tensor, limit: int | torch.Tensor) -> torch.Tensor:
     """Round a weight to the nearest integers on each channel's scale, half to even.
 
     Args:
         weight: (out, ...).
         scale: step of each output channel, (out,).
-        limit: magnitude that integers are clipped to.
+        limit: magnitude that integers are clipped to, one number or a tensor that broadcasts over the weight.
 
     Returns:
         int8, of the weight's shape.
     """
-    return torch.round(weight / align_with_channels(scale, weight)).clamp(-limit, limit).to(torch.int8)
+    return clamp_to_limits(torch.round(weight / align_with_channels(scale, weight)), limit).to(torch.int8)
 
 
 def round_nearest(problem: LayerProblem) -> RoundedWeight:
@@ -109,22 +109,22 @@ def round_nearest(problem: LayerProblem) -> RoundedWeight:
     error = compute_output_error(problem)
     best = torch.full(problem.weight.shape[:1], torch.inf)
     full = compute_channel_scale(problem.weight, problem.limit)
-    scale = full
+    scale, limit = full, problem.aligned_limit
     for clip in WEIGHT_CLIPS if problem.weight.numel() <= MAX_WEIGHTS_FOR_EVERY_CLIP else WEIGHT_CLIPS[::4]:
         candidate = full * clip
         steps = align_with_channels(candidate, problem.weight)
-        change = torch.round(problem.weight / steps).clamp_(-problem.limit, problem.limit).mul_(steps).sub_(problem.weight)
+        change = clamp_to_limits(torch.round(problem.weight / steps), limit).mul_(steps).sub_(problem.weight)
         reached = error(problem.grouped(change)).flatten()
         better = reached < best
         best = torch.where(better, reached, best)
         scale = torch.where(better, candidate, scale)
-    return RoundedWeight(round_to_integers(problem.weight, scale, problem.limit), scale, problem.bias)
+    return RoundedWeight(round_to_integers(problem.weight, scale, problem.aligned_limit), scale, problem.bias)
 
 
 def round_nearest_full_range(problem: LayerProblem) -> RoundedWeight:
     """Round to nearest with each channel's largest weight on the largest integer, as toolchains do by default."""
     scale = compute_channel_scale(problem.weight, problem.limit)
-    return RoundedWeight(round_to_integers(problem.weight, scale, problem.limit), scale, problem.bias)
+    return RoundedWeight(round_to_integers(problem.weight, scale, problem.aligned_limit), scale, problem.bias)
 
 
 def fit_activation_format(

@@ -19,7 +19,7 @@ from cfptq.errors import ModelError
 from cfptq.network import DecisionRule, Network
 from cfptq.quantize.calibration_set import COUNTERFACTUAL, CalibrationSet, hold_out_people
 from cfptq.quantize.fake_quantized import fake_quantize_network, run_prefix
-from cfptq.quantize.formats import fake_quantize, integer_limit
+from cfptq.quantize.formats import align_limits, fake_quantize
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bias
 from cfptq.quantize.structure import SignBounds
 
@@ -266,7 +266,7 @@ def _rank_state(gaps: Tensor, point: Tensor) -> tuple[int, int, float]:
 def _find_bounds(network: Network, plan: QuantizationPlan) -> tuple[Tensor, Tensor]:
     """Return the least and the largest value of each integer of the last layer."""
     last = plan.layers[-1]
-    limit = torch.full(last.integers.shape, float(integer_limit(last.bits)))
+    limit = align_limits(last.bits, last.integers) * torch.ones(last.integers.shape)
     signs = SignBounds.of(network.weight(last.name), plan.keep)
     return (-limit, limit) if signs is None else (-limit * signs.negative, limit * signs.positive)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cfptq.quantize.formats import ActivationFormat, align_with_channels, integer_limit
+from cfptq.quantize.formats import ActivationFormat, Bits, align_limits, align_with_channels, integer_limits
 from cfptq.quantize.structure import SignBounds
 
 
@@ -23,7 +23,7 @@ class LayerProblem:
         seen: inputs of the layer once the layers before it are quantized, (N, ...), not yet rounded to ``form``. They are ``inputs`` where
             layers are rounded independently of each other.
         form: format of the input tensor.
-        bits: width to round to.
+        bits: width to round to, one for the layer, or one for each output channel.
         patches: function from inputs (n, ...) to the vectors that weight rows are multiplied with, (groups, m, k). The weight reshaped to
             (groups, out / groups, k) meets them in the last axis.
         row_weights: weight of each row, (N,).
@@ -39,24 +39,29 @@ class LayerProblem:
     inputs: torch.Tensor
     seen: torch.Tensor
     form: ActivationFormat
-    bits: int
+    bits: Bits
     patches: Callable[[torch.Tensor], torch.Tensor]
     row_weights: torch.Tensor
     margins: Callable[[RoundedWeight], tuple[torch.Tensor, torch.Tensor]] | None = None
     signs: SignBounds | None = None
 
     @property
-    def limit(self) -> int:
-        """The largest integer magnitude that the weight may take."""
-        return integer_limit(self.bits)
+    def limit(self) -> int | torch.Tensor:
+        """The largest integer magnitude that the weight may take, one number, or one for each output channel, (out,)."""
+        return integer_limits(self.bits)
+
+    @property
+    def aligned_limit(self) -> int | torch.Tensor:
+        """The same limit in a shape that broadcasts over the weight."""
+        return align_limits(self.bits, self.weight)
 
     @property
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The least and the largest value of each integer, float32 of the weight's shape."""
         if self.signs is None:
-            full = torch.full_like(self.weight, float(self.limit))
+            full = self.aligned_limit * torch.ones_like(self.weight)
             return -full, full
-        return -self.limit * self.signs.negative, self.limit * self.signs.positive
+        return -self.aligned_limit * self.signs.negative, self.aligned_limit * self.signs.positive
 
     def grouped(self, weight: torch.Tensor) -> torch.Tensor:
         """Reshape a weight (out, ...) to (groups, out / groups, k), as ``patches`` has its vectors."""

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from cfptq.errors import ModelError
 from cfptq.network import Network
 from cfptq.quantize.fake_quantized import check_matches, fake_quantize_network
-from cfptq.quantize.formats import ActivationFormat, align_with_channels, integer_limit
+from cfptq.quantize.formats import ActivationFormat, align_limits, align_with_channels, clamp_to_limits
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
 from cfptq.quantize.structure import SignBounds
 
@@ -96,8 +96,8 @@ def _perturb_layer(layer: LayerPlan, weight: Tensor, keep: tuple[str, ...], sett
     if settings.rounding > 0:
         # A weight that a rounding rule placed farther than half a step moves no more often than one at a tie.
         probability = (0.5 + (distance.abs().clamp(max=0.5) - 0.5) / settings.rounding).clamp_min(0)
-        limit = integer_limit(layer.bits)
-        integers = torch.where(uniform < probability, integers + distance.sign(), integers).clamp(-limit, limit)
+        limit = align_limits(layer.bits, integers)
+        integers = clamp_to_limits(torch.where(uniform < probability, integers + distance.sign(), integers), limit)
         signs = SignBounds.of(weight, keep)
         integers = integers if signs is None else signs.clamp(integers)
     jitter = 1 + settings.steps * torch.randn(layer.scale.shape, generator=generator).clamp(-3, 3)

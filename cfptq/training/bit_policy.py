@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from cfptq.allocation import BitAllocation, Budget, BudgetUnit, LayerScores, allocate_exactly
+from cfptq.allocation import BitAllocation, Budget, BudgetUnit, ChannelScores, LayerScores, allocate_exactly
 from cfptq.errors import BudgetError
 from cfptq.network import Network, count_multiply_adds_by_layer
-from cfptq.quantize import WIDTHS
+from cfptq.quantize import WIDTHS, Granularity
 
 #: Quantity that the resource term counts, bits Σ n_ℓ b̄_ℓ or bit operations Σ MACs_ℓ b̄_ℓ b^(a)_ℓ.
 Resource = Literal["bits", "bops"]
 
 
 class BitPolicy(nn.Module):
-    """Categorical distribution π over candidate widths for every layer.
+    """Categorical distribution π over candidate widths for every layer or output channel.
 
     Args:
-        layers: number of layers, L.
+        layers: number of layers or of all their output channels, L.
         widths: candidate widths in bits, ascending.
-        start: initially preferred width of every layer, in bits. None prefers none.
+        start: initially preferred width of every layer or channel, in bits. None prefers none.
         start_log_odds: initial log-odds of the preferred width against each other width.
     """
 
@@ -81,7 +81,14 @@ class BitCost:
     hinge: bool = True
 
     @staticmethod
-    def of(network: Network, budget: Budget, activation_bits: Sequence[int], resource: Resource = "bits", hinge: bool = True) -> BitCost:
+    def of(
+        network: Network,
+        budget: Budget,
+        activation_bits: Sequence[int],
+        resource: Resource = "bits",
+        hinge: bool = True,
+        granularity: Granularity = "layer",
+    ) -> BitCost:
         """Build the term for a network and a budget.
 
         Args:
@@ -90,19 +97,26 @@ class BitCost:
             activation_bits: bits of every layer's input, used for bit operations.
             resource: the quantity that is counted.
             hinge: see ``BitCost``.
+            granularity: what has a width of its own. Each channel of a layer costs the same.
         """
         sizes = tuple(layer.parameters for layer in network.layers)
+        channels = [layer.weight_shape[0] if granularity == "channel" else 1 for layer in network.layers]
         ceiling = float(budget.ceiling(sizes)) * (8 if budget.unit is BudgetUnit.BYTES else 1)
         if resource == "bits":
-            return BitCost(sizes, ceiling, hinge)
+            return BitCost(_divide(sizes, channels), ceiling, hinge)
         work = tuple(macs * bits for macs, bits in zip(count_multiply_adds_by_layer(network), activation_bits, strict=True))
         # The budget's average width at every layer, in BOPs.
-        return BitCost(work, ceiling / sum(sizes) * sum(work), hinge)
+        return BitCost(_divide(work, channels), ceiling / sum(sizes) * sum(work), hinge)
 
     def __call__(self, bits: Tensor) -> Tensor:
         """Compute the term for widths in bits, (L,), with gradient. A width may lie between two candidates."""
         cost = (torch.tensor(self.unit_costs, dtype=bits.dtype) * bits).sum() / self.ceiling
         return (cost - 1).clamp_min(0) if self.hinge else cost
+
+
+def _divide(costs: Sequence[int], channels: Sequence[int]) -> tuple[int, ...]:
+    """Divide the cost of each layer evenly among its channels."""
+    return tuple(cost // count for cost, count in zip(costs, channels, strict=True) for _ in range(count))
 
 
 @dataclass(frozen=True)
@@ -126,12 +140,21 @@ class PolicyScores(LayerScores):
         return tuple(tuple(row[at[bits]] for bits in widths) for row in self.preference)
 
 
-def score_by_policy(policy: BitPolicy, network: Network) -> PolicyScores:
-    """Score layers by a learned policy.
+def score_by_policy(policy: BitPolicy, network: Network, granularity: Granularity = "layer") -> PolicyScores | ChannelScores:
+    """Score layers or channels by a learned policy.
 
-    A layer's score is the log-probability of its most likely width minus that of its lowest width.
+    The score is the log-probability of the most likely width minus that of the lowest width.
+
+    Args:
+        policy: the learned policy.
+        network: the network whose layers or channels it chooses widths for.
+        granularity: what the policy chooses widths for.
     """
     preference = torch.log_softmax(policy.logits.detach().double(), dim=1)
+    if granularity == "channel":
+        by_layer = torch.split(preference, [layer.weight_shape[0] for layer in network.layers])
+        plain = ChannelScores.from_channels(network, [own.amax(dim=1) - own[:, 0] for own in by_layer], "learned bit policy")
+        return replace(plain, widths=policy.widths, damage=tuple(tuple(map(tuple, (-own).tolist())) for own in by_layer))
     return PolicyScores(
         names=tuple(layer.name for layer in network.layers),
         parameters=tuple(layer.parameters for layer in network.layers),
@@ -142,7 +165,9 @@ def score_by_policy(policy: BitPolicy, network: Network) -> PolicyScores:
     )
 
 
-def discretize_policy(scores: PolicyScores, budget: Budget, pinned: dict[str, int] | None = None) -> tuple[BitAllocation, bool]:
+def discretize_policy(
+    scores: PolicyScores | ChannelScores, budget: Budget, pinned: dict[str, int] | None = None
+) -> tuple[BitAllocation, bool]:
     """Return the most likely allocation within the budget, and whether arg max π was over the budget.
 
     The knapsack chooses the allocation. A budget left over is spent.
@@ -152,6 +177,11 @@ def discretize_policy(scores: PolicyScores, budget: Budget, pinned: dict[str, in
         budget: the budget that the allocation meets.
         pinned: layer name to the bits that it keeps. None pins nothing.
     """
+    if isinstance(scores, ChannelScores):
+        chosen = tuple(tuple(scores.widths[row.index(min(row))] for row in layer) for layer in scores.damage)
+        limit = budget.ceiling(scores.parameters) * (8 if budget.unit is BudgetUnit.BYTES else 1)
+        total = BitAllocation(scores.names, scores.parameters, chosen).total_bits
+        return allocate_exactly(scores, budget, scores.widths, pinned), total > limit
     most_likely = [scores.widths[max(range(len(row)), key=row.__getitem__)] for row in scores.preference]
     spent = sum(budget.cost(n, bits) for n, bits in zip(scores.parameters, most_likely, strict=True))
     return allocate_exactly(scores, budget, scores.widths, pinned), spent > budget.ceiling(scores.parameters)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import torch
 
-from cfptq.allocation import MeasuredScores
-from cfptq.allocation.hessian_trace import estimate_hessian_traces
+from cfptq.allocation import ChannelScores, LayerScores, MeasuredScores
+from cfptq.allocation.hessian_trace import compute_channel_trace_damage, estimate_channel_traces, estimate_hessian_traces
 from cfptq.allocation.round_to_nearest import round_weight_to_nearest
 from cfptq.network import DecisionRule, Network, infer_head
-from cfptq.quantize import ALL_WIDTHS
+from cfptq.quantize import ALL_WIDTHS, Granularity
 from cfptq.quantize.calibration_set import CalibrationSet
 
 
 def score_by_task_hessian(
-    network: Network, calibration: CalibrationSet, *, decision: DecisionRule | None = None, progress: bool = True
-) -> MeasuredScores:
-    """Score each layer at each width by the mean Hessian trace of the task loss in W_ℓ times ‖Ŵ_ℓ − W_ℓ‖², on the factual rows.
+    network: Network,
+    calibration: CalibrationSet,
+    *,
+    decision: DecisionRule | None = None,
+    granularity: Granularity = "layer",
+    progress: bool = True,
+) -> LayerScores:
+    """Score each layer or channel at each width by the mean Hessian trace of the task loss in W_ℓ times ‖Ŵ_ℓ − W_ℓ‖², on the factual rows.
 
     Args:
         network: the full-precision model f.
         calibration: its factual rows are used. The teacher's decisions stand in for missing labels.
         decision: head of the network's raw output and decision threshold. None infers the head.
+        granularity: what is scored, a layer or an output channel.
         progress: show a bar when it takes long.
     """
     rows = calibration.factual
@@ -32,6 +38,9 @@ def score_by_task_hessian(
         given = calibration.labels[: len(rows)]
         labels = torch.where(given < 0, labels, given)
     share = torch.full((len(rows),), 1 / len(rows))
+    if granularity == "channel":
+        channels = estimate_channel_traces(network, rows, labels, share, decision=known, progress=progress)
+        return ChannelScores.from_channel_damage(network, compute_channel_trace_damage(network, channels), "hessian trace of the task loss")
     traces = estimate_hessian_traces(network, rows, labels, share, decision=known, progress=progress)
     damage = []
     for layer, trace in zip(network.layers, traces.clamp_min(0).tolist(), strict=True):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cfptq.quantize import Bits, read_bits
+
 
 @dataclass(frozen=True)
 class History:
@@ -15,16 +17,16 @@ class History:
         epochs: one record per epoch. It holds the mean loss terms on training rows, the validation metrics on held-out rows (None while
             widths are searched), ``eligible`` (whether its drift is within ``Schedule.max_drift``), and the widths.
         best_epoch: number of the epoch that was kept, from 0. -1 is the training-free start.
-        bits: final widths, one per layer.
+        bits: final widths, one per layer, or a tuple with one for each of its output channels.
         start: validation metrics of the start under the final widths.
         overshot: whether the learned policy's most likely widths were over the budget. The knapsack then chose the widths.
-        policy: the learned π, (L, widths). It is empty where widths were not learned.
+        policy: the learned π, (L, widths), or a row for each output channel. It is empty where widths were not learned.
         max_drift: the limit on the drift of an epoch that is kept, as a share of all rows. None is no limit.
     """
 
     epochs: tuple[dict[str, Any], ...]
     best_epoch: int
-    bits: tuple[int, ...]
+    bits: tuple[Bits, ...]
     start: dict[str, Any]
     overshot: bool = False
     policy: tuple[tuple[float, ...], ...] = ()
@@ -64,7 +66,7 @@ class History:
         return History(
             tuple(dict(record) for record in content["epochs"]),
             int(content["best_epoch"]),
-            tuple(int(bits) for bits in content["bits"]),
+            tuple(map(read_bits, content["bits"])),
             dict(content["start"]),
             bool(content["overshot"]),
             tuple(tuple(float(share) for share in row) for row in content["policy"]),

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfptq.quantize.formats import align_with_channels, clamp_to_limits
 
-def quantize_lsq(weight: Tensor, step: Tensor, limit: int) -> Tensor:
+
+def quantize_lsq(weight: Tensor, step: Tensor, limit: int | Tensor) -> Tensor:
     """Fake-quantize a weight to ŵ = s · clip(⌊w / s⌉, −Q, Q) with LSQ's gradients (Esser et al. 2020).
 
     ∂ŵ/∂w is 1 inside the range and 0 where it clips. ∂ŵ/∂s is ⌊w / s⌉ − w / s inside and ±Q where it clips. It is scaled by 1 / √(n Q),
@@ -18,20 +20,20 @@ def quantize_lsq(weight: Tensor, step: Tensor, limit: int) -> Tensor:
     Args:
         weight: (out, ...).
         step: quantization step s > 0, (out,) for one per channel or () for one per layer.
-        limit: Q, the largest integer magnitude.
+        limit: Q, the largest integer magnitude, one number or one for each output channel, (out,).
     """
-    along = step.reshape(-1, *[1] * (weight.dim() - 1)) if step.dim() else step
-    rounded: Tensor = _Lsq.apply(weight, along, limit)  # type: ignore[no-untyped-call]
+    along = align_with_channels(step, weight) if step.dim() else step
+    rounded: Tensor = _Lsq.apply(weight, along, limit if isinstance(limit, int) else align_with_channels(limit, weight))  # type: ignore[no-untyped-call]
     return rounded
 
 
 class _Lsq(torch.autograd.Function):
     @staticmethod
-    def forward(weight: Tensor, step: Tensor, limit: int) -> Tensor:
-        return (weight / step).round_().clamp_(-limit, limit).mul_(step)
+    def forward(weight: Tensor, step: Tensor, limit: int | Tensor) -> Tensor:
+        return clamp_to_limits((weight / step).round_(), limit).mul_(step)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int | Tensor], output: Tensor) -> None:
         weight, step, ctx.limit = inputs
         ctx.save_for_backward(weight, step)
 
@@ -43,7 +45,8 @@ class _Lsq(torch.autograd.Function):
         inside = ratio.abs() <= ctx.limit
         slope = torch.where(inside, ratio.round() - ratio, ratio.sign() * ctx.limit)
         shared = weight.numel() // step.numel()
-        moved = (given * slope).sum_to_size(step.shape) / math.sqrt(shared * ctx.limit)
+        size = shared * ctx.limit
+        moved = (given * slope).sum_to_size(step.shape) / (math.sqrt(size) if isinstance(size, int) else size.sqrt())
         return given * inside, moved, None
 
 

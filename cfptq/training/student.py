@@ -15,6 +15,7 @@ from cfptq.network import DecisionRule, Network
 from cfptq.network.serialize import digest
 from cfptq.quantize import (
     ActivationFormat,
+    Bits,
     LayerPlan,
     MarginTarget,
     QuantizationPlan,
@@ -24,6 +25,7 @@ from cfptq.quantize import (
     integer_limit,
     sweep_plan,
 )
+from cfptq.quantize.formats import align_with_channels, clamp_to_limits
 from cfptq.quantize.plan import widen_steps_for_bias
 from cfptq.training.learned_quantizers import compute_affine_parameters, quantize_lsq, quantize_pact
 
@@ -57,11 +59,17 @@ class Start:
     @property
     def widths(self) -> tuple[int, ...]:
         """Candidate widths in bits, ascending."""
-        return tuple(sorted({*self.uniform, *self.plan.bits.values()}))
+        return tuple(sorted({*self.uniform, *(bits for layer in self.plan.layers for bits in layer.channel_bits)}))
+
+
+#: Number of a layer's candidate width, or one for each of its output channels.
+Candidate = int | tuple[int, ...]
 
 
 class LearnedWeight(nn.Module):
     """Real weight and bias of one layer, with an LSQ quantizer for every candidate width.
+
+    The layer computes at one candidate width, or at one for each output channel.
 
     Args:
         weight: real weight, (out, ...).
@@ -80,9 +88,10 @@ class LearnedWeight(nn.Module):
         self.signs = signs
         self.widths = tuple(sorted(plans))
         self.limits = [integer_limit(bits) for bits in self.widths]
-        steps = torch.stack([plans[bits].scale for bits in self.widths])
+        own = torch.tensor(start.channel_bits)
+        steps = torch.stack([torch.where(own == bits, start.scale, plans[bits].scale) for bits in self.widths])
         self.steps = nn.Parameter(steps if per_channel else steps.mean(dim=1, keepdim=True))
-        step = self.steps.detach()[self.widths.index(start.bits)].reshape(-1, *[1] * (weight.dim() - 1))
+        step = align_with_channels(self._get_steps(self.find_candidate(start.bits)).detach(), weight)
         planned = start.integers.to(torch.float32)
         # The value nearest to the real weight that still rounds to the planned integer.
         lowest, highest = planned - MAX_START_OFFSET_STEPS, planned + MAX_START_OFFSET_STEPS
@@ -90,8 +99,25 @@ class LearnedWeight(nn.Module):
         self.weight = nn.Parameter(initial if per_channel else weight.clone())
         self.bias = nn.Parameter((torch.zeros(len(weight)) if start.bias is None else start.bias).clone())
         self.register_buffer("mask", torch.ones_like(weight))
-        #: Candidate number to frozen integers, at most one entry.
-        self.frozen: dict[int, Tensor] = {}
+        #: Candidate to frozen integers, at most one entry.
+        self.frozen: dict[Candidate, Tensor] = {}
+
+    def find_candidate(self, bits: Bits) -> Candidate:
+        """Return the candidate of a width, or of one for each output channel."""
+        return self.widths.index(bits) if isinstance(bits, int) else tuple(map(self.widths.index, bits))
+
+    def _get_steps(self, candidate: Candidate) -> Tensor:
+        """Return the steps at a candidate, (out,) or (1,), which may be negative."""
+        if isinstance(candidate, int):
+            return self.steps[candidate]
+        channels = torch.arange(len(candidate)) % self.steps.shape[1]
+        return self.steps[torch.tensor(candidate), channels]
+
+    def _get_limit(self, candidate: Candidate) -> int | Tensor:
+        """Return the largest integer at a candidate, one number or one for each output channel, (out,)."""
+        if isinstance(candidate, int):
+            return self.limits[candidate]
+        return torch.tensor([float(self.limits[number]) for number in candidate])
 
     def real_weight(self) -> Tensor:
         """Return the real weight that is computed with, pruned and within the signs that are kept.
@@ -101,20 +127,21 @@ class LearnedWeight(nn.Module):
         weight = self.weight * self.mask
         return weight if self.signs is None else weight + (self.signs.clamp(weight) - weight).detach()
 
-    def quantize_at(self, candidate: int) -> Tensor:
-        """Compute the fake-quantized weight Ŵ at the width of number ``candidate``, (out, ...)."""
-        step = self.steps[candidate].abs()
+    def quantize_at(self, candidate: Candidate) -> Tensor:
+        """Compute the fake-quantized weight Ŵ at a candidate, (out, ...)."""
+        step = self._get_steps(candidate).abs()
         if candidate in self.frozen:
-            return self.frozen[candidate] * step.reshape(-1, *[1] * (self.weight.dim() - 1))
-        return quantize_lsq(self.real_weight(), step if step.numel() > 1 else step.reshape(()), self.limits[candidate])
+            return self.frozen[candidate] * align_with_channels(step, self.weight)
+        return quantize_lsq(self.real_weight(), step if step.numel() > 1 else step.reshape(()), self._get_limit(candidate))
 
-    def forward(self, choice: Tensor | int) -> Tensor:
-        """Compute Ŵ at one candidate number, or Σ_r z_r Ŵ_r with gradient for a one-hot choice z, (widths,)."""
-        if isinstance(choice, int):
+    def forward(self, choice: Tensor | Candidate) -> Tensor:
+        """Compute Ŵ at a candidate, or Σ_r z_r Ŵ_r with gradient for a one-hot choice z, (widths,) or (out, widths)."""
+        if not isinstance(choice, Tensor):
             return self.quantize_at(choice)
-        return torch.stack([part * self.quantize_at(candidate) for candidate, part in enumerate(choice)]).sum(dim=0)
+        parts = choice if choice.dim() == 1 else [align_with_channels(part, self.weight) for part in choice.T]
+        return torch.stack([part * self.quantize_at(candidate) for candidate, part in enumerate(parts)]).sum(dim=0)
 
-    def round_bias(self, candidate: int, form: ActivationFormat) -> Tensor:
+    def round_bias(self, candidate: Candidate, form: ActivationFormat) -> Tensor:
         """Round the bias as an integer kernel does behind an 8-bit input, with a straight-through gradient.
 
         Behind other inputs the bias stays as it is.
@@ -123,33 +150,36 @@ class LearnedWeight(nn.Module):
             return self.bias
         with torch.no_grad():
             # The same rounding as LayerPlan.deployed_bias, so that training and deployment agree.
-            step = (torch.tensor(form.scale, dtype=torch.float32) * self.steps[candidate].abs()).double()
+            step = (torch.tensor(form.scale, dtype=torch.float32) * self._get_steps(candidate).abs()).double()
             change = (torch.round(self.bias.double() / step) * step).to(torch.float32) - self.bias
         return self.bias + change
 
-    def compute_integers(self, candidate: int) -> Tensor:
-        """Compute the integers ⌊w / s⌉ within the range of number ``candidate``, (out, ...) float32."""
+    def compute_integers(self, candidate: Candidate) -> Tensor:
+        """Compute the integers ⌊w / s⌉ within the range of a candidate, (out, ...) float32."""
         if candidate in self.frozen:
             return self.frozen[candidate]
-        step, limit = self.steps.detach()[candidate].abs().reshape(-1, *[1] * (self.weight.dim() - 1)), self.limits[candidate]
-        return (self.real_weight().detach() / step).round_().clamp_(-limit, limit)
+        step, limit = align_with_channels(self._get_steps(candidate).detach().abs(), self.weight), self._get_limit(candidate)
+        aligned = limit if isinstance(limit, int) else align_with_channels(limit, self.weight)
+        return clamp_to_limits((self.real_weight().detach() / step).round_(), aligned)
 
-    def freeze_integers(self, candidate: int) -> None:
-        """Freeze the integers at the width of number ``candidate``, and train only steps and bias from now on."""
+    def freeze_integers(self, candidate: Candidate) -> None:
+        """Freeze the integers at a candidate, and train only steps and bias from now on."""
         self.frozen = {candidate: self.compute_integers(candidate)}
 
     def freeze_plan(self, plan: LayerPlan) -> None:
         """Freeze the integers of ``plan``, and copy its bias."""
-        self.frozen = {self.widths.index(plan.bits): plan.integers.to(torch.float32)}
+        self.frozen = {self.find_candidate(plan.bits): plan.integers.to(torch.float32)}
         if plan.bias is not None:
             with torch.no_grad():
                 self.bias.copy_(plan.bias)
 
-    def to_layer_plan(self, name: str, kind: str, source: str, bits: int) -> LayerPlan:
-        """Return the layer's plan at ``bits``, with the present integers, steps and bias."""
-        candidate = self.widths.index(bits)
-        step = self.steps.detach()[candidate].abs().expand(len(self.weight)).clone()
-        return LayerPlan(name, kind, bits, self.compute_integers(candidate).to(torch.int8), step, self.bias.detach().clone(), source)
+    def to_layer_plan(self, start: LayerPlan, bits: Bits) -> LayerPlan:
+        """Return the layer's plan at ``bits``, with the present integers, steps and bias, and all else as in ``start``."""
+        candidate = self.find_candidate(bits)
+        step = self._get_steps(candidate).detach().abs().expand(len(self.weight)).clone()
+        return replace(
+            start, bits=bits, integers=self.compute_integers(candidate).to(torch.int8), scale=step, bias=self.bias.detach().clone()
+        )
 
 
 class LearnedClip(nn.Module):
@@ -218,9 +248,7 @@ class Student(nn.Module):
         planned = {layer.name: layer for layer in plan.layers}
         for number, layer in enumerate(network.layers):
             own = planned[layer.name]
-            plans = {**{bits: uniform.layers[number] for bits, uniform in start.uniform.items()}, own.bits: own}
-            for bits in set(self.widths) - set(plans):
-                plans[bits] = own
+            plans = {bits: start.uniform[bits].layers[number] if bits in start.uniform else own for bits in self.widths}
             weight = network.weight(layer.name)
             module = LearnedWeight(weight, plans, own, per_channel, SignBounds.of(weight, self.keep))
             bias = network.bias(layer.name)
@@ -230,13 +258,13 @@ class Student(nn.Module):
                     module.bias.copy_(torch.zeros_like(module.bias) if bias is None else bias)
             self._layers.append(module)
         self._clips = nn.ModuleList(LearnedClip(form, len(self.widths), learned_clips) for form in plan.activations)
-        self._names = tuple((layer.name, layer.kind, layer.input) for layer in network.layers)
+        self._planned = tuple(planned[layer.name] for layer in network.layers)
         self._first = [next(n for n, layer in enumerate(network.layers) if layer.input == form.tensor) for form in plan.activations]
         self.network, self._plan = network, plan
         # In a tuple, so that the graph's own parameters are no part of this module's state.
         self._graph = (self._insert_quantizers(network, plan),)
-        self._choice: tuple[int, ...] | Tensor = ()
-        self.set_bits(list(plan.bits.values()))
+        self._choices: tuple[Candidate | Tensor, ...] = ()
+        self.set_bits([layer.bits for layer in self._planned])
 
     @property
     def layers(self) -> tuple[LearnedWeight, ...]:
@@ -269,11 +297,10 @@ class Student(nn.Module):
         return with_biases.edit_copy(insert if self.is_quantized else lambda graph: None)
 
     @property
-    def bits(self) -> tuple[int, ...]:
-        """Present widths in bits, one per layer."""
-        choice = self._choice
-        candidates = choice.detach().argmax(dim=1).tolist() if isinstance(choice, Tensor) else choice
-        return tuple(self.widths[candidate] for candidate in candidates)
+    def bits(self) -> tuple[Bits, ...]:
+        """Present widths in bits, one per layer, or a tuple with one for each of its output channels."""
+        found = map(_read_choice, self._choices)
+        return tuple(self.widths[it] if isinstance(it, int) else tuple(self.widths[number] for number in it) for it in found)
 
     def prune(self, sparsity: float) -> None:
         """Set the smallest weights of each layer to 0 permanently.
@@ -290,7 +317,7 @@ class Student(nn.Module):
     def freeze_integers(self) -> None:
         """Freeze the integers of the present widths, and train only steps, clips and biases from now on."""
         for module, bits in zip(self.layers, self.bits, strict=True):
-            module.freeze_integers(self.widths.index(bits))
+            module.freeze_integers(module.find_candidate(bits))
 
     def sweep(self, target: MarginTarget, decision: DecisionRule) -> None:
         """Lower the error of margins by moving integers and biases of the present widths, and freeze the integers.
@@ -304,9 +331,9 @@ class Student(nn.Module):
             module.freeze_plan(layer)
 
     def get_frozen_integers(self) -> dict[str, Tensor]:
-        """Return the frozen integers by layer and candidate number, empty where none are frozen."""
+        """Return the frozen integers by layer and candidate, empty where none are frozen."""
         return {
-            f"{number}.{candidate}": integers.to(torch.int8)
+            f"{number}.{candidate if isinstance(candidate, int) else '-'.join(map(str, candidate))}": integers.to(torch.int8)
             for number, module in enumerate(self.layers)
             for candidate, integers in module.frozen.items()
         }
@@ -317,32 +344,36 @@ class Student(nn.Module):
             module.frozen = {}
         for key, frozen in integers.items():
             number, candidate = key.split(".")
-            self.layers[int(number)].frozen = {int(candidate): frozen.to(torch.float32)}
+            place: Candidate = int(candidate) if candidate.isdigit() else tuple(map(int, candidate.split("-")))
+            self.layers[int(number)].frozen = {place: frozen.to(torch.float32)}
 
-    def set_bits(self, bits: Sequence[int] | Tensor) -> None:
+    def set_bits(self, bits: Sequence[Bits] | Tensor) -> None:
         """Set the widths that the student computes with.
 
         Args:
-            bits: one width in bits per layer, or a one-hot choice (L, widths) that carries gradient.
+            bits: one width in bits per layer, a tuple with one for each of its output channels, or a one-hot choice that carries gradient.
+                The choice has the shape (L, widths), or a row for each output channel of every layer.
         """
-        if isinstance(bits, Tensor):
-            self._choice = bits
-            candidates = bits.detach().argmax(dim=1).tolist()
+        if not isinstance(bits, Tensor):
+            self._choices = tuple(module.find_candidate(width) for module, width in zip(self.layers, bits, strict=True))
+        elif self._plan.granularity == "layer":
+            self._choices = tuple(bits)
         else:
-            candidates = [self.widths.index(width) for width in bits]
-            self._choice = tuple(candidates)
+            self._choices = torch.split(bits, [len(module.weight) for module in self.layers])
         for clip, first in zip(self.clips, self._first, strict=True):
-            clip.candidate = candidates[first]
+            candidate = _read_choice(self._choices[first])
+            # Channels of several widths share the first clip.
+            clip.candidate = candidate if isinstance(candidate, int) else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the model's raw output, (N, ...), of rows."""
         values: dict[str, Tensor] = {}
         formats = {clip.form.tensor: clip.to_format() for clip in self.clips}
-        for number, (module, (name, _, tensor)) in enumerate(zip(self.layers, self._names, strict=True)):
+        for module, planned, choice in zip(self.layers, self._planned, self._choices, strict=True):
+            name = planned.name
             if self.is_quantized:
-                candidate = self.widths.index(self.bits[number])
-                values[f"{name}.weight"] = module(self._choice[number])
-                values[f"{name}.bias"] = module.round_bias(candidate, formats[tensor])
+                values[f"{name}.weight"] = module(choice)
+                values[f"{name}.bias"] = module.round_bias(_read_choice(choice), formats[planned.input])
             else:
                 values[f"{name}.weight"], values[f"{name}.bias"] = module.real_weight(), module.bias
         output: Tensor = functional_call(self._graph[0], values, (x,))
@@ -355,8 +386,7 @@ class Student(nn.Module):
             method: the method's name, which the plan records.
         """
         layers = tuple(
-            module.to_layer_plan(name, kind, source, bits)
-            for module, (name, kind, source), bits in zip(self.layers, self._names, self.bits, strict=True)
+            module.to_layer_plan(planned, bits) for module, planned, bits in zip(self.layers, self._planned, self.bits, strict=True)
         )
         formats = tuple(clip.to_format() for clip in self.clips)
         by_tensor = {form.tensor: form for form in formats}
@@ -368,7 +398,15 @@ class Student(nn.Module):
         """Return ``network`` with the student's real weights and biases."""
         return network.with_parameters(
             {
-                name: (module.real_weight().detach(), module.bias.detach())
-                for module, (name, _, _) in zip(self.layers, self._names, strict=True)
+                planned.name: (module.real_weight().detach(), module.bias.detach())
+                for module, planned in zip(self.layers, self._planned, strict=True)
             }
         )
+
+
+def _read_choice(choice: Candidate | Tensor) -> Candidate:
+    """Return the candidate of a layer's choice, which may be one-hot, (widths,) or (out, widths)."""
+    if not isinstance(choice, Tensor):
+        return choice
+    numbers = choice.detach().argmax(dim=-1).tolist()
+    return tuple(numbers) if isinstance(numbers, list) else int(numbers)

@@ -16,6 +16,7 @@ from cfptq.allocation import Budget
 from cfptq.errors import ModelError
 from cfptq.io.progress import track
 from cfptq.network import DecisionRule, Network, as_predictor
+from cfptq.quantize import Bits, Granularity, read_bits
 from cfptq.training.bit_policy import BitCost, BitPolicy, compute_mean_bits, discretize_policy, score_by_policy
 from cfptq.training.checkpoint import Checkpoint, get_optimizer_tensors, restore_optimizer
 from cfptq.training.distributed import Workers
@@ -40,6 +41,7 @@ class PolicySearch:
         budget: the budget that the final widths must meet.
         network: the network whose layers the policy chooses widths for.
         pinned: layer name to the width that it keeps.
+        granularity: what the policy chooses widths for.
     """
 
     policy: BitPolicy
@@ -48,6 +50,7 @@ class PolicySearch:
     budget: Budget
     network: Network
     pinned: dict[str, int] = field(default_factory=dict)
+    granularity: Granularity = "layer"
 
 
 class Trainer:
@@ -61,7 +64,7 @@ class Trainer:
         supervision: labelled rows, the teacher's logits and its recourse.
         objective: terms of the loss.
         schedule: epochs, rates and the share of rows held out.
-        bits: widths of the start, one per layer.
+        bits: widths of the start, one per layer, or a tuple with one for each of its output channels.
         decision: head of the network's raw output and decision threshold.
         search: settings of learning the widths. None keeps ``bits``.
         seed: of the split, the batches and all sampling.
@@ -74,7 +77,7 @@ class Trainer:
         supervision: Supervision,
         objective: Objective,
         schedule: Schedule,
-        bits: Sequence[int],
+        bits: Sequence[Bits],
         decision: DecisionRule,
         *,
         search: PolicySearch | None = None,
@@ -82,7 +85,7 @@ class Trainer:
         workers: Workers | None = None,
     ) -> None:
         self.student, self.objective, self.search = student, objective, search
-        self.bits = tuple(bits)
+        self.bits: tuple[Bits, ...] = tuple(bits)
         self.seed = int(seed)
         self.workers = workers or Workers.detect()
         self.decision = decision
@@ -166,7 +169,7 @@ class Trainer:
         """Fix the widths that the policy prefers within the budget, and validate the start again under them."""
         if self.search is None:
             return
-        scores = score_by_policy(self.search.policy, self.search.network)
+        scores = score_by_policy(self.search.policy, self.search.network, self.search.granularity)
         allocation, self.overshot = discretize_policy(scores, self.search.budget, self.search.pinned)
         if allocation.bits != self.bits:
             self.bits, current = allocation.bits, self._copy_values()
@@ -323,7 +326,7 @@ class Trainer:
         self._restore_values(parts["now"])
         restore_optimizer(self.optimizer, parts["moments"])
         state = checkpoint.progress
-        self.bits, self.overshot, self.records = tuple(state["bits"]), bool(state["overshot"]), list(state["log"])
+        self.bits, self.overshot, self.records = tuple(map(read_bits, state["bits"])), bool(state["overshot"]), list(state["log"])
         self.start, self.best = ValidationMetrics(**state["start"]), (int(state["best_epoch"]), ValidationMetrics(**state["best"]))
         self.best_values = parts["best"]
         self.training_rows = self.training_rows.with_actions(parts["own"]["person"], parts["own"]["actions"])

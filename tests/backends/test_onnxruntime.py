@@ -58,7 +58,7 @@ def test_the_file_holds_the_plans_integers_and_computes_what_the_twin_computes(k
 def test_packed_and_unpacked_files_agree_bit_for_bit_and_packed_is_smaller(kind: str) -> None:
     network, rows = made(kind)
     plan = planned(network, rows, (4, 2, 3))
-    packed, unpacked = to_onnx_model(network, plan), to_onnx_model(network, plan, packed=False)
+    packed, unpacked = to_onnx_model(network, plan), to_onnx_model(network, plan, storage="plain")
     assert np.array_equal(run(packed, rows), run(unpacked, rows))
     assert sum(len(t.raw_data) for t in packed.graph.initializer) < sum(len(t.raw_data) for t in unpacked.graph.initializer)
     assert {t.data_type for t in unpacked.graph.initializer}.isdisjoint({onnx.TensorProto.INT4, onnx.TensorProto.INT2})

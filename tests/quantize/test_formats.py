@@ -13,7 +13,7 @@ from cfptq.quantize import PORTABLE_WIDTHS, WIDTHS, ActivationFormat, container_
 from cfptq.quantize.formats import layer_widths
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(2, 1), (3, 3), (4, 7), (7, 63), (8, 127)])
+@pytest.mark.parametrize(("bits", "limit"), [(2, 1), (3, 3), (4, 7), (5, 15), (6, 31), (7, 63), (8, 127)])
 def test_the_range_of_a_width_is_narrow_and_symmetric(bits: int, limit: int) -> None:
     assert integer_limit(bits) == limit
 
@@ -29,9 +29,9 @@ def test_only_layers_that_integer_kernels_run_are_kept_from_eight_bits() -> None
     assert layer_widths(feeds_integers=False, portable=True) == layer_widths(feeds_integers=True, portable=False) == WIDTHS
 
 
-@pytest.mark.parametrize("bits", [0, 1, 5, 16])
+@pytest.mark.parametrize("bits", [0, 1, 9, 16])
 def test_other_widths_are_refused(bits: int) -> None:
-    with pytest.raises(ModelError, match="2, 3, 4, 7, 8"):
+    with pytest.raises(ModelError, match="2, 3, 4, 5, 6, 7, 8"):
         integer_limit(bits)
 
 

@@ -1,0 +1,271 @@
+"""Allocation of one width to each of thousands of output channels (eq. 24 by channel).
+
+Where the budget has few distinct amounts, dynamic programming finds the optimum. Elsewhere the program is relaxed. On the upper hull of a
+channel's benefits against its cost, every further bit pays less than the one before. Steps along all hulls are taken in the order of their
+benefit for each bit until the budget is spent. No allocation has more benefit than these steps with a fraction of the first that does not
+fit, which bounds the distance to the optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfptq.allocation.bit_allocation import BitAllocation
+from cfptq.allocation.budget import Budget, BudgetUnit, Widths, assign_lowest_bits, resolve_widths
+from cfptq.allocation.channel_scores import ChannelScores
+from cfptq.quantize.formats import Bits
+from cfptq.quantize.storage import count_layer_bytes
+
+#: Channels times amounts of the budget up to which dynamic programming finds the optimum.
+MAX_TABLE_ENTRIES = 2**23
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChannelProblem:
+    """Choice of a width for every channel, within a number of bits.
+
+    Attributes:
+        layer: position of each channel's layer, (U,).
+        sizes: number of weights of each channel, (U,).
+        ratio: score of each channel per weight, (U,).
+        widths: every candidate width, ascending, W of them.
+        is_allowed: True for each candidate width of a channel, (U, W). A pinned channel has one.
+        benefit: benefit of each channel at each width, (U, W), not falling along its candidates.
+    """
+
+    layer: Integers
+    sizes: Integers
+    ratio: Floats
+    widths: tuple[int, ...]
+    is_allowed: NDArray[np.bool_]
+    benefit: Floats
+
+    @property
+    def lowest(self) -> Integers:
+        """Position of each channel's lowest candidate, (U,)."""
+        lowest: Integers = self.is_allowed.argmax(axis=1)
+        return lowest
+
+    def count_bits(self, choice: Integers) -> int:
+        """Count the bits of all weights at a choice of widths, (U,)."""
+        return int((self.sizes * np.asarray(self.widths)[choice]).sum())
+
+    def sum_benefit(self, choice: Integers) -> float:
+        """Return the total benefit of a choice of widths, (U,)."""
+        return float(self.benefit[np.arange(len(choice)), choice].sum())
+
+    def to_bits(self, choice: Integers) -> tuple[Bits, ...]:
+        """Return the widths of a choice, layer by layer."""
+        bits = np.asarray(self.widths)[choice]
+        return tuple(tuple(bits[self.layer == layer].tolist()) for layer in range(int(self.layer[-1]) + 1))
+
+    def spend_rest(self, choice: Integers, ceiling: int) -> Integers:
+        """Spend the bits that a choice leaves on the channels with the largest score per weight, each widened as far as it can be."""
+        choice, left = choice.copy(), ceiling - self.count_bits(choice)
+        for channel in np.argsort(-self.ratio, kind="stable").tolist():
+            size, own = int(self.sizes[channel]), np.flatnonzero(self.is_allowed[channel])
+            for place in own[own > choice[channel]].tolist():
+                cost = size * (self.widths[place] - self.widths[choice[channel]])
+                if cost > left:
+                    break
+                choice[channel], left = place, left - cost
+        return choice
+
+    def choose_greedily(self, ceiling: int) -> Integers:
+        """Widen the channels with the largest score per weight first, from the lowest widths on."""
+        return self.spend_rest(self.lowest, ceiling)
+
+    def choose_best(self, ceiling: int) -> Integers:
+        """Choose the widths with the largest benefit, exactly where a table of all amounts is small."""
+        return self._fill_table(ceiling) if self._count_entries(ceiling) <= MAX_TABLE_ENTRIES else self._follow_hulls(ceiling)[0]
+
+    def bound_benefit(self, ceiling: int) -> float:
+        """Return a number that no choice's benefit exceeds."""
+        return self._follow_hulls(ceiling)[1]
+
+    @cached_property
+    def _unit(self) -> int:
+        """Greatest common divisor of all costs above the lowest widths, in bits."""
+        widths, lowest = np.asarray(self.widths), self.lowest
+        steps = {
+            (int(n), int(b - widths[low])) for n, low, row in zip(self.sizes, lowest, self.is_allowed, strict=True) for b in widths[row]
+        }
+        return reduce(gcd, (n * b for n, b in steps), 0) or 1
+
+    def _count_entries(self, ceiling: int) -> int:
+        return len(self.sizes) * ((ceiling - self.count_bits(self.lowest)) // self._unit + 1)
+
+    def _fill_table(self, ceiling: int) -> Integers:
+        """Choose the widths with the largest benefit by dynamic programming over the bits that are spent."""
+        lowest, widths = self.lowest, np.asarray(self.widths)
+        amounts = (ceiling - self.count_bits(lowest)) // self._unit + 1
+        reached = np.zeros(amounts)
+        chosen = np.empty((len(self.sizes), amounts), dtype=np.int8)
+        costs = self.sizes[:, None] * (widths - widths[lowest][:, None]) // self._unit
+        for channel in range(len(self.sizes)):
+            best, place_of_best = np.full(amounts, -np.inf), np.zeros(amounts, dtype=np.int8)
+            for place in np.flatnonzero(self.is_allowed[channel]).tolist():
+                cost = int(costs[channel, place])
+                if cost >= amounts:
+                    break
+                candidate = reached[: amounts - cost] + self.benefit[channel, place]
+                # Of equal benefits, the wider one is kept, so that bits are spent.
+                better = candidate >= best[cost:]
+                best[cost:][better], place_of_best[cost:][better] = candidate[better], place
+            reached, chosen[channel] = best, place_of_best
+        choice, left = np.empty(len(self.sizes), dtype=np.int64), amounts - 1
+        for channel in range(len(self.sizes) - 1, -1, -1):
+            choice[channel] = chosen[channel, left]
+            left -= int(costs[channel, choice[channel]])
+        return choice
+
+    @cached_property
+    def _hull_steps(self) -> tuple[Integers, Integers, Integers, Floats]:
+        """Steps along all channels' hulls by falling benefit a bit: channel, place reached, bits, and benefit of each."""
+        steps = []
+        for channel, (size, row, benefit) in enumerate(zip(self.sizes.tolist(), self.is_allowed, self.benefit, strict=True)):
+            places = np.flatnonzero(row).tolist()
+            here = 0
+            while here < len(places) - 1:
+                gains = [
+                    (benefit[places[there]] - benefit[places[here]]) / (size * (self.widths[places[there]] - self.widths[places[here]]))
+                    for there in range(here + 1, len(places))
+                ]
+                best = max(gains)
+                if best <= 0:
+                    break
+                there = here + 1 + max(number for number, gain in enumerate(gains) if gain == best)
+                cost = size * (self.widths[places[there]] - self.widths[places[here]])
+                steps.append((-best, channel, places[there], cost, benefit[places[there]] - benefit[places[here]]))
+                here = there
+        steps.sort(key=lambda step: step[0])
+        columns = list(zip(*steps, strict=True)) or [()] * 5
+        return (
+            np.asarray(columns[1], dtype=np.int64),
+            np.asarray(columns[2], dtype=np.int64),
+            np.asarray(columns[3], dtype=np.int64),
+            np.asarray(columns[4], dtype=float),
+        )
+
+    def _follow_hulls(self, ceiling: int) -> tuple[Integers, float]:
+        """Take steps along the hulls while they fit, and return the choice and the bound on any choice's benefit."""
+        channels, places, costs, gains = self._hull_steps
+        choice = self.lowest.copy()
+        left, bound = ceiling - self.count_bits(choice), self.sum_benefit(choice)
+        spent = np.cumsum(costs)
+        whole = int(np.searchsorted(spent, left, side="right"))
+        bound += float(gains[:whole].sum())
+        if whole < len(costs):
+            bound += float(gains[whole]) * (left - (int(spent[whole - 1]) if whole else 0)) / float(costs[whole])
+        stopped = np.zeros(len(choice), dtype=bool)
+        for channel, place, cost in zip(channels.tolist(), places.tolist(), costs.tolist(), strict=True):
+            # A channel whose step does not fit takes no later one.
+            if stopped[channel]:
+                continue
+            if cost > left:
+                stopped[channel] = True
+            else:
+                choice[channel], left = place, left - cost
+        return choice, bound
+
+
+def build_channel_problem(
+    scores: ChannelScores, budget: Budget | float, widths: Widths, pinned: Mapping[str, int] | None = None
+) -> ChannelProblem:
+    """Build the problem of a set of scores.
+
+    Args:
+        scores: scores of all channels.
+        budget: a ``Budget``, or average bits.
+        widths: candidate widths in bits, the same for all layers or by layer name.
+        pinned: width that a layer keeps in all of its channels, by layer name.
+
+    Raises:
+        BudgetError: the budget does not pay for the lowest widths and the pins, or a pin names no layer or no candidate width.
+    """
+    assign_lowest_bits(scores.names, scores.parameters, Budget.of(budget), widths, pinned)  # refuses a budget that cannot be met
+    candidates, pins = resolve_widths(scores.names, widths), dict(pinned or {})
+    all_widths = tuple(sorted(set().union(*candidates)))
+    counts = [len(own) for own in scores.channels]
+    layer = np.repeat(np.arange(len(counts)), counts)
+    sizes = np.repeat([n // count for n, count in zip(scores.parameters, counts, strict=True)], counts)
+    allowed = np.array(
+        [[bits in own and pins.get(name, bits) == bits for bits in all_widths] for name, own in zip(scores.names, candidates, strict=True)]
+    )
+    is_allowed = allowed[layer]
+    measured = scores.channel_benefits(all_widths)
+    # A wider candidate has at least the benefit of a narrower one of the same channel.
+    benefit = np.maximum.accumulate(np.where(is_allowed, measured, -np.inf), axis=1)
+    channels = np.concatenate([np.asarray(own, dtype=float) for own in scores.channels])
+    return ChannelProblem(layer, sizes, channels / sizes, all_widths, is_allowed, np.where(is_allowed, benefit, 0.0))
+
+
+def allocate_channels(
+    scores: ChannelScores,
+    budget: Budget | float,
+    widths: Widths,
+    pinned: Mapping[str, int] | None,
+    choose: Callable[[ChannelProblem, int], Integers],
+) -> BitAllocation:
+    """Choose a width for every channel, and spend what is left of the budget.
+
+    Args:
+        scores: scores of all channels.
+        budget: a ``Budget``, or average bits.
+        widths: candidate widths in bits, the same for all layers or by layer name.
+        pinned: width that a layer keeps in all of its channels, by layer name.
+        choose: function from the problem and a number of bits to a choice of widths.
+
+    Raises:
+        BudgetError: the budget does not pay for the lowest widths and the pins, or a pin names no layer or no candidate width.
+    """
+    budget = Budget.of(budget)
+    problem = build_channel_problem(scores, budget, widths, pinned)
+
+    def solve(ceiling: int) -> tuple[Bits, ...]:
+        return problem.to_bits(problem.spend_rest(choose(problem, ceiling), ceiling))
+
+    if budget.unit is not BudgetUnit.BYTES:
+        return BitAllocation(scores.names, scores.parameters, solve(budget.ceiling(scores.parameters)))
+    # A file's bytes do not follow from the bits alone. The largest number of bits whose file fits is found by bisection.
+    limit = budget.ceiling(scores.parameters)
+    lowest = problem.count_bits(problem.lowest)
+    fitting, best = lowest, problem.to_bits(problem.lowest)
+    beyond = max(lowest, 8 * limit) + 1
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        bits = solve(middle)
+        if count_file_bytes(scores, bits) <= limit:
+            fitting, best = middle, bits
+        else:
+            beyond = middle
+    return BitAllocation(scores.names, scores.parameters, best)
+
+
+def count_file_bytes(scores: ChannelScores, bits: Sequence[Bits]) -> int:
+    """Count the bytes of the weights in a file at some widths of the channels, with permutations and the cost of each container."""
+    return sum(
+        count_layer_bytes(own, n, is_sortable) for own, n, is_sortable in zip(bits, scores.parameters, scores.is_sortable, strict=True)
+    )
+
+
+def sum_channel_benefit(scores: ChannelScores, allocation: BitAllocation, widths: Widths) -> float:
+    """Return the total benefit of an allocation of widths to channels.
+
+    Args:
+        scores: scores of the same channels.
+        allocation: widths of all channels.
+        widths: candidate widths in bits, the same for all layers or by layer name.
+    """
+    problem = build_channel_problem(scores, Budget.total(allocation.total_bits), widths)
+    bits = np.concatenate([np.asarray(own) for own in allocation.bits])
+    return problem.sum_benefit(np.searchsorted(problem.widths, bits))

@@ -1,0 +1,138 @@
+"""Storage of a layer's integers in a file, with channels of one width side by side.
+
+A file has integer types of 2, 4 and 8 bits. Integers of other widths are stored exactly in two parts, q = h 2^p + l. The high part h is an
+integer of 2 or 4 bits, and the low part l has p bits, which lie side by side in bytes. ONNX Runtime puts the parts together when it loads
+the file. Each part costs some bytes for its names and nodes. Where a wider container costs less than another part, channels share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+from cfptq.quantize.formats import Bits, container_bits, count_channels
+
+
+@dataclass(frozen=True)
+class Container:
+    """Form in which integers of one width are stored.
+
+    Attributes:
+        width: width of the widest integers that it holds, in bits.
+        high: bits of the integer type of the high part, 2, 4 or 8.
+        low: bits of each low part, highest first. Empty where the integer type holds the whole integer.
+    """
+
+    width: int
+    high: int
+    low: tuple[int, ...] = ()
+
+    def count_bytes(self, weights: int) -> int:
+        """Count the bytes of so many integers, without names and nodes. Each part is rounded up to whole bytes."""
+        return sum(-(-weights * bits // 8) for bits in (self.high, *self.low))
+
+
+#: Width in bits -> container that holds its integers exactly.
+CONTAINERS = {
+    2: Container(2, 2),
+    3: Container(3, 2, (1,)),
+    4: Container(4, 4),
+    5: Container(5, 4, (1,)),
+    6: Container(6, 4, (2,)),
+    7: Container(7, 4, (2, 1)),
+    8: Container(8, 8),
+}
+
+#: Bits of the integer types that current files have.
+INTEGER_TYPES = (2, 4, 8)
+
+#: Bytes that one more container, one more low part, and a permutation take in a file for names and nodes.
+CONTAINER_BYTES, LOW_PART_BYTES, ORDER_BYTES = 130, 420, 140
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Output channels of a layer that share one container.
+
+    Attributes:
+        container: the container.
+        channels: positions of the channels in the layer, ascending.
+    """
+
+    container: Container
+    channels: tuple[int, ...]
+
+
+def group_channels(
+    bits: Sequence[int], weights: int, is_sortable: bool, types: Collection[int] = INTEGER_TYPES
+) -> tuple[ChannelGroup, ...]:
+    """Group the channels of a layer so that they take the fewest bytes, narrowest container first.
+
+    Args:
+        bits: width of each output channel.
+        weights: number of weights of one channel.
+        is_sortable: the file may hold the channels in another order, so that no permutation is stored.
+        types: bits of the integer types that the file can have.
+    """
+    counts = count_channels(bits)
+    widths = _choose_widths(tuple(counts.items()), weights, is_sortable, tuple(types))
+    chosen = {width: min(wide for wide in widths if width <= wide) for width in counts}
+    groups = [
+        ChannelGroup(CONTAINERS[wide], tuple(place for place, width in enumerate(bits) if chosen[width] == wide)) for wide in sorted(widths)
+    ]
+    return tuple(group for group in groups if group.channels)
+
+
+def count_layer_bytes(bits: Bits, parameters: int, is_sortable: bool) -> int:
+    """Count the bytes of a layer's integers in a file.
+
+    Channels of different widths also take bytes for names and nodes of their containers and, where their order is fixed, for a permutation.
+
+    Args:
+        bits: the layer's width, or one for each output channel.
+        parameters: number of weights. Each channel has the same number.
+        is_sortable: the file may hold the channels in another order.
+    """
+    if isinstance(bits, int):
+        return -(-parameters * container_bits(bits) // 8)
+    counts, weights = tuple(count_channels(bits).items()), parameters // len(bits)
+    return _count_bytes(_choose_widths(counts, weights, is_sortable, INTEGER_TYPES), counts, weights, is_sortable)
+
+
+@lru_cache(maxsize=4096)
+def _choose_widths(counts: tuple[tuple[int, int], ...], weights: int, is_sortable: bool, types: tuple[int, ...]) -> tuple[int, ...]:
+    """Choose the widths of the containers that take the fewest bytes.
+
+    Args:
+        counts: each width and its number of channels, narrowest first.
+        weights: number of weights of one channel.
+        is_sortable: no permutation is stored.
+        types: bits of the integer types that the file can have.
+    """
+    widest = counts[-1][0]
+    possible = [width for width, container in CONTAINERS.items() if container.high in types]
+    last = [width for width in possible if width >= widest]
+    narrower = [width for width in possible if width < widest]
+    choices = [(*some, end) for size in range(len(narrower) + 1) for some in combinations(narrower, size) for end in last]
+    return min(choices, key=lambda widths: (_count_bytes(widths, counts, weights, is_sortable), len(widths), widths))
+
+
+def _count_bytes(widths: Sequence[int], counts: Sequence[tuple[int, int]], weights: int, is_sortable: bool) -> int:
+    """Count the bytes of channels in containers of some widths, with names, nodes and permutation."""
+    held = dict.fromkeys(widths, 0)
+    for width, channels in counts:
+        held[min(wide for wide in widths if width <= wide)] += channels
+    used = {wide: channels for wide, channels in held.items() if channels}
+    total = sum(CONTAINERS[wide].count_bytes(channels * weights) for wide, channels in used.items())
+    total += CONTAINER_BYTES * (len(used) - 1) + LOW_PART_BYTES * sum(len(CONTAINERS[wide].low) for wide in used)
+    if len(used) > 1 and not is_sortable:
+        channels = sum(used.values())
+        total += ORDER_BYTES + channels * count_index_bytes(channels)
+    return total
+
+
+def count_index_bytes(channels: int) -> int:
+    """Count the bytes of the unsigned integer that numbers so many channels."""
+    return 1 if channels <= 2**8 else 2 if channels <= 2**16 else 4
