@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cfptq.backends.packing import build_unpacking
+from cfptq.backends.packing import Unpacker
 from cfptq.errors import ModelError
 from cfptq.network import Network, OnnxLayer, find_layer_nodes
 from cfptq.network import to_onnx_model as network_to_onnx
@@ -215,6 +215,7 @@ class _QdqEditor:
         self.model = model
         self.plan = plan
         self.packed = packed
+        self.unpacker = Unpacker(self._store)
         self.added: dict[str, list[onnx.NodeProto]] = {}  # name of a float node -> nodes to insert before it
         self.dequantized: dict[tuple[str, str], tuple[str, ...]] = {}  # (tensor, format) -> names of the dequantized tensors
         self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -290,7 +291,7 @@ class _QdqEditor:
         kind: npt.DTypeLike = np.int8
         if self.packed and not isinstance(layer.bits, int):
             groups = _group(layer, _list_types(opset))
-            name, nodes = build_unpacking(f"{layer.name}.w", _to_array(layer.integers), groups, self._store)
+            name, nodes = self.unpacker.build(_to_array(layer.integers), groups)
             before.extend(nodes)
         else:
             kind = _choose_container(layer.bits if self.packed and isinstance(layer.bits, int) else 8, opset)

@@ -1,6 +1,7 @@
 """ONNX nodes that unpack a layer's integers from the containers of its channels.
 
-The nodes depend on initializers alone. ONNX Runtime computes them once, when it loads the file, and then runs its int8 kernels.
+The nodes depend on initializers alone. ONNX Runtime computes them once, when it loads the file, and then runs its int8 kernels. Names are
+short and constants are shared, because both count in the file of a small network.
 """
 
 from __future__ import annotations
@@ -26,85 +27,94 @@ INDEX_TYPES: dict[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.int32}
 Store = Callable[[str, npt.NDArray[Any]], str]
 
 
-def build_unpacking(
-    name: str, integers: npt.NDArray[np.int8], groups: Sequence[ChannelGroup], store: Store
-) -> tuple[str, list[onnx.NodeProto]]:
-    """Store a layer's integers group by group, and build the nodes that put them together as INT8.
+class Unpacker:
+    """Builder of the nodes that unpack the layers of one file.
 
     Args:
-        name: name that those of all tensors and nodes begin with.
-        integers: the layer's integers, (out, ...).
-        groups: the channels of each container.
         store: stores an initializer.
-
-    Returns:
-        The name of the INT8 tensor, of the shape of ``integers``, and the nodes.
     """
-    nodes: list[onnx.NodeProto] = []
-    parts = [
-        _unpack_group(f"{name}_{group.container.width}", integers[list(group.channels)], group.container, store, nodes) for group in groups
-    ]
-    if len(parts) == 1:
-        return parts[0], nodes
-    whole = f"{name}_rows"
-    nodes.append(helper.make_node("Concat", parts, [whole], axis=0))
-    order = np.concatenate([group.channels for group in groups])
-    if (np.diff(order) == 1).all():
-        return whole, nodes
-    place = np.argsort(order).astype(INDEX_TYPES[count_index_bytes(len(order))])
-    index = store(f"{name}_order", place)
-    if place.dtype != np.int32:
-        nodes.append(helper.make_node("Cast", [index], [f"{name}_index"], to=TensorProto.INT32))
-        index = f"{name}_index"
-    nodes.append(helper.make_node("Gather", [whole, index], [f"{name}_ordered"], axis=0))
-    return f"{name}_ordered", nodes
 
+    def __init__(self, store: Store) -> None:
+        self._store_as = store
+        self._count = 0
+        self._constants: dict[tuple[str, bytes], str] = {}
+        self._nodes: list[onnx.NodeProto] = []
 
-def _unpack_group(name: str, integers: npt.NDArray[np.int8], container: Container, store: Store, nodes: list[onnx.NodeProto]) -> str:
-    """Store the integers of one container, append the nodes that unpack them, and return the name of the INT8 tensor."""
-    left = sum(container.low)
-    high = store(name, (integers >> left).astype(TYPES[container.high]))
-    if not left:
-        if container.high == 8:
-            return high
-        nodes.append(helper.make_node("Cast", [high], [f"{name}_int8"], to=TensorProto.INT8))
-        return f"{name}_int8"
+    def build(self, integers: npt.NDArray[np.int8], groups: Sequence[ChannelGroup]) -> tuple[str, list[onnx.NodeProto]]:
+        """Store a layer's integers group by group, and build the nodes that put them together.
 
-    def add(operator: str, inputs: Sequence[str], ending: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(operator, inputs, [f"{name}{ending}"], **attributes))
-        return f"{name}{ending}"
+        Args:
+            integers: the layer's integers, (out, ...).
+            groups: the channels of each container.
 
-    # Bytes hold the bits of the two's complement, so that the parts are joined by their bits.
-    joined = add("Cast", [high], "_u", to=TensorProto.UINT8)
-    joined = add("BitShift", [joined, _store_number(left, store)], "_h", direction="LEFT")
-    for bits in container.low:
-        left -= bits
-        values = ((integers >> left) & (2**bits - 1)).astype(np.uint8)
-        part = _unpack_bytes(f"{name}_l{left}", values, bits, store, nodes)
-        if left:
-            part = add("BitShift", [part, _store_number(left, store)], f"_s{left}", direction="LEFT")
-        joined = add("BitwiseOr", [joined, part], f"_j{left}")
-    return add("Cast", [joined], "_int8", to=TensorProto.INT8)
+        Returns:
+            The name of the INT8 tensor, of the shape of ``integers``, and the nodes.
+        """
+        self._nodes = []
+        parts = [self._unpack_group(integers[list(group.channels)], group.container) for group in groups]
+        whole = parts[0] if len(parts) == 1 else self._add("Concat", parts, axis=0)
+        order = np.concatenate([group.channels for group in groups])
+        if not (np.diff(order) == 1).all():
+            place = np.argsort(order).astype(INDEX_TYPES[count_index_bytes(len(order))])
+            index = self._store(place)
+            if place.dtype != np.int32:
+                index = self._add("Cast", [index], to=TensorProto.INT32)
+            whole = self._add("Gather", [whole, index], axis=0)
+        return whole, self._nodes
 
+    def _unpack_group(self, integers: npt.NDArray[np.int8], container: Container) -> str:
+        """Store the integers of one container, and return the name of the INT8 tensor."""
+        left = sum(container.low)
+        high = self._store((integers >> left).astype(TYPES[container.high]))
+        if not left:
+            return high if container.high == 8 else self._add("Cast", [high], to=TensorProto.INT8)
+        # Bytes hold the bits of the two's complement, so that the parts are joined by their bits.
+        joined = self._add("Cast", [high], to=TensorProto.UINT8)
+        joined = self._add("BitShift", [joined, self._share_number(left)], direction="LEFT")
+        for bits in container.low:
+            left -= bits
+            part = self._unpack_bytes(((integers >> left) & (2**bits - 1)).astype(np.uint8), bits)
+            if left:
+                part = self._add("BitShift", [part, self._share_number(left)], direction="LEFT")
+            joined = self._add("BitwiseOr", [joined, part])
+        return self._add("Cast", [joined], to=TensorProto.INT8)
 
-def _unpack_bytes(name: str, values: npt.NDArray[np.uint8], bits: int, store: Store, nodes: list[onnx.NodeProto]) -> str:
-    """Store numbers of a few bits side by side in bytes, append the nodes that take them apart, and return the name of the UINT8 tensor."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    flat = np.concatenate([values.ravel(), np.zeros(-values.size % len(shifts), np.uint8)]).reshape(-1, len(shifts))
-    stored = store(name, np.bitwise_or.reduce(flat << shifts, axis=1)[:, None])
-    nodes.append(helper.make_node("BitShift", [stored, store(f"unpack.shifts_{bits}", shifts)], [f"{name}_r"], direction="RIGHT"))
-    nodes.append(helper.make_node("BitwiseAnd", [f"{name}_r", _store_number(2**bits - 1, store)], [f"{name}_a"]))
-    source = f"{name}_a"
-    if flat.size != values.size:
-        source = f"{name}_f"
-        nodes.append(helper.make_node("Reshape", [f"{name}_a", store("unpack.flat", np.array([-1], np.int64))], [f"{name}_p"]))
-        ends = store(f"{name}_n", np.array([values.size], np.int64))
-        nodes.append(helper.make_node("Slice", [f"{name}_p", store("unpack.start", np.array([0], np.int64)), ends], [source]))
-    shape = store(f"{name}_shape", np.array(values.shape, np.int64))
-    nodes.append(helper.make_node("Reshape", [source, shape], [f"{name}_v"]))
-    return f"{name}_v"
+    def _unpack_bytes(self, values: npt.NDArray[np.uint8], bits: int) -> str:
+        """Store numbers of a few bits side by side in bytes, and return the name of the UINT8 tensor that holds them again."""
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        rows = values.reshape(len(values), -1)
+        missing = -rows.shape[1] % len(shifts)
+        padded = np.pad(rows, ((0, 0), (0, missing))).reshape(len(rows), -1, len(shifts))
+        stored = self._store(np.bitwise_or.reduce(padded << shifts, axis=2)[:, :, None])
+        shifted = self._add("BitShift", [stored, self._share(shifts)], direction="RIGHT")
+        masked = self._add("BitwiseAnd", [shifted, self._share_number(2**bits - 1)])
+        found = self._add("Reshape", [masked, self._share(np.array([0, -1], np.int64))])
+        if missing:
+            ends = [self._share(np.array([number], np.int64)) for number in (0, rows.shape[1], 1)]
+            found = self._add("Slice", [found, *ends])
+        if values.ndim > 2:
+            found = self._add("Reshape", [found, self._share(np.array([0, *values.shape[1:]], np.int64))])
+        return found
 
+    def _add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Add a node, and return the name of its output."""
+        output = self._name()
+        self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
 
-def _store_number(number: int, store: Store) -> str:
-    """Store a number as UINT8, which all layers share."""
-    return store(f"unpack.number_{number}", np.asarray(number, np.uint8))
+    def _store(self, values: npt.NDArray[Any]) -> str:
+        return self._store_as(self._name(), values)
+
+    def _share(self, values: npt.NDArray[Any]) -> str:
+        """Store a constant that all layers share, and return its name."""
+        key = str(values.dtype), values.tobytes()
+        if key not in self._constants:
+            self._constants[key] = self._store(values)
+        return self._constants[key]
+
+    def _share_number(self, number: int) -> str:
+        return self._share(np.array([number], np.uint8))
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"_{self._count:x}"

@@ -29,9 +29,16 @@ class Container:
     high: int
     low: tuple[int, ...] = ()
 
-    def count_bytes(self, weights: int) -> int:
-        """Count the bytes of so many integers, without names and nodes. Each part is rounded up to whole bytes."""
-        return sum(-(-weights * bits // 8) for bits in (self.high, *self.low))
+    def count_bytes(self, channels: int, weights: int) -> int:
+        """Count the bytes of some channels, without names and nodes.
+
+        The high part is rounded up to whole bytes, and each channel's low parts too.
+
+        Args:
+            channels: number of channels.
+            weights: number of weights of one channel.
+        """
+        return -(-channels * weights * self.high // 8) + channels * sum(-(-weights * bits // 8) for bits in self.low)
 
 
 #: Width in bits -> container that holds its integers exactly.
@@ -49,7 +56,7 @@ CONTAINERS = {
 INTEGER_TYPES = (2, 4, 8)
 
 #: Bytes that one more container, one more low part, and a permutation take in a file for names and nodes.
-CONTAINER_BYTES, LOW_PART_BYTES, ORDER_BYTES = 130, 420, 140
+CONTAINER_BYTES, LOW_PART_BYTES, ORDER_BYTES = 65, 220, 80
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def _count_bytes(widths: Sequence[int], counts: Sequence[tuple[int, int]], weigh
     for width, channels in counts:
         held[min(wide for wide in widths if width <= wide)] += channels
     used = {wide: channels for wide, channels in held.items() if channels}
-    total = sum(CONTAINERS[wide].count_bytes(channels * weights) for wide, channels in used.items())
+    total = sum(CONTAINERS[wide].count_bytes(channels, weights) for wide, channels in used.items())
     total += CONTAINER_BYTES * (len(used) - 1) + LOW_PART_BYTES * sum(len(CONTAINERS[wide].low) for wide in used)
     if len(used) > 1 and not is_sortable:
         channels = sum(used.values())
