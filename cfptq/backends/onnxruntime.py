@@ -79,10 +79,7 @@ def to_onnx_model(
     check_matches(network, plan)
     is_packed = storage == "packed"
     newest = _choose_opset(plan, is_packed, opset)
-    types = _list_types(newest)
-    stored = plan
-    if is_packed and plan.granularity == "channel":
-        stored = sort_channels(network, plan, lambda layer: [channel for group in _group(layer, types) for channel in group.channels])
+    stored = order_for_file(network, plan, newest) if is_packed else plan
     model = network_to_onnx(network, opset=newest)
     editor = _QdqEditor(model, stored, is_packed)
     for name, found in find_layer_nodes(model, network).items():
@@ -102,6 +99,20 @@ def to_onnx_model(
     }
     helper.set_model_props(model, entries)
     return model
+
+
+def order_for_file(network: Network, plan: QuantizationPlan, opset: int = OPSET_INT2) -> QuantizationPlan:
+    """Return a plan with its hidden channels in the order in which a packed file holds them.
+
+    Args:
+        network: the captured full-precision network that the plan is for.
+        plan: the plan. One with a width for each layer is returned as it is.
+        opset: the newest opset that the runtime reads.
+    """
+    if plan.granularity == "layer":
+        return plan
+    types = _list_types(opset)
+    return sort_channels(network, plan, lambda layer: [channel for group in _group(layer, types) for channel in group.channels])
 
 
 def build_prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelProto:
@@ -132,7 +143,7 @@ def build_prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.
 
 
 def read_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
-    """Return the integers that a file written by ``to_onnx_model`` holds for one layer.
+    """Return the integers that a file written by ``to_onnx_model`` holds for one layer, in the file's order of channels.
 
     Args:
         model: the file's content.
@@ -238,6 +249,10 @@ class _QdqEditor:
         """Write the new nodes and the initializers in use into the model, and check it."""
         graph = self.model.graph
         nodes = [node for own in graph.node for node in (*self.added.get(own.name, ()), own)]
+        if self.packed and self.plan.granularity == "channel":
+            # A node needs no name, and in the file of a small network names cost more than a container.
+            for node in nodes:
+                node.ClearField("name")
         used = {name for node in nodes for name in node.input}
         del graph.node[:]
         graph.node.extend(nodes)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from cfptq.errors import ConfigurationError
 from cfptq.pipeline.method import Method
 from cfptq.quantize import Activations
 
-#: Preset name -> method: the default "faithful", and the paper's training-free variants (Appendix F).
+#: The default.
+FAITHFUL = Method(
+    "faithful",
+    rows="boundary",
+    score="margin",
+    allocator="exact",
+    rounding="margin",
+    activations=Activations(input_bits=None, clip=False),
+    equalize=True,
+    sequential=True,
+    drops_extreme_rows=True,
+)
+
+#: Preset name -> method: the default "faithful", the same with a width for each output channel, and the paper's training-free variants
+#: (Appendix F).
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         method.name: method
         for method in (
-            Method(
-                "faithful",
-                rows="boundary",
-                score="margin",
-                allocator="exact",
-                rounding="margin",
-                activations=Activations(input_bits=None, clip=False),
-                equalize=True,
-                sequential=True,
-                drops_extreme_rows=True,
-            ),
+            FAITHFUL,
+            replace(FAITHFUL, name="faithful-channel", granularity="channel"),
             Method("ptq", rows="factual", score="factual", allocator="uniform"),
             Method("mixed-ptq", rows="factual", score="factual"),
             Method("cf-ptq-calibration", rows="augmented", score="factual"),

@@ -164,7 +164,8 @@ class Result:
     def table(self) -> Table:
         """Return the layers as a Rich table, with the weights, bits and sensitivity of each."""
         kept = " and ".join(self.plan.keep) or "nothing"
-        title = Text(f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average, keeps {kept} of the weights")
+        size = f"{self.plan.stored_bytes:,} stored bytes"
+        title = Text(f"{self.plan.method}: {self.plan.average_bits:.2f} bits on average, {size}, keeps {kept} of the weights")
         table = Table("layer", "weights", "bits", "sensitivity", title=title)
         sensitivity = self.sensitivity.by_layer()
         sizes = dict(zip(self.allocation.names, self.allocation.parameters, strict=True))
@@ -180,6 +181,11 @@ class Result:
         found = [f"Note: {self.sensitivity.note}"] if self.sensitivity.note else []
         found += self.remarks
         found += [f"Output: {self.decision}", str(self.structure)]
+        if self.plan.granularity == "channel":
+            found.append(
+                "Widths belong to output channels. A packed ONNX file stores them so. Other toolchains hold a layer's integers in a type "
+                "for its widest channel"
+            )
         found += [self.teacher.note] if self.teacher is not None and self.teacher.note else []
         found += [f"Training: {self.training}"] if self.training is not None else []
         found += [str(part) for part in (self.interface, self.fewest_bits, self.worst_group, self.repair) if part is not None]

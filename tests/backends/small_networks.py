@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from cfptq.calibration import CalibrationSet
 from cfptq.network import Network, capture
-from cfptq.quantize import QuantizationPlan, quantize
+from cfptq.quantize import CHANNEL_WIDTHS, QuantizationPlan, quantize
 
 #: Rows that a backend is compared with the twin on.
 TEST_ROWS = 10_000
@@ -69,6 +70,21 @@ def factual(rows: torch.Tensor) -> CalibrationSet:
     return CalibrationSet(
         rows, torch.zeros(count, dtype=torch.uint8), torch.ones(count), torch.arange(count), torch.zeros(count, dtype=torch.int64)
     )
+
+
+def channel_bits(network: Network, widths: Sequence[int] = CHANNEL_WIDTHS, seed: int = 0) -> dict[str, tuple[int, ...]]:
+    """A width for each output channel, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(channels: int) -> tuple[int, ...]:
+        return tuple(widths[place] for place in torch.randint(len(widths), (channels,), generator=generator).tolist())
+
+    return {layer.name: draw(layer.weight_shape[0]) for layer in network.layers}
+
+
+def planned_by_channel(network: Network, rows: torch.Tensor, widths: Sequence[int] = CHANNEL_WIDTHS, **more: object) -> QuantizationPlan:
+    """A plan with a random width for each output channel."""
+    return quantize(network, factual(rows), channel_bits(network, widths), method="test", seed=0, **more)  # type: ignore[arg-type]
 
 
 def planned(network: Network, rows: torch.Tensor, widths: tuple[int, ...] = (4, 3, 8, 4), **more: object) -> QuantizationPlan:

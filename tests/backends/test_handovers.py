@@ -18,11 +18,12 @@ import onnx
 import pytest
 import torch
 from packaging.requirements import Requirement
-from small_networks import MODELS, TEST_ROWS, factual, made, planned
+from small_networks import MODELS, TEST_ROWS, factual, made, planned, planned_by_channel
 from torch import nn
 
 import cfptq
 from cfptq.allocation import BitAllocation, LayerScores
+from cfptq.backends.onnxruntime import order_for_file
 from cfptq.backends.onnxruntime import read_integers as file_integers
 from cfptq.datasets import locate
 from cfptq.errors import FileError, MissingDependencyError, ModelError
@@ -167,6 +168,22 @@ def test_every_backend_holds_the_plan_and_computes_what_the_twin_computes(
     people = torch.randn(TEST_ROWS, *result.network.input_shape, generator=torch.Generator().manual_seed(9))
     assert result.calibration is not None
     assert_agrees(result, BACKENDS[backend](result, result.calibration.rows, tmp_path), people)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_holds_integers_whose_widths_belong_to_channels(backend: str, kind: str, tmp_path: Path) -> None:
+    plain = result_of(kind, INTEGER_INPUT)
+    rows = made(kind)[1]
+    plan = planned_by_channel(plain.network, rows)
+    result = replace(plain, plan=plan, allocation=replace(plain.allocation, bits=tuple(plan.bits.values())))
+    deployed = BACKENDS[backend](result, rows, tmp_path)
+    # A packed file holds hidden channels in the order of their containers.
+    held = replace(result, plan=order_for_file(result.network, plan)) if backend == "onnxruntime" else result
+    people = torch.randn(2000, *result.network.input_shape, generator=torch.Generator().manual_seed(9))
+    said, expected = logits(deployed[0], result, people), logits(result.module(), result, people)
+    assert_holds_the_plan_and_decides(held, deployed, said, expected)
+    assert ((said - expected).abs().amax(dim=1) <= 1e-3).float().mean() >= 0.999
 
 
 @pytest.mark.parametrize("kind", ["mlp", "batch norm", "residual"])

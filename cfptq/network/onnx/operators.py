@@ -88,6 +88,11 @@ def _modulo(node: Node, a: Any, b: Any) -> Tensor:
     return torch.fmod(as_tensor(a), as_tensor(b)) if node.get("fmod", 0) else torch.remainder(as_tensor(a), as_tensor(b))
 
 
+def _shift_bits(node: Node, a: Any, b: Any) -> Tensor:
+    values, places = as_tensor(a), as_tensor(b)
+    return values << places if node.get("direction") == "LEFT" else values >> places
+
+
 def _is_infinite(node: Node, x: Tensor) -> Tensor:
     never = torch.zeros_like(x, dtype=torch.bool)
     high = torch.isposinf(x) if node.get("detect_positive", 1) else never
@@ -322,6 +327,10 @@ _PLAIN: dict[str, Operator] = {
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "CastLike": lambda node, x, like: as_tensor(x).to(as_tensor(like).dtype),
+    "BitShift": _shift_bits,
+    "BitwiseAnd": _binary(lambda a, b: a & b),
+    "BitwiseOr": _binary(lambda a, b: a | b),
+    "BitwiseXor": _binary(lambda a, b: a ^ b),
     "Ceil": _unary(torch.ceil),
     "Celu": _celu,
     "Clip": _clip,
