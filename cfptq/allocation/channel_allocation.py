@@ -130,7 +130,7 @@ class ChannelProblem:
 
     @cached_property
     def _hull_steps(self) -> tuple[Integers, Integers, Integers, Floats]:
-        """Steps along all channels' hulls by falling benefit a bit: channel, place reached, bits, and benefit of each."""
+        """Channel, place reached, bits and benefit of each step along the hulls, by falling benefit a bit."""
         steps = []
         for channel, (size, row, benefit) in enumerate(zip(self.sizes.tolist(), self.is_allowed, self.benefit, strict=True)):
             places = np.flatnonzero(row).tolist()
