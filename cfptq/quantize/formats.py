@@ -122,8 +122,9 @@ def average_bits(bits: Bits) -> float:
     """Return the mean width of a layer's channels, which is a whole number for a layer of one width."""
     return bits if isinstance(bits, int) else sum(bits) / len(bits)
 
+
+def describe_bits(bits: Bits) -> str:
     """Return the widths of a layer in words, one number or the mean and the number of channels of each width."""
-    """Return the widths of a layer in words, such as "4" or "3.50 (2: 16, 4: 48)" for channels."""
     if isinstance(bits, int):
         return str(bits)
     counts = ", ".join(f"{width}: {count}" for width, count in count_channels(bits).items())

@@ -235,7 +235,7 @@ class QuantizationPlan:
 
     @property
     def granularity(self) -> Granularity:
-        """What has a width of its own, "layer" or "channel"."""
+        """Owner of a width, "layer" or "channel"."""
         return "layer" if all(isinstance(layer.bits, int) for layer in self.layers) else "channel"
 
     @property
