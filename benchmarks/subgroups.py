@@ -452,21 +452,25 @@ def plot_margins(results: Mapping[str, Any], path: Path) -> None:
     names = [name for name, content in results["datasets"].items() if list_margins(content)]
     if not names:
         return
-    figure, panels = pyplot.subplots(1, len(names), figsize=(3.3 * len(names), 3.0), sharey=True, squeeze=False)
-    for panel, name in zip(panels[0], names, strict=True):
+    figure, panels = pyplot.subplots(2, len(names), figsize=(3.0 * len(names), 5.2), sharey="row", squeeze=False)
+    handles: dict[str, Any] = {}
+    for column, name in enumerate(names):
         margins = list_margins(results["datasets"][name])
-        for label, entry in margins.items():
-            if label != "cf-ptq":
-                panel.plot(
-                    entry["quantiles"], SHARES, color=LOOKS[label], linewidth=1.2, linestyle="--" if label == "f" else "-", label=label
-                )
-        panel.axvline(0, color="k", linewidth=0.6)
-        spread = margins["f"]["quantiles"]
-        panel.set(title=name, xlabel="target margin at x + δ", xlim=(-0.6 * spread[190], 1.2 * spread[190]), ylim=(0, 1))
-        panel.grid(alpha=0.3)
+        quarter, most = (margins["f"]["quantiles"][place] for place in (len(SHARES) // 4, -len(SHARES) // 20))
+        for panel, (low, high) in zip(panels[:, column], ((-0.5 * most, most), (-quarter, quarter)), strict=True):
+            for label, entry in margins.items():
+                style = "--" if label == "f" else "-"
+                (handles[label],) = panel.plot(entry["quantiles"], SHARES, color=LOOKS[label], linewidth=1.2, linestyle=style)
+            panel.axvline(0, color="k", linewidth=0.6)
+            panel.set_xlim(low, high)
+            panel.grid(alpha=0.3)
+        panels[0, column].set(title=name, ylim=(0, 1))
+        panels[1, column].set(xlabel="target margin at x + δ", ylim=(0, 0.35))
     panels[0, 0].set_ylabel("share of people")
-    panels[0, 0].legend(fontsize=7)
-    figure.tight_layout()
+    panels[1, 0].set_ylabel("share of people, at the boundary")
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    ordered = [label for label in ("f", *ORDER) if label in handles]
+    figure.legend([handles[label] for label in ordered], ordered, loc="upper center", ncols=len(ordered), fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 

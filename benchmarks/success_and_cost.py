@@ -172,16 +172,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 runs.append(measure(seed, chosen.methods, Path(folder)))
             print(f"{DATASET} seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-        content = {
-            "schema": 1,
-            "dataset": DATASET,
-            "budget": BUDGET,
-            "seeds": seeds,
-            "runtime": describe_runtime(),
-            "runs": runs,
-            "summary": summarize(runs),
-        }
-        reporting.write_results(chosen.out, content)
+            content = {"schema": 1, "dataset": DATASET, "budget": BUDGET, "seeds": seeds[: len(runs)], "runtime": describe_runtime()}
+            reporting.write_results(chosen.out, {**content, "runs": runs, "summary": summarize(runs)})
     results = json.loads(chosen.out.read_text())
     plot(results, chosen.out.with_suffix(".svg"))
     print("\n".join(markdown(results)))
