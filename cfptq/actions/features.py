@@ -22,6 +22,7 @@ from cfptq.actions.validation import (
     to_python_value,
 )
 from cfptq.errors import ActionSetError
+from cfptq.io.arguments import is_finite_number
 from cfptq.io.suggestions import did_you_mean
 
 _MAX_LEVEL = 2**63  # Whole numbers from here on cannot be levels, because no encoder holds them.
@@ -336,7 +337,7 @@ class _LevelFeature(Feature):
                 raise ActionSetError(f"{self.name}: off and on must hold one value for each of the {count} columns, off below on.")
             object.__setattr__(self, "off", off)
             object.__setattr__(self, "on", on)
-        is_code = isinstance(self.unknown, int | float) and not isinstance(self.unknown, bool) and math.isfinite(self.unknown)
+        is_code = is_finite_number(self.unknown)
         if not (is_code or (isinstance(self.unknown, str) and self.unknown in ("error", "zeros"))):
             raise ActionSetError(f'{self.name}: unknown must be "error", "zeros" or a code, got {self.unknown!r}.')
         if self.missing_as not in ("none", "nan"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
@@ -11,6 +11,7 @@ from enum import StrEnum
 from numbers import Real
 
 from cfptq.errors import BudgetError
+from cfptq.io.arguments import is_finite_number
 from cfptq.quantize.formats import CHANNEL_WIDTHS, WIDTHS, container_bits
 
 #: Candidate widths in bits, the same for all layers or by layer name.
@@ -51,8 +52,8 @@ class Budget:
         object.__setattr__(self, "unit", BudgetUnit(self.unit))
         if isinstance(self.amount, bool) or not isinstance(self.amount, Real):
             raise BudgetError(f"A budget must be a number of {self.unit}, got {self.amount!r}.")
-        if not (math.isfinite(self.amount) and self.amount > 0):
-            raise BudgetError(f"A budget must be positive and finite, got {self.amount} {self.unit}.")
+        if not (is_finite_number(self.amount) and self.amount > 0):
+            raise BudgetError(f"A budget must be positive and finite, got {reprlib.repr(self.amount)} {self.unit}.")
         # The number may come from any library. The decimal arithmetic below reads its shortest form.
         amount = float(self.amount)
         object.__setattr__(self, "amount", int(amount) if amount.is_integer() else amount)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from cfptq.errors import ModelError
+from cfptq.io.arguments import is_finite_number
 from cfptq.network import DecisionRule, Network
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.formats import ALL_WIDTHS, Granularity
@@ -47,7 +47,7 @@ class LayerScores:
         for name, n, score in zip(self.names, self.parameters, self.scores, strict=True):
             if n < 1:
                 raise ModelError(f"A scored layer must have at least one weight. Layer {name!r} has {n}.")
-            if not (math.isfinite(score) and score >= 0):
+            if not (is_finite_number(score) and score >= 0):
                 raise ModelError(
                     f"The score of layer {name!r} must be finite and at least 0, got {score}. Look for huge or NaN values in its inputs."
                 )

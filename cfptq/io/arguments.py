@@ -120,11 +120,27 @@ def whole_number(least: int | None = None, most: int | None = None) -> Argument:
     return Argument(accepts, f"a whole number{bounds}")
 
 
+def is_number(value: object) -> bool:
+    """Return whether ``value`` is a real number that float64 can hold. A whole number of 400 digits is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
+def is_finite_number(value: object) -> bool:
+    """Return whether ``value`` is a real number that float64 can hold, and neither NaN nor infinite."""
+    return is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def number(words: str = "a finite number", is_valid: Callable[[float], bool] = math.isfinite) -> Argument:
     """Return an argument that is a number for which ``is_valid`` is true."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, Real) and not isinstance(value, bool) and is_valid(float(value))
+        return is_number(value) and is_valid(float(value))
 
     return Argument(accepts, words)
 

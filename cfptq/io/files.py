@@ -11,6 +11,7 @@ from typing import Any
 from cfptq.errors import FileError
 
 MAX_TEXT_BYTES = 2**26  # Larger JSON and YAML files are refused.
+MAX_DEPTH = 50  # Deeper JSON files are refused. Those that cfptq writes have at most ten levels.
 
 
 def as_path(value: object, name: str = "path") -> Path:
@@ -88,12 +89,27 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> 
     try:
         value = json.loads(content)
     except RecursionError:
-        raise FileError(f"{path} is nested too deeply to be one of cfptq's files.") from None
+        is_deep = True
     except ValueError as error:
         raise FileError(f"{path} is not valid JSON ({error}).") from error
+    else:
+        is_deep = _is_deeper(value, MAX_DEPTH)
+    if is_deep:
+        raise FileError(f"{path} is nested in more than {MAX_DEPTH} levels, and is none of cfptq's files.")
     if not isinstance(value, dict):
         raise FileError(f"{path} must hold a JSON object, got a {type(value).__name__}.")
     return value
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Return whether lists and objects of a JSON value are nested in more than ``most`` levels."""
+    level = [value]
+    for _ in range(most + 1):
+        nested = [inner for inner in level if isinstance(inner, list | dict) and inner]
+        if not nested:
+            return False
+        level = [part for inner in nested for part in (inner.values() if isinstance(inner, dict) else inner)]
+    return True
 
 
 def describe_os_error(error: BaseException) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
 
 from cfptq.errors import ModelError
+from cfptq.io.arguments import is_finite_number
 
 #: Candidate widths of a layer, in bits (Section 4.3 of the paper).
 WIDTHS: tuple[int, ...] = (2, 3, 4, 8)
@@ -195,10 +197,12 @@ class ActivationFormat:
     def __post_init__(self) -> None:
         if self.bits not in (8, 16, 32):
             raise ModelError(f"Activation {self.tensor!r} must have 8 or 16 bits, or 32 for float, got {self.bits}.")
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        if not (is_finite_number(self.scale) and self.scale > 0):
             raise ModelError(f"The scale of activation {self.tensor!r} must be positive and finite, got {self.scale}.")
-        if not 0 <= self.zero_point <= self.highest:
-            raise ModelError(f"The zero point of activation {self.tensor!r} must be in 0..{self.highest}, got {self.zero_point}.")
+        if not (isinstance(self.zero_point, Integral) and 0 <= self.zero_point <= self.highest):
+            raise ModelError(
+                f"The zero point of activation {self.tensor!r} must be a whole number in 0..{self.highest}, got {self.zero_point}."
+            )
         if self.fine_scale is not None and not (self.bits == 16 and 0 < self.fine_scale < self.scale):
             raise ModelError(
                 f"The second step of activation {self.tensor!r} must be positive and below the first ({self.scale}), and bits must be 16. "

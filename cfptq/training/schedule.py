@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import ConfigurationError, DataError
+from cfptq.io.arguments import describe_value, is_finite_number
 
 #: Searches for the student's own recourse in one run. With more settling epochs, the searches are spread evenly over them.
 MAX_STUDENT_RECOURSE_SEARCHES = 5
@@ -70,8 +71,8 @@ class Schedule:
             raise ConfigurationError(f"Schedule.max_drift must be at least 0 or None, got {self.max_drift}.")
         for name in ("learning_rate", "quantizer_rate", "policy_rate", "weight_decay"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigurationError(f"Schedule.{name} must be a finite number of at least 0, got {value}.")
+            if not (is_finite_number(value) and value >= 0):
+                raise ConfigurationError(f"Schedule.{name} must be a finite number of at least 0, got {describe_value(value)}.")
         if not 0 <= self.student_recourse <= 1:
             raise ConfigurationError(f"Schedule.student_recourse must be a share of the rejected in [0, 1], got {self.student_recourse}.")
         for name in ("search", "validation_share"):

@@ -39,7 +39,7 @@ class TestBudget:
         assert budget.cost(9, 8) == 9
         assert budget.ceiling([9, 9]) == 1000
 
-    @pytest.mark.parametrize("amount", [0, -1, float("nan"), float("inf"), "4", None, True])
+    @pytest.mark.parametrize("amount", [0, -1, float("nan"), float("inf"), 10**400, "4", None, True])
     def test_refuses_what_is_no_positive_number(self, amount: object) -> None:
         with pytest.raises(BudgetError):
             Budget.average(amount)  # type: ignore[arg-type]

@@ -46,3 +46,10 @@ def test_a_file_that_is_not_there_or_no_path_is_named(tmp_path: Path) -> None:
         read_file(tmp_path / "absent", 10)
     with pytest.raises(FileError, match="path must be the path of a file or folder"):
         read_file(None, 10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depth", [60, 900, 100_000])
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path, depth: int) -> None:
+    (tmp_path / "a").write_text('{"a": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(FileError, match="nested in more than 50 levels"):
+        read_json(tmp_path / "a")

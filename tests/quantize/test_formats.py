@@ -83,8 +83,10 @@ def test_a_constant_zero_tensor_has_a_harmless_format() -> None:
     assert fake_quantize(torch.zeros(3), form).tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(("bits", "scale", "zero"), [(7, 1.0, 0), (8, 0.0, 0), (8, float("nan"), 0), (8, 1.0, 256), (8, -1.0, 0)])
-def test_impossible_formats_are_refused_by_name(bits: int, scale: float, zero: int) -> None:
+@pytest.mark.parametrize(
+    ("bits", "scale", "zero"), [(7, 1.0, 0), (8, 0.0, 0), (8, float("nan"), 0), (8, 1.0, 256), (8, -1.0, 0), (8, 10**400, 0), (8, 1.0, 2.5)]
+)
+def test_impossible_formats_are_refused_by_name(bits: int, scale: float, zero: float) -> None:
     with pytest.raises(ModelError, match="'t'"):
         ActivationFormat("t", bits, scale, zero)
 
