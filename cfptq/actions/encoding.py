@@ -38,7 +38,14 @@ def encode_frame(features: Sequence[AnyFeature], width: int, frame: pd.DataFrame
                 if not isinstance(feature.fill, int | float):
                     _raise_missing(feature, missing)
                 values = np.where(missing, feature.fill, values)
-            result[:, feature.column] = (values - feature.offset) / feature.scale
+            with np.errstate(over="ignore"):
+                result[:, feature.column] = (values - feature.offset) / feature.scale
+            beyond = np.flatnonzero(~np.isfinite(result[:, feature.column]))
+            if len(beyond):
+                raise DataError(
+                    f"{feature.name}: values must fit into float32 columns, but those in rows {name_rows(beyond.tolist())} do not. "
+                    "Correct the values or their unit."
+                )
         else:
             _write_levels(result, feature, series)
     return torch.from_numpy(result)

@@ -19,6 +19,7 @@ from cfptq.actions.validation import (
     parse_levels,
     parse_number,
     parse_pair,
+    to_float32,
     to_python_value,
 )
 from cfptq.errors import ActionSetError
@@ -317,8 +318,9 @@ class _LevelFeature(Feature):
             if codes is None:
                 codes = self._default_codes()
             codes = tuple(parse_finite_number(code, f"{self.name}: codes") for code in codes)
-            if len(codes) != count or len(set(codes)) != count:
-                raise ActionSetError(f"{self.name}: codes must be {count} different numbers, one for each value, got {codes}.")
+            rounded = {to_float32(code) for code in codes}
+            if len(codes) != count or len(rounded) != count or not all(map(math.isfinite, rounded)):
+                raise ActionSetError(f"{self.name}: codes must be {count} different numbers in float32, one for each value, got {codes}.")
             object.__setattr__(self, "codes", codes)
         if self.columns is not None:
             columns = tuple(None if column is None else parse_column_number(column, self.name) for column in self.columns)
@@ -333,8 +335,8 @@ class _LevelFeature(Feature):
             object.__setattr__(self, "columns", columns)
             off = tuple(parse_finite_number(v, f"{self.name}: off") for v in (self.off or (0.0,) * count))
             on = tuple(parse_finite_number(v, f"{self.name}: on") for v in (self.on or (1.0,) * count))
-            if len(off) != count or len(on) != count or any(high <= low for low, high in zip(off, on, strict=True)):
-                raise ActionSetError(f"{self.name}: off and on must hold one value for each of the {count} columns, off below on.")
+            if len(off) != count or len(on) != count or not all(map(_is_below, off, on)):
+                raise ActionSetError(f"{self.name}: off and on must hold one float32 number for each of the {count} columns, off below on.")
             object.__setattr__(self, "off", off)
             object.__setattr__(self, "on", on)
         is_code = is_finite_number(self.unknown)
@@ -347,6 +349,11 @@ class _LevelFeature(Feature):
         if all(isinstance(state, int | float) for state in self.states):
             return tuple(float(state) for state in self.states if state is not None)
         return tuple(float(place) for place in range(len(self.states)))
+
+
+def _is_below(low: float, high: float) -> bool:
+    """Return whether two numbers are finite and in order in float32 too."""
+    return -math.inf < to_float32(low) < to_float32(high) < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from cfptq.errors import ActionSetError
 
 Level: TypeAlias = str | int | float | bool | None
@@ -47,6 +49,12 @@ def parse_finite_number(value: Any, label: str) -> float:
     if not math.isfinite(number):
         raise ActionSetError(f"{label} must be finite, got {number}.")
     return number
+
+
+def to_float32(value: float) -> float:
+    """Return ``value`` rounded to float32, in which the model's columns are held. It is infinite beyond the range."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def parse_pair(value: Any, label: str) -> tuple[Any, Any]:

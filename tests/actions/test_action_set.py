@@ -187,6 +187,10 @@ def test_frames_that_cannot_be_read_are_refused(frame: Any, message: str) -> Non
         (lambda: Ordinal("a", domain=()), "a: domain must not be empty"),
         (lambda: Ordinal("a", domain=(None, 1)), "a: None .* has no place in an order"),
         (lambda: Ordinal("a", domain=(1, 2), column=0, codes=(1, 1)), "a: codes must be 2 different numbers"),
+        (lambda: Ordinal("a", domain=(1, 2), column=0, codes=(1e9, 1e9 + 1)), "a: codes must be 2 different numbers in float32"),
+        (lambda: Ordinal("a", domain=(1, 2), column=0, codes=(1, 1e300)), "a: codes must be 2 different numbers in float32"),
+        (lambda: Ordinal("a", domain=(1, 2), column=0, unknown=10**400), "a: unknown must be"),
+        (lambda: Categorical("a", levels=("x", "y"), columns=(0, 1), on=(1, 1e-320)), "off below on"),
         (lambda: Categorical("a", levels=("x", "y"), columns=(0,)), "a: columns must hold one column for each of the 2 values, got 1"),
         (lambda: Categorical("a", levels=("x", "y"), columns=(3, 3)), "a: columns must differ"),
         (lambda: Categorical("a", levels=("x", "y"), columns=(0, 1), column=2), "column and columns exclude one another"),
@@ -594,3 +598,11 @@ def test_a_file_with_an_odd_value_is_refused_or_works(tmp_path_factory: pytest.T
     except CfptqError:
         return
     assert str(action_set)
+
+
+def test_a_number_beyond_float32_is_refused_with_its_rows() -> None:
+    action_set, _ = encoded()
+    frame = people().astype({"income": float})
+    frame.loc[2, "income"] = 1e300
+    with pytest.raises(DataError, match=r"income: values must fit into float32 columns, but those in rows 2 do not"):
+        action_set.encode(frame)

@@ -149,7 +149,7 @@ def edit_tree(document: Any, edits: Sequence[Edit]) -> Any:
         elif edit.action == "wrap":
             container[key] = [old]
         elif edit.action == "nest":
-            for _ in range((3, 45, 60, 450, 900, 3000)[edit.place % 6]):
+            for _ in range((3, 45, 60, 100, 150, 200)[edit.place % 6]):
                 old = [old]
             container[key] = old
         elif edit.action == "number" and isinstance(old, int | float) and not isinstance(old, bool):
