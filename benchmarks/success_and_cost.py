@@ -6,6 +6,7 @@ confidence 0.50, over the same people, those whom all models refuse. Each curve 
 confidence; the robust solver on ``ptq``'s model has a point for each number M of variants that it solves against.
 
     CFPTQ_DATA_DIR=... python benchmarks/success_and_cost.py --reason "..."
+    python benchmarks/success_and_cost.py --methods ptq faithful --reason "..."     # without training, some five minutes
     python benchmarks/success_and_cost.py --show     # the table, and the plot anew
 """
 
