@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cfptq.errors import CfptqError, DataError, ModelError, ModelWarning, name_rows
 from cfptq.network.head import DecisionRule, Head, as_head, class_logits, compute_threshold_logit, decide, infer_head
 from cfptq.network.onnx.file import THRESHOLD_KEY, OnnxFile, name_source, read_decision_rule, read_onnx, summarize_error
+from cfptq.network.onnx.labels import describe_other_labels
 from cfptq.network.onnx.module import OnnxModule
 from cfptq.network.wrappers import check_inputs, unwrap
 
@@ -246,6 +247,8 @@ def as_predictor(
             twin_head = _infer_head_by_scaling(differentiable, example, f"the twin of {called}")
     predictor = ArtefactPredictor(called, n_classes, run, shown, threshold, differentiable, twin_head, reason, default_run)
     logits = predictor.logits(example)
+    if isinstance(model, str | os.PathLike | onnx.ModelProto) and (said := describe_other_labels(file, example, logits, threshold)):
+        warnings.warn(said, ModelWarning, stacklevel=2)
     if not isinstance(model, nn.Module):
         _warn_about_batch_dependence(predictor, example, logits)
     if twin is not None:

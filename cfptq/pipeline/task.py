@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from torch import nn
 from cfptq.actions import ActionSpace
 from cfptq.allocation import LayerScores, Score
 from cfptq.calibration import PAPER_TEACHER, build_augmented_set, build_boundary_set, build_factual_set, draw_rows
-from cfptq.errors import DataError
+from cfptq.errors import DataError, ModelWarning
 from cfptq.network import (
     DecisionRule,
     Head,
@@ -26,6 +27,8 @@ from cfptq.network import (
     count_multiply_adds,
     decide,
 )
+from cfptq.network.onnx.file import OnnxFile
+from cfptq.network.onnx.labels import describe_other_labels
 from cfptq.network.onnx.verification import check_reading
 from cfptq.network.predictor import ArtefactPredictor
 from cfptq.pipeline.inputs import check_seed
@@ -171,6 +174,10 @@ def build_task(model: nn.Module, loader: Iterable[Any], space: ActionSpace, sett
     predictor = as_predictor(network.graph, example=rows[:PROBE_ROWS], head=given_head, threshold=threshold, name="fp32")
     assert isinstance(predictor, ArtefactPredictor)
     decision = DecisionRule(predictor.head, threshold)
+    if isinstance(model, OnnxModule):
+        file = OnnxFile(model.source.model, output=model.output_name, where=model.source.where)
+        if said := describe_other_labels(file, rows, predictor.logits(rows), threshold):
+            warnings.warn(said, ModelWarning, stacklevel=2)
     known_target = target if target is not None else getattr(space, "favourable", None)
     if known_target is None:
         decided = decide(predictor.logits(rows))

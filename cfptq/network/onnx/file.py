@@ -34,6 +34,8 @@ OUTPUT_KEY = "cfptq.output"
 #: Words in the types of operators that compute with integers.
 INTEGER_WORDS = ("Quantize", "QLinear", "Integer", "QGemm")
 
+#: Types of outputs that may hold labels.
+LABELS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
 #: Float types of outputs that may hold class scores.
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
@@ -296,6 +298,23 @@ class OnnxFile:
         padded = np.concatenate((rows, padding))
         parts = [self._run(padded[start : start + fixed]) for start in range(0, len(padded), fixed)]
         return torch.cat(parts)[: len(rows)]
+
+    def run_labels(self, x: Tensor) -> np.ndarray[Any, Any] | None:
+        """Run the file for its labels (N,), or return None where no output or several may hold them.
+
+        Args:
+            x: (N, ...) rows of the shape that the graph takes.
+        """
+        names = [value.name for value in self.model.graph.output if value.type.tensor_type.elem_type in LABELS]
+        if len(names) != 1 or self.fixed_rows is not None:
+            return None
+        has_zipmap = self.output not in {value.name for value in self.model.graph.output}
+        try:
+            session = open_session(self.model.SerializeToString(), threads=self._threads) if has_zipmap else self._session
+            answer = session.run(names, {self._input.name: np.ascontiguousarray(x.detach().cpu().numpy(), dtype=self._dtype)})[0]
+        except Exception:  # The scores can be read without the labels.
+            return None
+        return np.asarray(answer).reshape(-1) if np.size(answer) == len(x) else None
 
     def _run(self, rows: np.ndarray[Any, Any]) -> Tensor:
         try:
