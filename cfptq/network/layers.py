@@ -157,7 +157,7 @@ def _list_parameter_names(graph: fx.GraphModule, node: fx.Node, constant: set[fx
 
 
 def _strip_suffix(target: str) -> str:
-    return "" if target == "weight" else target.removesuffix(".weight")
+    return "" if target == "weight" else target.removeprefix("constants.").removesuffix(".weight")
 
 
 def _get_layer_name(node: fx.Node) -> str:

@@ -51,6 +51,7 @@ class _Product:
         bias: constant that is added, or None.
         factors: factors of the product and of the bias.
         weight_rank: number of the weight's axes. Leading axes of size 1 beyond them are dropped. None keeps all.
+        new_axes: number of axes of size 1 that the output has before those of the tensor.
     """
 
     node: fx.Node
@@ -62,6 +63,7 @@ class _Product:
     bias: fx.Node | None = None
     factors: tuple[float, float] = (1.0, 1.0)
     weight_rank: int | None = None
+    new_axes: int = 0
 
     def rewrite(self, graph: fx.GraphModule, constant: set[fx.Node]) -> None:
         """Put a linear layer in the place of the product."""
@@ -94,6 +96,8 @@ class _Product:
                 result = graph.graph.call_function(aten.squeeze.dim, (result, -1))
             if len(sizes) > 1:
                 result = graph.graph.call_function(aten.unflatten.int, (result, -1, sizes))
+            for _ in range(self.new_axes):
+                result = graph.graph.call_function(aten.unsqueeze.default, (result, 0))
             if self.order is not None:
                 result = graph.graph.call_function(aten.permute.default, (result, self.order))
         if "val" in replaced.meta:
@@ -129,10 +133,13 @@ def _read_matmul(node: fx.Node, left: fx.Node, right: fx.Node, constant: set[fx.
     for source, factor in ((left, right), (right, left)):
         weight, weight_rank = _find_weight(factor, constant)
         rank = _get_rank(source)
-        if weight is None or source in constant or rank < max(2, _get_rank(factor)):
+        if weight is None or source in constant or rank < 2:
             continue
+        new_axes = max(0, _get_rank(factor) - rank)
         if factor is right:
-            return _Product(node, source, weight, [rank - 1], [0], weight_rank=weight_rank)
+            return _Product(node, source, weight, [rank - 1], [0], weight_rank=weight_rank, new_axes=new_axes)
+        if new_axes:
+            continue
         # The product of W (out, in) and x (..., in, rows) has the rows last.
         order = [*range(rank - 2), rank - 1, rank - 2] if weight_rank == 2 else None
         return _Product(node, source, weight, [rank - 2], [weight_rank - 1], order, weight_rank=weight_rank)

@@ -23,6 +23,8 @@ FOLDED_BY_LOWERING = ("QuantizeLinear", "DequantizeLinear", "LinearClassifier", 
 SEVERAL_OUTPUTS = ("Split", "TopK")
 #: Operators to which a constant of one element is passed as a Python number, which is faster than a tensor.
 NUMERIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Clip", "Pad"})
+#: Operators that compute the size of their output from constants.
+SCALING = frozenset({"Resize", "Upsample"})
 
 
 class GraphCompiler(StepBuilder):
@@ -96,7 +98,9 @@ class GraphCompiler(StepBuilder):
             self.values[node.outputs[-1] if node.op == "LinearClassifier" else node.outputs[0]] = result
             return
         arguments = [
-            self.resolve_argument(None if value is None else self.apply_scale(value), node.op in NUMERIC and place > 0)
+            self.resolve_argument(
+                None if value is None else self.apply_scale(value), node.op in NUMERIC and place > 0, node.op in SCALING and place > 0
+            )
             for place, value in enumerate(inputs)
         ]
         function = bind_operator(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,14 +15,34 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
     n = weight.dim() - 2
     stride, dilation = node.get("strides") or [1] * n, node.get("dilations") or [1] * n
     extra, pads = node.get("output_padding") or [0] * n, node.get("pads") or [0] * (2 * n)
-    if node.get("output_shape") or node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise conversion_error(node, "its padding is automatic")
+    mode, wanted = node.get("auto_pad", "NOTSET"), node.get("output_shape")
+    if wanted or mode.startswith("SAME"):
+        pads = _find_pads(x.shape[2:], weight.shape[2:], wanted, stride, dilation, extra, mode == "SAME_UPPER")
     function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
     # The padding is cut off here, because that of torch is the same on both sides.
     whole = function(x, weight, bias, stride, 0, extra, node.get("group", 1), dilation)
     for axis in range(n):
         whole = whole.narrow(2 + axis, pads[axis], whole.shape[2 + axis] - pads[axis] - pads[n + axis])
     return whole  # type: ignore[no-any-return]
+
+
+def _find_pads(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    wanted: Sequence[int] | None,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    extra: Sequence[int],
+    is_upper: bool,
+) -> list[int]:
+    """Return what a transposed convolution cuts off at the start and the end of each axis to reach the wanted size."""
+    before, after = [], []
+    for axis, step in enumerate(stride):
+        whole = step * (size[axis] - 1) + extra[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+        total = max(0, whole - (wanted[axis] if wanted else size[axis] * step))
+        before.append(total // 2 if is_upper else total - total // 2)
+        after.append(total - before[-1])
+    return before + after
 
 
 def _depth_to_space(node: Node, x: Tensor) -> Tensor:
@@ -63,12 +84,16 @@ def _resize(node: Node, x: Tensor, roi: Any = None, scales: Any = None, sizes: A
         raise conversion_error(node, f"its mode is {mode}, or it has axes or antialias")
     size = [int(extent) for extent in as_ints(sizes)][2:] if sizes is not None else None
     if size is None:
-        factors = scales.tolist() if isinstance(scales, Tensor) else list(scales)
+        factors = [float(factor) for factor in scales]
         size = [int(extent * factor) for extent, factor in zip(x.shape[2:], factors[2:], strict=True)]
     where = node.get("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest":
         return F.interpolate(x, size=size, mode="nearest")
     return F.interpolate(x, size=size, mode="linear" if n == 1 else "bilinear", align_corners=where == "align_corners")
+
+
+def _upsample(node: Node, x: Tensor, scales: Any = None) -> Tensor:
+    return _resize(node, x, None, node.get("scales") if scales is None else scales)
 
 
 #: Operators of ONNX's own domain, by type.
@@ -80,4 +105,5 @@ IMAGE_OPERATORS: dict[str, Operator] = {
     "LRN": _local_response_norm,
     "Resize": _resize,
     "SpaceToDepth": _space_to_depth,
+    "Upsample": _upsample,
 }

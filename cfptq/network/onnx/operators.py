@@ -313,6 +313,25 @@ def _global_pool(function: Callable[..., Tensor]) -> Operator:
     return lambda node, x: function(x, tuple(range(2, x.dim())), True)
 
 
+def _fused_matmul(node: Node, left: Tensor, right: Tensor) -> Tensor:
+    if node.get("transBatchA", 0) or node.get("transBatchB", 0):
+        raise conversion_error(node, "it transposes the batch axes")
+    left, right = left.mT if node.get("transA", 0) else left, right.mT if node.get("transB", 0) else right
+    product = left @ right
+    return product if node.get("alpha", 1.0) == 1 else product * node.get("alpha")
+
+
+def _skip_layer_norm(
+    node: Node, x: Tensor, skipped: Tensor, scale: Tensor, shift: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    total = x + skipped if bias is None else x + skipped + bias
+    return F.layer_norm(total, total.shape[-1:], scale, shift, node.get("epsilon", 1e-12))
+
+
+def _global_lp_pool(node: Node, x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, node.get("p", 2), tuple(range(2, x.dim())), keepdim=True)  # type: ignore[no-any-return]
+
+
 _PLAIN: dict[str, Operator] = {
     "Abs": _unary(torch.abs),
     "Acos": _unary(torch.acos),
@@ -348,6 +367,7 @@ _PLAIN: dict[str, Operator] = {
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_pool(torch.mean),
+    "GlobalLpPool": _global_lp_pool,
     "GlobalMaxPool": _global_pool(torch.amax),
     "Greater": _binary(lambda a, b: a > b),
     "GreaterOrEqual": _binary(lambda a, b: a >= b),
@@ -420,6 +440,8 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (MICROSOFT, "FastGelu"): _fast_gelu,
     (MICROSOFT, "QuickGelu"): lambda node, x: x * torch.sigmoid(node.get("alpha", 1.702) * x),
     (MICROSOFT, "BiasGelu"): lambda node, x, bias: F.gelu(x + bias),
+    (MICROSOFT, "FusedMatMul"): _fused_matmul,
+    (MICROSOFT, "SkipLayerNormalization"): _skip_layer_norm,
 }
 
 

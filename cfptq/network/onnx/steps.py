@@ -109,17 +109,20 @@ class StepBuilder:
             self._weights.setdefault(origin, []).append((slot, floats))
         return slot
 
-    def resolve_argument(self, value: Value | None, as_number: bool = False) -> int:
+    def resolve_argument(self, value: Value | None, as_number: bool = False, as_array: bool = False) -> int:
         """Return the slot of a real value.
 
         Args:
             value: the value, or None for an optional input that is left out.
             as_number: store a constant of one element as a Python number.
+            as_array: store a constant as an array, from which shapes can be computed.
         """
         if value is None:
             return ABSENT
         if value.constant is None:
             return value.slot
+        if as_array and isinstance(value.constant, Tensor):
+            return self.add_literal(value.constant.numpy())
         key = (id(value.constant), as_number)
         if key not in self._kept:
             # The constant is kept beside its slot, so that no other object gets its id.

@@ -45,7 +45,7 @@ def graph(
     given = helper.make_tensor_value_info("x", kind, [batch, *row])
     answers = [helper.make_tensor_value_info(name, element, None) for name, element in (outputs or {"y": kind}).items()]
     held = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 3), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 4), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(helper.make_graph(nodes, "g", [given], answers, held), opset_imports=opsets, ir_version=10)
 
 

@@ -9,8 +9,11 @@ import onnx
 import pytest
 import torch
 from graphs import FLOAT, INT64, drawn, graph, largest_difference, node, rows
+from onnx import numpy_helper
 
 from cfptq.errors import ModelError
+from cfptq.network import capture
+from cfptq.network.onnx.file import OnnxFile
 from cfptq.network.onnx.module import OnnxModule
 
 ML = "ai.onnx.ml"
@@ -42,6 +45,23 @@ TABLES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         OF_CODES,
     ),
     "FeatureVectorizer": ([*CODES, node("FeatureVectorizer", "x q", "y", inputdimensions=[6, 1], domain=ML)], OF_CODES),
+    "LabelEncoder, tensors": (
+        [
+            *CODES,
+            node(
+                "LabelEncoder",
+                "code",
+                "y",
+                keys_tensor=numpy_helper.from_array(np.array([0, 2])),
+                values_tensor=numpy_helper.from_array(np.float32([0.3, 0.9])),
+                default_tensor=numpy_helper.from_array(np.float32([-2])),
+                domain=ML,
+            ),
+        ],
+        OF_CODES,
+    ),
+    "Normalizer, largest number": ([node("Normalizer", "x", "y", norm="MAX", domain=ML)], {}),
+    "Normalizer, sum": ([node("Normalizer", "x", "y", norm="L1", domain=ML)], {}),
     "LinearRegressor": (
         [node("LinearRegressor", "x", "y", coefficients=drawn(12).tolist(), intercepts=[1.0, 2], targets=2, domain=ML)],
         {},
@@ -70,6 +90,7 @@ ELEMENTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         {"zero": [0, 1], "at": [[3], [3]]},
     ),
     "ScatterElements": ([node("ScatterElements", "x at u", "y", axis=1)], {"at": [[5, 0]], "u": np.float32([[8, 9]])}),
+    "Compress": ([node("Compress", "x kept", "y", axis=1)], {"kept": np.array([True, False, True, True])}),
     "CumSum": ([node("CumSum", "x axis", "y", reverse=1, exclusive=1)], {"axis": np.int64(1)}),
     "ArgMax": ([node("ArgMax", "x", "o", axis=1, select_last_index=1), TO_FLOAT], {}),
     "TopK": ([node("TopK", "x n", "y i")], {"n": [2]}),
@@ -78,6 +99,14 @@ ELEMENTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         {"W": drawn(6, 9), "s": [-1, 3, 3]},
     ),
     "RMSNormalization": ([node("RMSNormalization", "x s", "y")], {"s": drawn(6)}),
+    "a matrix product with transposed weight": (
+        [node("FusedMatMul", "x W", "y", transB=1, alpha=0.5, domain="com.microsoft")],
+        {"W": drawn(3, 6)},
+    ),
+    "a LayerNormalization of a sum": (
+        [node("SkipLayerNormalization", "x x s b", "y", domain="com.microsoft")],
+        {"s": drawn(6), "b": drawn(6, seed=1)},
+    ),
     "a quick Gelu": ([node("QuickGelu", "x", "y", domain="com.microsoft")], {}),
     "a Gelu with its bias": ([node("BiasGelu", "x b", "y", domain="com.microsoft")], {"b": drawn(6)}),
 }
@@ -90,6 +119,15 @@ IMAGES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         [node("ConvTranspose", "x K b", "y", strides=[2, 1], pads=[1, 0, 0, 1], output_padding=[1, 0])],
         {"K": drawn(4, 3, 3, 2), "b": drawn(3)},
     ),
+    "ConvTranspose of the input's size": (
+        [node("ConvTranspose", "x K", "y", strides=[2, 1], auto_pad="SAME_UPPER")],
+        {"K": drawn(4, 3, 3, 2)},
+    ),
+    "ConvTranspose of a given size": (
+        [node("ConvTranspose", "x K", "y", strides=[2, 2], output_shape=[11, 8])],
+        {"K": drawn(4, 3, 3, 3)},
+    ),
+    "GlobalLpPool": ([node("GlobalLpPool", "x", "y", p=3)], {}),
     "DepthToSpace": ([node("DepthToSpace", "x", "y", blocksize=2)], {}),
     "DepthToSpace, column first": ([node("DepthToSpace", "x", "y", blocksize=2, mode="CRD")], {}),
     "SpaceToDepth": ([node("SpaceToDepth", "x", "y", blocksize=2)], {}),
@@ -117,6 +155,43 @@ def test_operators_on_rows_of_a_table_agree(name: str) -> None:
     x[::5, 2] = 0
     ours = OnnxModule(model)(x)
     assert largest_difference(model, x[:, :]) < 1e-5 if not torch.isnan(ours).any() else False
+
+
+BEFORE_LAYERS = (
+    "LabelEncoder, floats",
+    "LabelEncoder, tensors",
+    "FeatureVectorizer",
+    "Normalizer, sum",
+    "Compress",
+    "Pad",
+    "OneHotEncoder",
+)
+
+
+@pytest.mark.parametrize("name", BEFORE_LAYERS)
+def test_operators_before_a_layer_are_captured(name: str) -> None:
+    pad = ([node("Pad", "x pads value", "y")], {"pads": [0, 1, 0, 2], "value": np.float32(0.5)})
+    nodes, constants = {**TABLES, **ELEMENTS, "Pad": pad}[name]
+    model = graph(nodes, constants)
+    width = OnnxModule(model)(rows()).flatten(1).shape[1]
+    nodes = [*nodes, node("Flatten", "y", "c"), node("MatMul", "c U", "z")]
+    file = graph(nodes, {**constants, "U": drawn(width, 2)}, outputs={"z": FLOAT})
+    network = capture(OnnxModule(file), rows()[:2])
+    assert [layer.name for layer in network.layers] == ["U"]
+    torch.testing.assert_close(network(rows()), OnnxFile(file).run(rows()), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2.0, 3.0])
+@pytest.mark.parametrize("operator", ["Resize", "Upsample"])
+def test_images_are_enlarged_before_a_layer(operator: str, factor: float) -> None:
+    scales = "x - n" if operator == "Resize" else "x n"
+    nodes = [node(operator, scales, "c"), node("Flatten", "c", "k"), node("MatMul", "k U", "y")]
+    size = int(4 * 2 * factor * 3 * factor)
+    file = graph(
+        nodes, {"n": np.float32([1, 1, factor, factor]), "U": drawn(size, 2)}, row=(4, 2, 3), opset=18 if operator == "Resize" else 9
+    )
+    x = rows(8, 4, 2, 3)
+    torch.testing.assert_close(capture(OnnxModule(file), x[:2])(x), OnnxFile(file).run(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -29,6 +29,8 @@ FORMS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         [node("Transpose", "x", "t"), node("MatMul", "A t", "u"), node("Transpose", "u", "h")],
         {"A": A.T.copy()},
     ),
+    "an axis of size 1": ([node("MatMul", "x A", "t"), node("Squeeze", "t zero", "h")], {"A": A[None], "zero": np.array([0])}),
+    "MatMul and transposition in one": ([node("FusedMatMul", "x A", "h", transB=1, domain="com.microsoft")], {"A": A.T.copy()}),
     "einsum": ([node("Einsum", "x A", "h", equation="ni,ij->nj")], {"A": A}),
     "einsum, weight first": ([node("Einsum", "A x", "h", equation="ji, ni -> nj")], {"A": A.T.copy()}),
     "einsum, outputs first": ([node("Einsum", "x A", "t", equation="ni,ij->jn"), node("Transpose", "t", "h")], {"A": A}),
