@@ -14,6 +14,7 @@ from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import QuantizationTask
 from cfptq.quantize import CalibrationSet, QuantizationPlan, find_candidate_widths, hold_out_people, keep_first_points
 from cfptq.quantize.repair import repair_last_layer
+from cfptq.quantize.ties import keep_tied_decisions
 
 
 def quantize_with(
@@ -84,6 +85,7 @@ def quantize_at(
     else:
         chosen, groups = _reweight_groups(task, method, allocation, calibration, portable, progress)
         calibration, plan = chosen.calibration, chosen.plan
+    plan = keep_tied_decisions(task.network, plan, task.rows, task.decision)
     if method.repair:
         trial = _round(task, method, allocation, hold_out_people(calibration)[0], portable, progress)
         plan, repair = repair_last_layer(task.network, plan, trial, _judged_points(task), decision=task.decision)
