@@ -2,13 +2,15 @@
 
 All methods share one trained model, its training rows, their activation formats (float input where it is narrow, 8-bit hidden tensors)
 and the people they are judged on under the standard protocol; every number about a quantized model comes from running its ONNX file.
-``faithful`` needs no training and stands beside them. Three seeds; german has ten splits, pooled. What is measured is added to the
-results file after every seed; what it holds of other methods and data sets stays. Data sets' seeds run side by side, in ``--jobs``
+``faithful`` needs no training and stands beside them. Development seeds: three, and ten splits of german, pooled. What is measured is added
+to the results file after every seed; what it holds of other methods and data sets stays. Data sets' seeds run side by side, in ``--jobs``
 processes of one thread. Each command takes less than 40 minutes on two cores:
 
     CFPTQ_DATA_DIR=... python benchmarks/qat.py --datasets adult german compas --out benchmarks/results/qat.json
     python benchmarks/qat.py --datasets bank default
-    python benchmarks/qat.py --datasets adult --tables ablation teacher     # Tables 2, 17, 18
+    python benchmarks/qat.py --datasets adult german compas --tables paper --out benchmarks/results/training.json
+    python benchmarks/qat.py --datasets adult --tables ablation     # Table 2
+    python benchmarks/qat.py --datasets adult --tables teacher --out benchmarks/results/training.json     # Tables 17, 18
     python benchmarks/qat.py --datasets adult --tables curve                # Figures 3-5 and 8
     python benchmarks/qat.py --datasets compas default --tables curve
     python benchmarks/qat.py --datasets adult german --tables variants      # Tables 6 and 7
@@ -84,37 +86,48 @@ def _named(method: QatMethod, name: str, **changes: Any) -> QatMethod:
     return replace(method, name=name, **changes)
 
 
+#: Ours with the paper's kind of points: those where recourse at one step size ends, on the accepted side alone.
+ONE_SIDED = _named(CFQ, "cfq-qat, one teacher, one side", teacher=TeacherSettings())
+
 #: Table -> its methods. The paper's own objective is judged by its own ablations, ours by ours.
 TABLES: dict[str, tuple[str | QatMethod, ...]] = {
-    "main": tuple(QAT_METHODS),
+    "main": tuple(name for name in QAT_METHODS if name not in ("cfq-paper", "prune-quant-cf", "distil-quant-cf")),
+    # The paper's objective, judged by boundary disagreement beside a baseline and ours.
+    "paper": (
+        "cfq-paper",
+        _named(LITERAL, "cfq-paper, eta=0", objective=replace(LITERAL.objective, eta=0.0)),
+        "prune-quant-cf",
+        "distil-quant-cf",
+        "lsq-qat",
+        "cfq-qat",
+        ONE_SIDED,
+    ),
     "ablation": (
         _named(CFQ, "cfq-qat, eta=0", objective=replace(CFQ.objective, eta=0.0)),
-        _named(CFQ, "cfq-qat, one teacher, one side", teacher=TeacherSettings()),
+        ONE_SIDED,
         _named(CFQ, "cfq-qat, no reserve", objective=replace(CFQ.objective, reserve=0.0)),
         _named(CFQ, "cfq-qat, no own recourse", schedule=replace(CFQ.schedule, student_recourse=0.0)),
         _named(CFQ, "cfq-qat, no sweeps", schedule=replace(CFQ.schedule, sweeps=0)),
         _named(CFQ, "cfq-qat, sweeps alone", schedule=replace(CFQ.schedule, learning_rate=0.0)),
-        _named(CFQ, "cfq-qat, nothing held", schedule=replace(CFQ.schedule, settle=0.0, sweeps=0, student_recourse=0.0)),
-        _named(CFQ, "cfq-qat, from plain rounding", start="ptq"),
-        _named(CFQ, "cfq-qat, learned clips and steps", learned_clips=True, schedule=replace(CFQ.schedule, quantizer_rate=2.5e-4)),
-        _named(LITERAL, "cfq-paper, eta=0", objective=replace(LITERAL.objective, eta=0.0)),
-        _named(LITERAL, "cfq-paper, uniform bits", bits="start"),
-        _named(LITERAL, "cfq-paper, steps per channel", per_channel=True),
-        _named(LITERAL, "cfq-paper, drift guard", schedule=replace(LITERAL.schedule, max_drift=CFQ.schedule.max_drift)),
     ),
     # cfq-paper itself has K=3, alpha=1 and sigma=0.
     "teacher": (
+        _named(LITERAL, "cfq-paper, uniform bits", bits="start"),
+        _named(LITERAL, "cfq-paper, steps per channel", per_channel=True),
+        _named(LITERAL, "cfq-paper, drift guard", schedule=replace(LITERAL.schedule, max_drift=CFQ.schedule.max_drift)),
         _named(LITERAL, "cfq-paper, K=1", teacher=_low_step(1)),
         _named(LITERAL, "cfq-paper, alpha=10", teacher=_low_step(3, step_size=10.0)),
         *(_named(LITERAL, f"cfq-paper, sigma={noise:g}", teacher=_low_step(3, noise)) for noise in (0.01, 0.05, 0.1)),
-        *(_named(CFQ, f"cfq-qat, sigma={noise:g}", teacher=replace(CFQ.teacher, noise=noise)) for noise in (0.01, 0.05, 0.1)),
     ),
 }
 
+#: All rows in the order of the tables; ``faithful`` needs no training and stands beside them.
+TABLE_ORDER = tuple(dict.fromkeys(("faithful", *(row if isinstance(row, str) else row.name for rows in TABLES.values() for row in rows))))
+
 #: Table -> its data sets. german and bank have no curves, because each would take more than 40 minutes.
 DATASETS: dict[str, tuple[str, ...]] = {
-    "main": tuple(SEEDS), "ablation": ("adult",), "teacher": ("adult",), "curve": ("adult", "compas", "default"),
-    "variants": ("adult", "german"), "overhead": ("adult",),
+    "main": tuple(SEEDS), "paper": ("adult", "german", "compas"), "ablation": ("adult",), "teacher": ("adult",),
+    "curve": ("adult", "compas", "default"), "variants": ("adult", "german"), "overhead": ("adult",),
 }  # fmt: skip
 
 #: Methods that are ours start with these. All others reproduce published training, whose widths reach 8 bits behind integer inputs too.
@@ -146,8 +159,11 @@ SUMMARIZED: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "favourable_rate_drift": lambda entry: entry["favourable_rate_drift"],
 }
 
-#: Methods of the budget curves, and of Tables 6 and 7.
-CURVED = ("lsq-qat", "mixed-qat", "cfq-qat", "cfq-learned")
+#: Methods of the budget curves.
+CURVED = ("lsq-qat", "mixed-qat", "cfq-qat")
+#: Method whose learned widths Figure 8 shows.
+LEARNED = "cfq-learned"
+#: Methods of Tables 6 and 7.
 VARIED = ("mixed-qat", "cfq-qat")
 
 #: Tables 6 and 7: other backbones and other costs, as changes of the recipe.
@@ -227,6 +243,8 @@ def measure(recipe: Recipe, seed: int, tables: Sequence[str], only: Sequence[str
     budgets = CURVE if "curve" in tables else ()
     drawn = [label for label in ("faithful", *CURVED) if not only or label in (*only, "faithful")]
     curve = {f"{budget:g}": {label: judge(label, budget) for label in drawn} for budget in budgets}
+    if curve:
+        curve[f"{BUDGET:g}"][LEARNED] = judge(LEARNED)
     return {"seed": seed, "fp32": judge.people.to_dict(judge.experiment.columns.test_labels), "methods": methods, "curve": curve}
 
 
@@ -286,10 +304,13 @@ def overhead(recipe: Recipe, seed: int) -> dict[str, Any]:
     }
 
 
-def summary(runs: list[dict[str, Any]], pooled: bool) -> dict[str, dict[str, list[float]]]:
-    """Mean and standard deviation over runs; ``pooled`` weighs a run's recourse by its number of people. Drift and CRG: largest |·| too."""
+def summary(runs: list[dict[str, Any]], pooled: bool, methods: Sequence[str] = ()) -> dict[str, dict[str, list[float]]]:
+    """Mean, standard deviation (divisor n - 1) and the value of largest size over runs.
+
+    ``pooled`` weighs a run's recourse by its number of people. Without ``methods``, all that every run has are summarized.
+    """
     table: dict[str, dict[str, list[float]]] = {}
-    for method in (name for name in runs[0]["methods"] if all(name in run["methods"] for run in runs)):
+    for method in methods or [name for name in runs[0]["methods"] if all(name in run["methods"] for run in runs)]:
         entries = [run["methods"][method] for run in runs]
         table[method] = {}
         for metric, read in SUMMARIZED.items():
@@ -314,6 +335,60 @@ def merged(runs: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[dict[str
     return sorted([*(each for each in runs if each["seed"] != run["seed"]), whole], key=lambda each: int(each["seed"]))
 
 
+def kept_epochs(runs: Sequence[Mapping[str, Any]], method: str) -> str:
+    """Epochs that were kept, from 0, by run; -1 is the untrained start. Of many runs, how many kept the start."""
+    entries = [run["methods"][method] for run in runs if method in run["methods"]]
+    if not entries or entries[0].get("best_epoch") is None:
+        return "–"
+    kept = [entry["best_epoch"] for entry in entries]
+    if len(kept) <= 5:
+        return f"{', '.join(map(str, kept))} of {entries[0]['epochs']}"
+    return f"-1 in {kept.count(-1)} of {len(kept)}"
+
+
+#: Columns of the table that is judged by boundary disagreement, with decimals.
+JUDGED = {
+    "boundary_disagreement": ("BD", 4), "premature_validity": ("PV", 4), "validity_drop": ("VD", 4),
+    "validity_drop_at_equal_rate": ("VD at equal rate", 4), "crossing_shift": ("shift", 3), "accuracy": ("accuracy", 3),
+}  # fmt: skip
+
+
+def judged(results: Mapping[str, Any]) -> Iterator[str]:
+    """Tables by boundary disagreement, with drift and the epochs that were kept."""
+    for name, content in results["datasets"].items():
+        accuracy = statistics.mean(run["fp32"]["accuracy"] for run in content["runs"])
+        seeds = ", ".join(str(run["seed"]) for run in content["runs"])
+        yield f"\n**{name}**, {results['budget']:g} average bits, development seeds {seeds} (full precision {accuracy:.3f})\n"
+        yield f"| method | seeds | {' | '.join(heading for heading, _ in JUDGED.values())} | drift, mean | drift, worst | kept |"
+        yield "|---" * (len(JUDGED) + 5) + "|"
+        found = {method: [run for run in content["runs"] if method in run["methods"]] for method in TABLE_ORDER}
+        summaries = {method: summary(runs, name == "german", [method])[method] for method, runs in found.items() if runs}
+        for method, row in sorted(summaries.items(), key=lambda item: item[1]["boundary_disagreement"][0]):
+            spread = len(found[method]) > 1
+            told = [
+                f"{row[metric][0]:.{digits}f}" + (f" ± {row[metric][1]:.{digits}f}" if spread else "")
+                for metric, (_, digits) in JUDGED.items()
+            ]
+            mean, _, worst = row["favourable_rate_drift"]
+            drift = f"{100 * mean:+.2f} | {100 * worst:+.2f} points"
+            yield f"| {method} | {len(found[method])} | {' | '.join(told)} | {drift} | {kept_epochs(found[method], method)} |"
+
+
+def list_unmeasured(*contents: Mapping[str, Any]) -> list[str]:
+    """List the rows that the tables define and that no results file holds, as "data set: row"."""
+    held = {
+        (name, method)
+        for content in contents
+        for name, entry in content["datasets"].items()
+        for run in entry["runs"]
+        for method in run["methods"]
+    }
+    wanted = [
+        (name, row if isinstance(row, str) else row.name) for table, rows in TABLES.items() for name in DATASETS[table] for row in rows
+    ]
+    return [f"{name}: {row}" for name, row in dict.fromkeys(wanted) if (name, row) not in held]
+
+
 def cells(row: Mapping[str, Sequence[float]]) -> list[str]:
     """A method's metrics, mean ± deviation, and the drift of its worst seed."""
     shown = (
@@ -330,16 +405,13 @@ def markdown(results: dict[str, Any]) -> Iterator[str]:
     for name, content in results["datasets"].items():
         accuracy = statistics.mean(run["fp32"]["accuracy"] for run in content["runs"])
         yield f"\n**{name}**, {BUDGET:g} average bits, {len(content['runs'])} seeds (full precision {accuracy:.3f})\n"
-        yield f"| method | {' | '.join(heads)} | seconds | paper: acc / VD / CRG |"
-        yield "|---" * (len(heads) + 3) + "|"
+        yield f"| method | {' | '.join(heads)} | kept | seconds | paper: acc / VD / CRG |"
+        yield "|---" * (len(heads) + 4) + "|"
         for method, row in content["summary"].items():
             taken = statistics.mean(run["methods"][method]["seconds"] for run in content["runs"])
             paper = PAPER.get(name, {}).get(method)
             told = " / ".join(f"{figure:.3f}" for figure in paper) if paper else "–"
-            yield f"| {method} | {' | '.join(cells(row))} | {taken:.0f} | {told} |"
-        free = [method for method in content["summary"] if method in QAT_METHODS and not QAT_METHODS[method].keep]
-        if free:
-            yield f"\nRows that reproduce published training keep neither zeros nor signs of the weights (`keep=()`): {', '.join(free)}."
+            yield f"| {method} | {' | '.join(cells(row))} | {kept_epochs(content['runs'], method)} | {taken:.0f} | {told} |"
     if results.get("variants"):
         yield "\n**Other backbones and other costs** (Tables 6 and 7)\n"
         yield f"| variant | data set | method | {' | '.join(heads)} |"
@@ -442,10 +514,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
         write_text(chosen.out, json.dumps(results, sort_keys=True, separators=(",", ":")) + "\n")
 
     recipes = {name: Recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml") for name in chosen.datasets}
-    tables = [table for table in chosen.tables if table != "overhead"]
-    runs = [(name, seed) for name in chosen.datasets for seed in chosen.seeds or SEEDS[name]] if tables else []
+    tables = {name: [table for table in chosen.tables if table != "overhead" and name in DATASETS[table]] for name in chosen.datasets}
+    runs = [(name, seed) for name in chosen.datasets if tables[name] for seed in chosen.seeds or SEEDS[name]]
     with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn"), on_one_thread) as pool:
-        pending = {pool.submit(measured, recipes[name], seed, tables, chosen.methods): (name, seed) for name, seed in runs}
+        pending = {pool.submit(measured, recipes[name], seed, tables[name], chosen.methods): (name, seed) for name, seed in runs}
         for number, done in enumerate(as_completed(pending), start=1):
             name, seed = pending[done]
             for variant, run in done.result().items():

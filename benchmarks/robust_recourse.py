@@ -1,11 +1,13 @@
 """Recourse that holds over sampled deployments of a quantized model, beside the standard solver on it (Appendix E.2, Table 12).
 
 The uncertainty set is sampled around the plan: rounding near ties, perturbed steps and clipping, and plans of other calibration draws.
+Every model of the set is written as an ONNX file and decides in ONNX Runtime; gradients are those of its fake-quantized module.
 Robust success is told on the sampled set itself and on a fresh one that the solver never saw. Cost and time are relative to the
 standard solver on the same people, time as the least of several runs. Beside it, the standard solver on models whose quantization
 looks after recourse: ``faithful``, and CFQ, each with an uncertainty set of its own.
 
-    CFPTQ_DATA_DIR=... python benchmarks/robust_recourse.py --out benchmarks/results/robust_recourse.json
+    CFPTQ_DATA_DIR=... python benchmarks/robust_recourse.py --out benchmarks/results/robust_recourse.json     # most of an hour
+    python benchmarks/robust_recourse.py --summarize     # mean and deviation of the figures that are there
 """
 
 from __future__ import annotations
@@ -17,16 +19,18 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 import cfptq
 from cfptq.experiments.recipe import Experiment, Recipe
 from cfptq.io.atomic import write_text
-from cfptq.network import Predictor, as_predictor
-from cfptq.quantize import fake_quantize_network, sample_variants
+from cfptq.network import Predictor
+from cfptq.quantize import QuantizationPlan, Variability
+from cfptq.quantize.variants import perturb_plan
 from cfptq.recourse import RecourseBatch, check_validity, robust, solve
 from cfptq.training import QAT_METHODS
 
@@ -41,14 +45,21 @@ Table = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Deployed:
-    """A quantized model with the variants it is solved against, and others that no solver sees."""
+    """The file of a quantized model with those of the variants it is solved against, and others that no solver sees."""
 
     nominal: Predictor
     seen: list[Predictor]
     fresh: list[Predictor]
 
 
-def deployed(experiment: Experiment, method: str, seed: int) -> Deployed:
+def write_file(result: cfptq.Result, plan: QuantizationPlan, path: Path) -> Predictor:
+    """Write the ONNX file of one plan of the result's network, and return it as it runs in ONNX Runtime."""
+    varied = replace(result, plan=plan)
+    varied.to_onnx(path)
+    return varied.predictor(path)
+
+
+def deployed(experiment: Experiment, method: str, seed: int, folder: Path) -> Deployed:
     """The model quantized by ``method`` on several calibration draws (a training method: with several seeds), and variants around that."""
     columns, action_set = experiment.columns, experiment.action_set
     results = []
@@ -60,23 +71,30 @@ def deployed(experiment: Experiment, method: str, seed: int) -> Deployed:
             order = torch.randperm(len(columns.train), generator=torch.Generator().manual_seed(draw))
             share = columns.train[order[: min(1024, len(order) * 3 // 4)]]
             results.append(cfptq.calibrate(experiment.model, [share], action_set, method=method, seed=seed, progress=False))
-    network, plans = results[0].network, [result.plan for result in results]
-    plans = [plan for plan in plans if plan.network == plans[0].network]
+    plans = [result.plan for result in results if result.plan.network == results[0].plan.network]
 
-    def predictors(count: int, seed: int) -> list[Predictor]:
-        return [as_predictor(model, example=columns.train[:256]) for model in sample_variants(network, plans, count, seed)]
+    def sample(name: str, count: int, seed: int) -> list[Predictor]:
+        generator = torch.Generator().manual_seed(seed)
+        varied = [perturb_plan(results[0].network, plans[number % len(plans)], Variability(), generator) for number in range(count)]
+        return [write_file(results[0], plan, folder / f"{method}-{name}-{number}.onnx") for number, plan in enumerate(varied)]
 
-    nominal = as_predictor(fake_quantize_network(network, plans[0]), example=columns.train[:256], name="nominal")
-    return Deployed(nominal, predictors(MEMBERS, seed), predictors(4 * MEMBERS, seed + 1000))
+    nominal = write_file(results[0], plans[0], folder / f"{method}-nominal.onnx")
+    return Deployed(nominal, sample("seen", MEMBERS, seed), sample("fresh", 4 * MEMBERS, seed + 1000))
 
 
 def measure(name: str, seed: int, people: int) -> Table:
     """One data set and seed: both solvers on a quantized model, and the standard one on models that look after recourse."""
-    experiment = Recipe.load(Path("recipes") / f"{name}.yaml").prepare(seed)
+    with TemporaryDirectory() as folder:
+        return measure_in(Path(folder), name, seed, people)
+
+
+def measure_in(folder: Path, name: str, seed: int, people: int) -> Table:
+    """As ``measure``, with the files in ``folder``."""
+    experiment = Recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml").prepare(seed)
     action_set, test = experiment.action_set, experiment.columns.test
     target = int(action_set.favourable or 0)
-    plain = deployed(experiment, "ptq", seed)
-    others = {f"standard, on {method}": deployed(experiment, method, seed) for method in FAITHFUL}
+    plain = deployed(experiment, "ptq", seed, folder)
+    others = {f"standard, on {method}": deployed(experiment, method, seed, folder) for method in FAITHFUL}
     refused = torch.stack([each.nominal.logits(test).argmax(1) != target for each in (plain, *others.values())]).all(0)
     rows = test[refused][:people]
 
@@ -117,10 +135,10 @@ def measure(name: str, seed: int, people: int) -> Table:
 
 
 def over_seeds(tables: list[Table]) -> dict[str, dict[str, list[float]]]:
-    """Mean and standard deviation of every figure."""
+    """Mean and sample standard deviation (divisor n - 1) of every figure."""
     return {
         solver: {
-            figure: [round(statistics.fmean(values), 4), round(statistics.pstdev(values), 4)]
+            figure: [round(statistics.fmean(values), 4), round(statistics.stdev(values), 4) if len(values) > 1 else 0.0]
             for figure in figures
             for values in [[table[solver][figure] for table in tables]]
         }
@@ -135,11 +153,19 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=["adult", "german", "compas"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--people", type=int, default=300)
+    parser.add_argument("--summarize", action="store_true", help="compute mean and deviation of a results file anew, and leave")
     arguments = parser.parse_args()
+    if arguments.summarize:
+        content = json.loads(arguments.out.read_text())
+        for entry in content.values():
+            if isinstance(entry, dict):
+                entry["mean and deviation"] = over_seeds([table for seed, table in entry.items() if seed.isdecimal()])
+        write_text(arguments.out, json.dumps(content, indent=1) + "\n")
+        return
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    results: dict[str, object] = {"members": MEMBERS, "method": "ptq", "budget": 4.0}
+    results: dict[str, object] = {"members": MEMBERS, "method": "ptq", "budget": 4.0, "judged by": "files"}
     for name in arguments.datasets:
         tables = {str(seed): measure(name, seed, arguments.people) for seed in arguments.seeds}
         results[name] = {**tables, "mean and deviation": over_seeds(list(tables.values()))}
