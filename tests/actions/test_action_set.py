@@ -606,3 +606,12 @@ def test_a_number_beyond_float32_is_refused_with_its_rows() -> None:
     frame.loc[2, "income"] = 1e300
     with pytest.raises(DataError, match=r"income: values must fit into float32 columns, but those in rows 2 do not"):
         action_set.encode(frame)
+
+
+@pytest.mark.parametrize(
+    "mark", ["\x85", "\u2028", "\r", "\n", "\t", "\ufeff", "\x07", "'", '"', ": ", "# ", "- ", "\u202e", "\U0001f4a9", "\x85'"]
+)
+def test_names_and_levels_of_any_characters_are_saved(mark: str, tmp_path: Path) -> None:
+    action_set = ActionSet((Categorical(f"a{mark}b", levels=(mark, f"{mark}a", f"a{mark}", f"a{mark}b")),))
+    action_set.save(tmp_path / "a.yaml")
+    assert ActionSet.load(tmp_path / "a.yaml") == action_set
