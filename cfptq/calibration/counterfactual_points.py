@@ -14,9 +14,11 @@ from cfptq.calibration.recombination import recombine_rows
 from cfptq.errors import DataError, name_rows
 from cfptq.network.head import target_margin
 from cfptq.network.predictor import Predictor
-from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, HOLD_OUT_EVERY, CalibrationSet
+from cfptq.quantize.calibration_set import COUNTERFACTUAL, FACTUAL, GENERATED, HOLD_OUT_EVERY, CalibrationSet
+from cfptq.quantize.row_sampling import sample_rows
 from cfptq.recourse import Method, MinimalCost, ProjectedGradient, RecourseBatch, Target, find_single_feature_actions, resolve_target, solve
 from cfptq.recourse.minimal_cost import EVALUATIONS_PER_ROW
+from cfptq.recourse.single_feature_moves import LENGTH_SHARES
 
 #: Recourse settings of appendix F. Three steps are made, and the final iterate is kept even if it misses the target. The steps are those of
 #: the standard protocol, normalized and accumulated. Steps of eq. 6 to the letter change little (benchmarks/README.md, "Deviations").
@@ -36,6 +38,9 @@ MINIMAL_COST_WEIGHT = 0.25
 #: largest changes, which people may make at other prices or for a more confident decision.
 MAX_SINGLE_FEATURE_PEOPLE = 64
 
+#: Lengths and directions that single-feature recourse tries for each column of one person.
+RUNS_PER_COLUMN = 2 * len(LENGTH_SHARES)
+
 #: People with recourse that the boundary set should hold. Where fewer are rejected, recombined people fill it up.
 WANTED_RECOURSE_PEOPLE = 1024
 
@@ -44,6 +49,22 @@ CANDIDATES_PER_PERSON = 20
 
 #: Model runs that projected-gradient recourse takes for one person, about.
 GRADIENT_RUNS_PER_PERSON = 32
+
+#: Refused people whom rows on both sides of the boundary start from, and the accepted ones for each of them.
+BOTH_SIDES_PEOPLE, ACCEPTED_SHARE = 2048, 1 / 3
+
+#: Recombined people generated for each one that rows on both sides start from. Half of them may be accepted.
+BOTH_SIDES_CANDIDATES = 6
+
+#: Rows that the boundary set with rows on both sides rounds on at most. They are drawn by weight. More do not help.
+MAX_BOTH_SIDES_ROWS = 4096
+
+#: Points on the way back from each recourse. Each keeps a share of every change of a single column between two bounds. It takes a
+#: change of several columns, such as another level, back as a whole with a probability.
+WAYS_BACK = ((0.3, 1.0, 0.15), (0.6, 1.1, 0.0), (0.0, 0.9, 0.5))
+
+#: Added to the seed for the draw of people that rows on both sides start from, so that they are others than ``solve_recombined`` makes.
+BOTH_SIDES_SEED = 12345
 
 
 def build_factual_set(rows: Tensor, labels: Tensor | None, predictor: Predictor, *, target: Target) -> CalibrationSet:
@@ -115,6 +136,8 @@ def build_boundary_set(
     *,
     target: Target,
     runs: int | None = None,
+    minimal_cost: bool = True,
+    both_sides: bool = False,
     seed: int = 0,
     threads: int | None = 1,
     progress: bool = True,
@@ -122,7 +145,8 @@ def build_boundary_set(
     """Return X_cal and the points where recourse ends, every row weighted by how near its decision is to the boundary.
 
     The points are of four kinds: ``solve_rejected``, ``solve_minimal_cost``, ``solve_single_features`` and
-    ``solve_recombined``. ``weigh_by_margin`` gives the weights.
+    ``solve_recombined``. ``weigh_by_margin`` gives the weights. With ``both_sides``, the rows of ``generate_both_sides`` follow, and
+    ``draw_by_weight`` draws the rows that count. The full-precision model says what margin each of them has, so they cost no labels.
 
     Args:
         rows: X_cal, (N, ...) float32.
@@ -132,13 +156,17 @@ def build_boundary_set(
         target: the wanted class: one for all, one a row (N,), or a rule ``(rows, logits) -> (N,)``.
         runs: rows that the model may be run on to find recourse, about; None sets no limit. Where it is too small for all rejected
             rows, a seeded sample of them is solved, and below a certain size no minimal-cost recourse.
+        minimal_cost: solve minimal-cost recourse too. Single-feature recourse is solved in any case.
+        both_sides: add generated rows near the boundary on both of its sides. At most ``MAX_BOTH_SIDES_ROWS`` rows then have a weight
+            above 0.
         seed: seed of samples and random restarts.
         threads: PyTorch threads to use; None keeps the current number.
         progress: whether a progress bar may be shown.
 
     Returns:
         The calibration set, and the projected-gradient recourse of the rejected rows that have some, in the order of the first
-        counterfactual rows. Minimal-cost points follow, then single-feature points, then those of recombined people.
+        counterfactual rows. Minimal-cost points follow, then single-feature points, then those of recombined people, then generated
+        rows.
 
     Raises:
         DataError: the labels do not fit the rows, or the rows cannot be used.
@@ -148,21 +176,60 @@ def build_boundary_set(
     logits = predictor.logits(rows)
     factual = _factual_set(rows, labels, logits, target)
     rejected = (logits.argmax(1) != factual.target).nonzero()[:, 0]
-    most, most_minimal = len(rejected), MAX_MINIMAL_COST_PEOPLE
+    most, most_minimal, most_both_sides = len(rejected), MAX_MINIMAL_COST_PEOPLE, BOTH_SIDES_PEOPLE
     if runs is not None:
         most, most_minimal = runs // GRADIENT_RUNS_PER_PERSON, min(MAX_MINIMAL_COST_PEOPLE, runs // EVALUATIONS_PER_ROW)
+        most_both_sides = min(BOTH_SIDES_PEOPLE, most)
     space.check(rows)
-    solver = PointSolver(predictor, space, factual, seed, threads, progress)
+    solver = PointSolver(predictor, space, factual, seed, threads, progress, runs)
     solved = solve_rejected(solver, rejected, most)
-    minimal = solve_minimal_cost(solver, solved.source, most_minimal)
-    single = solve_single_features(solver, minimal.source)
+    minimal = solve_minimal_cost(solver, solved.source, most_minimal if minimal_cost else 0)
+    single = solve_single_features(solver, minimal.source if minimal_cost else solved.source)
     wanted = min(WANTED_RECOURSE_PEOPLE, len(rows), WANTED_RECOURSE_PEOPLE if runs is None else most) - len(solved.source)
     recombined = solve_recombined(solver, wanted if len(solved.source) > 0 else 0)
     groups = (solved, minimal, single, recombined)
     points = factual
     for group in groups:
         points = _append_points(points, group.recourse, group.source)
-    return replace(points, weights=weigh_by_margin(target_margin(logits, factual.target), groups)), solved.recourse
+    factual_margin = target_margin(logits, factual.target)
+    points = replace(points, weights=weigh_by_margin(factual_margin, groups))
+    if both_sides:
+        points = draw_by_weight(generate_both_sides(solver, points, solved, factual_margin, most_both_sides), MAX_BOTH_SIDES_ROWS)
+    note = describe_left_out(len(rejected), most)
+    if minimal_cost:
+        note += describe_minimal_cost_left_out(solver, len(solved.source), most_minimal, minimal)
+    return points, replace(solved.recourse, note=note.strip() or solved.recourse.note)
+
+
+def describe_left_out(rejected: int, most: int) -> str:
+    """Return a sentence about rejected rows whose recourse is not searched, or "" where there are none.
+
+    Args:
+        rejected: number of rejected rows.
+        most: number of those that the bound on the work allows.
+    """
+    if most >= rejected:
+        return ""
+    return f"To bound the work, recourse was searched for {most} of {rejected} rejected calibration rows. "
+
+
+def describe_minimal_cost_left_out(solver: PointSolver, people: int, most: int, minimal: RecoursePoints) -> str:
+    """Return sentences about people whose minimal-cost recourse is not searched, or not by combinations, or "" where there are none.
+
+    Args:
+        solver: the model, the rows and the settings.
+        people: number of people with recourse.
+        most: number of people that the bound on the work allows.
+        minimal: what was found.
+    """
+    wanted, searched = min(people, MAX_MINIMAL_COST_PEOPLE), min(people, most if most >= MIN_MINIMAL_COST_PEOPLE else 0)
+    if searched < wanted:
+        return f"To bound the work, minimal-cost recourse was searched for {searched} of {wanted} people. "
+    combined = MinimalCost(combination_runs=solver.runs).limit_combinations(solver.space)
+    missing = searched - len(minimal.source)
+    if combined is not None and missing > 0 and combined < missing:
+        return f"To bound the work, {missing} people for whom no descent found minimal-cost recourse have none. "
+    return ""
 
 
 @dataclass(frozen=True)
@@ -191,6 +258,7 @@ class PointSolver:
         seed: seed of samples and random restarts.
         threads: PyTorch threads to use; None keeps the current number.
         progress: whether a progress bar may be shown.
+        runs: rows that the model may be run on for one kind of points, about; None sets no limit.
     """
 
     predictor: Predictor
@@ -199,6 +267,7 @@ class PointSolver:
     seed: int
     threads: int | None
     progress: bool
+    runs: int | None = None
 
     def solve(self, rows: Tensor, source: Tensor, method: Method, weight: float = 1.0) -> RecoursePoints:
         """Solve recourse for ``rows`` and keep those that have some. ``source`` names the factual row that each belongs to."""
@@ -236,7 +305,7 @@ def solve_minimal_cost(solver: PointSolver, people: Tensor, most: int) -> Recour
         most: people to solve.
     """
     chosen = people[solver.sample(len(people), most if most >= MIN_MINIMAL_COST_PEOPLE else 0)]
-    return solver.solve(solver.factual.rows[chosen], chosen, MinimalCost(), MINIMAL_COST_WEIGHT)
+    return solver.solve(solver.factual.rows[chosen], chosen, MinimalCost(combination_runs=solver.runs), MINIMAL_COST_WEIGHT)
 
 
 def solve_single_features(solver: PointSolver, people: Tensor) -> RecoursePoints:
@@ -244,10 +313,14 @@ def solve_single_features(solver: PointSolver, people: Tensor) -> RecoursePoints
 
     Args:
         solver: the model, the rows and the settings.
-        people: positions of rejected rows that have minimal-cost recourse.
+        people: positions of rejected rows that have recourse.
     """
-    chosen = people[solver.sample(len(people), MAX_SINGLE_FEATURE_PEOPLE)]
     rows = solver.factual.rows
+    most = MAX_SINGLE_FEATURE_PEOPLE
+    if solver.runs is not None:
+        columns = sum(len(feature) for feature in solver.space.feature_columns)
+        most = min(most, solver.runs // (RUNS_PER_COLUMN * max(1, columns)))
+    chosen = people[solver.sample(len(people), most)]
     if len(chosen) == 0:
         return RecoursePoints(_empty_recourse(rows, solver.space, MinimalCost()), chosen, MINIMAL_COST_WEIGHT)
     recourse, person = find_single_feature_actions(solver.predictor, rows[chosen], solver.space, solver.factual.target[chosen])
@@ -272,6 +345,104 @@ def solve_recombined(solver: PointSolver, wanted: int) -> RecoursePoints:
     return solver.solve(made, source, ProjectedGradient())
 
 
+def generate_both_sides(
+    solver: PointSolver, points: CalibrationSet, solved: RecoursePoints, factual_margin: Tensor, people: int
+) -> CalibrationSet:
+    """Append generated rows near the boundary on both of its sides to a boundary set, weighted like its rows.
+
+    They are recombined people, the recourse of those whom the model refuses, and points on the way back from it. Where actions do not
+    live on the model's own columns, people cannot be recombined, and the way back of ``solved`` is all.
+
+    Args:
+        solver: the model, the rows and the settings.
+        points: the boundary set, factual rows first.
+        solved: projected-gradient recourse of factual rows.
+        factual_margin: (N,) target margins of the factual rows.
+        people: refused people to start from at most.
+    """
+    groups = [solved]
+    rows: list[Tensor] = []
+    sources: list[Tensor] = []
+    if isinstance(solver.space, ActionSet):
+        candidates, seed = BOTH_SIDES_CANDIDATES * people, solver.seed + BOTH_SIDES_SEED
+        made, start = recombine_rows(solver.factual.rows, solver.space.feature_columns, candidates, seed, folds=HOLD_OUT_EVERY)
+        accepts = solver.predictor.logits(made).argmax(1) == solver.factual.target[start]
+        accepted, refused = accepts.nonzero()[: round(ACCEPTED_SHARE * people), 0], (~accepts).nonzero()[:people, 0]
+        found = solver.solve(made[refused], start[refused], ProjectedGradient())
+        rows, sources = [made[accepted], made[refused], found.recourse.points], [start[accepted], start[refused], found.source]
+        groups.append(found)
+    generator = torch.Generator().manual_seed(solver.seed)
+    for group in groups:
+        back = [_step_back(solver.space, group.recourse, *way, generator) for way in WAYS_BACK]
+        if group.recourse.last_refused is not None:
+            back.append(group.recourse.last_refused)
+        rows, sources = [*rows, *back], [*sources, *[group.source] * len(back)]
+    return _append_generated(points, torch.cat(rows), torch.cat(sources), solver, factual_margin)
+
+
+def _append_generated(points: CalibrationSet, rows: Tensor, source: Tensor, solver: PointSolver, factual_margin: Tensor) -> CalibrationSet:
+    """Return ``points`` followed by generated rows of the people at ``source``, weighted by margin."""
+    if len(rows) == 0:
+        return points
+    target = solver.factual.target[source]
+    margin = target_margin(solver.predictor.logits(rows), target).abs()
+    assert points.labels is not None
+    return replace(
+        points,
+        rows=torch.cat((points.rows, rows)),
+        origin=torch.cat((points.origin, torch.full((len(rows),), GENERATED, dtype=torch.uint8))),
+        weights=torch.cat((points.weights, _decay(margin, _temperature(factual_margin)))),
+        source=torch.cat((points.source, source)),
+        target=torch.cat((points.target, target)),
+        labels=torch.cat((points.labels, torch.full((len(rows),), -1))),
+    )
+
+
+def _step_back(space: ActionSpace, recourse: RecourseBatch, low: float, high: float, reverts: float, generator: torch.Generator) -> Tensor:
+    """Return a point for each recourse that keeps a share of its action, (M, ...).
+
+    Args:
+        space: what each person may change.
+        recourse: the recourse, M rows.
+        low: least share that single columns keep.
+        high: largest share.
+        reverts: probability that a change of several columns is taken back.
+        generator: source of random numbers.
+    """
+    count = len(recourse)
+    delta = recourse.delta * (low + (high - low) * torch.rand(count, *[1] * (recourse.delta.dim() - 1), generator=generator))
+    for columns in space.feature_columns:
+        if len(columns) > 1:
+            kept = torch.rand(count, generator=generator) >= reverts
+            delta[:, list(columns)] = recourse.delta[:, list(columns)] * kept[:, None]
+    return space.apply(recourse.factual, space.project(recourse.factual, delta))
+
+
+def draw_by_weight(points: CalibrationSet, most: int) -> CalibrationSet:
+    """Let at most ``most`` rows count, drawn systematically by weight.
+
+    Weighted means stay unbiased. Rows that are not drawn get weight 0, and generated ones among them are dropped.
+
+    Args:
+        points: the set.
+        most: rows that may have a weight above 0.
+    """
+    chosen, counts = sample_rows(points.weights, most)
+    weights = torch.zeros_like(points.weights)
+    weights[chosen] = counts
+    kept = (weights > 0) | (points.origin != GENERATED)
+    assert points.labels is not None
+    return replace(
+        points,
+        rows=points.rows[kept],
+        origin=points.origin[kept],
+        weights=weights[kept],
+        source=points.source[kept],
+        target=points.target[kept],
+        labels=points.labels[kept],
+    )
+
+
 def weigh_by_margin(factual_margin: Tensor, groups: Sequence[RecoursePoints]) -> Tensor:
     """Return a weight for every row that falls with its margin, exp(−|m| / T) times the weight of its kind.
 
@@ -287,9 +458,17 @@ def weigh_by_margin(factual_margin: Tensor, groups: Sequence[RecoursePoints]) ->
     """
     margin = torch.cat([factual_margin, *(group.recourse.margin for group in groups)]).abs()
     share = torch.cat([torch.ones(len(factual_margin)), *(torch.full((len(group.recourse),), group.weight) for group in groups)])
-    tiny = torch.finfo(torch.float32).tiny
-    temperature = max(float(margin[: len(factual_margin)].median()) / 2, tiny)
-    return (share * torch.exp(-margin / temperature)).clamp_min(tiny)
+    return _decay(margin, _temperature(factual_margin), share)
+
+
+def _temperature(factual_margin: Tensor) -> float:
+    """Return half the median |m| of the factual rows, positive."""
+    return max(float(factual_margin.abs().median()) / 2, torch.finfo(torch.float32).tiny)
+
+
+def _decay(margin: Tensor, temperature: float, share: Tensor | float = 1.0) -> Tensor:
+    """Return share · exp(−|m| / T), positive."""
+    return (share * torch.exp(-margin / temperature)).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _factual_set(rows: Tensor, labels: Tensor | None, logits: Tensor, target: Target) -> CalibrationSet:

@@ -12,7 +12,7 @@ from cfptq.allocation import Budget, allocation_path
 from cfptq.errors import BudgetError, DataError
 from cfptq.io.progress import track
 from cfptq.network import as_predictor, decide
-from cfptq.pipeline.examination import examine_decisions, examine_rows
+from cfptq.pipeline.examination import describe_bounded_work, examine_decisions, examine_rows
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.quantize_task import quantize_at
@@ -50,7 +50,7 @@ def find_fewest_bits(
     if not (isinstance(max_validity_drop, Real) and 0 <= max_validity_drop <= 1):
         raise BudgetError(f"max_validity_drop must be a share of people between 0 and 1, got {max_validity_drop!r}.")
     seen, remarks = examine_rows(task, method)
-    rest, held_out = _hold_out_recourse(seen)
+    rest, held_out = _hold_out_recourse(seen, method)
     scores = rest.score_layers(method, progress)
     widths = find_candidate_widths(task.network, method.activations, portable, method.granularity)
     lowest = 1.0
@@ -61,7 +61,8 @@ def find_fewest_bits(
         broken = int((decide(student.logits(held_out.points)) != held_out.target).sum())
         found = FewestBits(float(max_validity_drop), len(held_out), broken)
         if found.validity_drop <= max_validity_drop:
-            return replace(result, fewest_bits=found, remarks=(*remarks, *examine_decisions(seen, result.plan)))
+            remarks = (*remarks, *describe_bounded_work(rest, method), *examine_decisions(seen, result.plan))
+            return replace(result, fewest_bits=found, remarks=remarks)
         lowest = min(lowest, found.validity_drop)
     raise BudgetError(
         f"max_validity_drop must be at least {lowest:.3f}, the least that any allocation reached on {len(held_out)} held-out people, got "
@@ -69,9 +70,9 @@ def find_fewest_bits(
     )
 
 
-def _hold_out_recourse(task: QuantizationTask) -> tuple[QuantizationTask, RecourseBatch]:
+def _hold_out_recourse(task: QuantizationTask, method: Method) -> tuple[QuantizationTask, RecourseBatch]:
     """Return the task without every fourth rejected row that has recourse, and the recourse of those rows."""
-    points, recourse = task.boundary_set
+    points, recourse = task.boundary_set(method)
     chosen = torch.arange(0, len(recourse), HOLD_OUT_EVERY)
     if len(chosen) == 0:
         why = recourse.note and f" {recourse.note}"

@@ -55,6 +55,12 @@ def examine_rows(task: QuantizationTask, method: Method) -> tuple[QuantizationTa
     return task.keep_rows(kept.nonzero()[:, 0]), remarks
 
 
+def describe_bounded_work(task: QuantizationTask, method: Method) -> tuple[str, ...]:
+    """Return what recourse near the boundary was left out to bound the work, in at most one remark."""
+    note = task.boundary_set(method)[1].note if method.rows == "boundary" else ""
+    return (note,) if note else ()
+
+
 def examine_decisions(task: QuantizationTask, plan: QuantizationPlan) -> tuple[str, ...]:
     """Warn of calibration decisions that a plan changes because the network's numbers are too far from each other.
 

@@ -24,12 +24,14 @@ from cfptq.allocation import (
     score_by_output_distance,
 )
 from cfptq.errors import CfptqError, ConfigurationError
+from cfptq.io.progress import track
 from cfptq.network import DecisionRule, Network
 from cfptq.quantize import (
     STRUCTURE,
     Activations,
     Granularity,
     InputBits,
+    MarginTarget,
     QuantizationPlan,
     Rounding,
     check_keep,
@@ -38,6 +40,7 @@ from cfptq.quantize import (
     round_compensated,
     round_nearest,
     round_nearest_full_range,
+    sweep_plan,
 )
 from cfptq.quantize.calibration_set import CalibrationSet
 
@@ -86,8 +89,14 @@ class Method:
         rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated" (keeps each layer's output), "margin" (compensated,
             then by the decision's margin; needs ``sequential``), or a callable of the type ``cfptq.quantize.Rounding``.
         activations: formats of the tensors that feed quantized layers.
+        minimal_cost_points: minimal-cost recourse is among the rows "boundary". It takes most of the time on small networks.
+        both_sides: generated rows on both sides of the boundary are among the rows "boundary": recombined people, their recourse, and
+            points on the way back from it. At most 4,096 rows count then, drawn by weight.
         equalize: scale hidden channels first, so that the weights around them use their range.
+        equalization_exponent: α of the scale s = a^α / w^(1-α) of a channel, from 0 to 1, with a its largest activation and w the largest
+            weight that it meets. 0.5 makes both equal. More lets channels share the activations' step better, at the weights' expense.
         sequential: let each layer compensate for the error of the quantized layers before it.
+        sweeps: sweeps over all layers at the end, on the margins of the whole quantized model; see ``cfptq.quantize.sweep_plan``.
         repair: adjust integers and bias of the last layer at the end, until calibration recourse that fails holds; see
             ``cfptq.quantize.repair``.
         groups: reweight the groups of people so that the worst group's Validity Drop falls (eq. 33): a feature's name, or a function
@@ -105,8 +114,12 @@ class Method:
     allocator: str | Allocator = "greedy"
     rounding: str | Rounding = "nearest"
     activations: Activations = field(default_factory=Activations)
+    minimal_cost_points: bool = True
+    both_sides: bool = False
     equalize: bool = False
+    equalization_exponent: float = 0.5
     sequential: bool = False
+    sweeps: int = 0
     repair: bool = False
     groups: Groups | None = None
     keep: tuple[str, ...] = STRUCTURE
@@ -126,6 +139,12 @@ class Method:
             raise ConfigurationError(
                 f"rounding 'margin' of method {self.name!r} requires sequential=True. Set it, or choose rounding='compensated'."
             )
+        if not 0 <= self.equalization_exponent <= 1:
+            raise ConfigurationError(
+                f"equalization_exponent of method {self.name!r} must be from 0 to 1, got {self.equalization_exponent}. 0.5 is usual."
+            )
+        if not (isinstance(self.sweeps, int) and self.sweeps >= 0):
+            raise ConfigurationError(f"sweeps of method {self.name!r} must be a whole number from 0, got {self.sweeps!r}.")
         object.__setattr__(self, "keep", check_keep(self.keep, f"Method {self.name!r}: "))
         if not (self.groups is None or isinstance(self.groups, str) or callable(self.groups)):
             raise ConfigurationError(
@@ -180,7 +199,7 @@ class Method:
             portable: keep weights behind integer inputs within ±63.
             progress: whether a progress bar may be shown.
         """
-        return quantize(
+        plan = quantize(
             network,
             calibration,
             allocation.by_layer(),
@@ -189,12 +208,18 @@ class Method:
             rounding=self.round,
             activations=self.activations,
             equalize=self.equalize,
+            equalization_exponent=self.equalization_exponent,
             sequential=self.sequential,
             decision=decision,
             portable=portable,
             keep=self.keep,
             progress=progress,
         )
+        if self.sweeps:
+            goal = MarginTarget.of(network, calibration, decision)
+            for _ in track(range(self.sweeps), "sweeping layers", enabled=progress):
+                plan = sweep_plan(network, plan, goal, decision)
+        return plan
 
     def to_dict(self) -> dict[str, Any] | None:
         """Return plain values for a file, or None where a part is the user's own function, which no file can hold."""

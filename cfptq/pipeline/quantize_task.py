@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cfptq.allocation import BitAllocation, Budget, LayerScores, Widths, assign_lowest_bits
 from cfptq.io.progress import track
-from cfptq.pipeline.examination import examine_decisions, examine_rows
+from cfptq.pipeline.examination import describe_bounded_work, examine_decisions, examine_rows
 from cfptq.pipeline.group_weighting import ROUNDS, GroupTrial, WorstGroup, build_group_problem, choose_trial, label_rows
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.result import Result
@@ -52,7 +52,7 @@ def quantize_with(
     scores = seen.score_layers(method, progress)
     allocation = method.allocate(scores, budget, candidates, pinned)
     result = quantize_at(seen, method, scores, allocation, Budget.of(budget), pinned=pinned, portable=portable, progress=progress)
-    return replace(result, remarks=(*remarks, *examine_decisions(seen, result.plan)))
+    return replace(result, remarks=(*remarks, *describe_bounded_work(seen, method), *examine_decisions(seen, result.plan)))
 
 
 def quantize_at(
@@ -88,7 +88,7 @@ def quantize_at(
     plan = keep_tied_decisions(task.network, plan, task.rows, task.decision)
     if method.repair:
         trial = _round(task, method, allocation, hold_out_people(calibration)[0], portable, progress)
-        plan, repair = repair_last_layer(task.network, plan, trial, _judged_points(task), decision=task.decision)
+        plan, repair = repair_last_layer(task.network, plan, trial, _judged_points(task, method), decision=task.decision)
     return Result(
         network=task.network,
         plan=plan,
@@ -127,7 +127,7 @@ def _reweight_groups(
     """Round with a few weights of the groups, and return the trial with the best worst group and the report."""
     assert method.groups is not None
     labels = label_rows(method.groups, task.rows, task.space)
-    problem = build_group_problem(task.network, _judged_points(task), labels, decision=task.decision)
+    problem = build_group_problem(task.network, _judged_points(task, method), labels, decision=task.decision)
     trials: list[GroupTrial] = []
     for _ in track(range(ROUNDS + 1), "weighing groups", enabled=progress):
         factors = problem.next_factors(trials)
@@ -140,7 +140,7 @@ def _reweight_groups(
     return trials[kept], problem.report(trials, kept)
 
 
-def _judged_points(task: QuantizationTask) -> CalibrationSet:
+def _judged_points(task: QuantizationTask, method: Method) -> CalibrationSet:
     """Return the factual rows and the projected-gradient recourse points, which groups and repair are judged at."""
-    points, recourse = task.boundary_set
+    points, recourse = task.boundary_set(method)
     return keep_first_points(points, len(recourse))

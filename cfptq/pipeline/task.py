@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from cfptq.actions import ActionSpace
+from cfptq.actions import ActionSet, ActionSpace
 from cfptq.allocation import LayerScores, Score
 from cfptq.calibration import PAPER_TEACHER, build_augmented_set, build_boundary_set, build_factual_set, draw_rows
 from cfptq.errors import DataError, ModelWarning
@@ -106,16 +107,41 @@ class QuantizationTask:
             self.rows, self.labels, self.predictor, self.space, target=self.target, settings=PAPER_TEACHER, seed=self.seed
         )
 
+    def boundary_set(self, method: Method) -> tuple[CalibrationSet, RecourseBatch]:
+        """Return X_cal and the points where recourse ends, weighted by margin, and the projected-gradient recourse among them.
+
+        Sets are kept. The recourse is the same in all of them.
+
+        Args:
+            method: the method, which says what kinds of points the set holds.
+        """
+        kinds = method.minimal_cost_points, method.both_sides
+        if kinds not in self._boundary_sets:
+            runs = RECOURSE_MULTIPLY_ADDS // (count_multiply_adds(self.network) + self._count_action_multiply_adds())
+            minimal_cost, both_sides = kinds
+            self._boundary_sets[kinds] = build_boundary_set(
+                self.rows, self.labels, self.predictor, self.space,
+                target=self.target, runs=runs, minimal_cost=minimal_cost, both_sides=both_sides, seed=self.seed,
+            )  # fmt: skip
+        return self._boundary_sets[kinds]
+
+    def _count_action_multiply_adds(self) -> int:
+        """Count the multiply-adds in which a user's own action space applies one action, such as those of a decoder."""
+        if isinstance(self.space, ActionSet):
+            return 0
+        row = self.rows[:1]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.space.apply(row, self.space.zero(row))
+        return int(counter.get_total_flops()) // 2
+
     @cached_property
-    def boundary_set(self) -> tuple[CalibrationSet, RecourseBatch]:
-        """X_cal and the points where recourse ends, weighted by margin, and the projected-gradient recourse among them."""
-        runs = RECOURSE_MULTIPLY_ADDS // count_multiply_adds(self.network)
-        return build_boundary_set(self.rows, self.labels, self.predictor, self.space, target=self.target, runs=runs, seed=self.seed)
+    def _boundary_sets(self) -> dict[tuple[bool, bool], tuple[CalibrationSet, RecourseBatch]]:
+        return {}
 
     def choose_calibration(self, method: Method) -> tuple[CalibrationSet, RecourseBatch | None]:
         """Return the calibration set that ``method`` uses and the recourse in it, or None for a method that uses no recourse."""
         if method.rows == "boundary":
-            return self.boundary_set
+            return self.boundary_set(method)
         if method.rows == "augmented":
             return self.augmented_set
         return self.factual_set, self.augmented_set[1] if method.needs_recourse else None
@@ -127,17 +153,17 @@ class QuantizationTask:
             method: the method, whose score function picks the rows that it needs from the calibration set.
             progress: whether a progress bar may be shown.
         """
-        score, is_boundary, has_channels = method.score_function, method.rows == "boundary", method.granularity == "channel"
-        key = score, is_boundary, has_channels
+        is_boundary, has_channels = method.rows == "boundary", method.granularity == "channel"
+        key = method.score_function, (method.minimal_cost_points, method.both_sides) if is_boundary else None, has_channels
         if key not in self._scores:
-            rows = self.boundary_set[0] if is_boundary else self.augmented_set[0] if method.needs_recourse else self.factual_set
+            rows = self.boundary_set(method)[0] if is_boundary else self.augmented_set[0] if method.needs_recourse else self.factual_set
             # A user's own score may know of layers alone.
             granularity: dict[str, Any] = {"granularity": "channel"} if has_channels else {}
-            self._scores[key] = score(self.network, rows, decision=self.decision, progress=progress, **granularity)
+            self._scores[key] = method.score_function(self.network, rows, decision=self.decision, progress=progress, **granularity)
         return self._scores[key]
 
     @cached_property
-    def _scores(self) -> dict[tuple[Score, bool, bool], LayerScores]:
+    def _scores(self) -> dict[tuple[Score, tuple[bool, bool] | None, bool], LayerScores]:
         return {}
 
     def keep_rows(self, positions: torch.Tensor) -> QuantizationTask:

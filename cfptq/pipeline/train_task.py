@@ -13,7 +13,7 @@ from torch import nn
 
 from cfptq.allocation import BitAllocation, Budget, allocate_exactly
 from cfptq.errors import DataError
-from cfptq.network import Network, as_predictor, decide
+from cfptq.network import as_predictor, decide
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.method_presets import as_method
 from cfptq.pipeline.quantize_task import quantize_with
@@ -185,7 +185,9 @@ def _build_start(task: QuantizationTask, rule: Method, first: Result, widths: Se
     calibration = first.calibration
     assert calibration is not None
     bits = first.plan.bits
-    source: Network = equalize_on_calibration(task.network, calibration, bits, rule.activations) if rule.equalize else task.network
+    source = task.network
+    if rule.equalize:
+        source = equalize_on_calibration(task.network, calibration, bits, rule.activations, rule.equalization_exponent, task.decision)
     names, sizes = tuple(bits), tuple(layer.parameters for layer in source.layers)
 
     def spread(width: int) -> tuple[Bits, ...]:

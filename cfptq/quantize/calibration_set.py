@@ -16,8 +16,8 @@ from cfptq.io.files import as_path
 
 _FORMAT = "cfptq.calibration/1"
 
-#: Values of ``origin``: a factual row, and a counterfactual point.
-FACTUAL, COUNTERFACTUAL = 0, 1
+#: Values of ``origin``: a factual row, a counterfactual point, and a row that was generated near the boundary.
+FACTUAL, COUNTERFACTUAL, GENERATED = 0, 1, 2
 
 #: Every fourth person is held out where rows are held out.
 HOLD_OUT_EVERY = 4
@@ -29,11 +29,11 @@ class CalibrationSet:
 
     Attributes:
         rows: (N, ...) float32.
-        origin: 0 for a factual row, 1 for a counterfactual point, (N,) uint8.
-        weights: weight of each row, (N,) float32. All are 1 in eq. 21.
+        origin: 0 for a factual row, 1 for a counterfactual point, 2 for a row generated near the boundary, (N,) uint8.
+        weights: weight of each row, (N,) float32. All are 1 in eq. 21. Nothing is fitted on rows of weight 0.
         source: position, among the factual rows, of the person that each row is about, (N,) int64.
         target: the class wanted for that person, (N,) int64.
-        labels: class of each factual row and -1 in counterfactual rows, (N,) int64. None if no labels are known.
+        labels: class of each factual row and -1 in other rows, (N,) int64. None if no labels are known.
         labels_are_teacher: the labels are the teacher's own decisions, because the data had none.
 
     Raises:

@@ -8,7 +8,7 @@ whole range of the activations' step.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import fx
@@ -34,35 +34,66 @@ HOMOGENEOUS_POOLING = frozenset(
 MIN_HEIGHT_SHARE = 2.0**-8
 
 
-def equalize_network(network: Network, rows: torch.Tensor, fine: Collection[str] = ()) -> Network:
+def equalize_network(
+    network: Network,
+    rows: torch.Tensor,
+    fine: Collection[str] = (),
+    exponent: float = 0.5,
+    heights: Mapping[str, torch.Tensor] | None = None,
+) -> Network:
     """Equalize hidden channels over calibration rows without changing the function. Pairs that cannot be equalized stay.
 
     Args:
         network: the captured network.
         rows: calibration rows, (N, ...).
         fine: names of layers whose weights are as fine as activations. Between two of them, s = a.
+        exponent: α, from 0 to 1.
+        heights: largest activation a of each channel, (channels,), by the name of a tensor that feeds layers. Without it, the largest
+            values of the rows are taken.
     """
     pairs = find_channel_pairs(network)
     if not pairs:
         return network
+    if heights is not None:
+        return _scale_channels(network, pairs, heights, fine, exponent)
     kept = rows[every_nth(len(rows), count_multiply_adds(network))]
     values = network.observe(kept, [name for producer, consumer in pairs for name in (producer.node, consumer.input)])
     channel_axis = {name: -1 if layer.kind == "linear" else 1 for layer, other in pairs for name in (layer.node, other.input)}
     largest = {name: value.movedim(channel_axis[name], 0).flatten(1).abs().amax(dim=1) for name, value in values.items()}
+    observed = {
+        consumer.input: torch.maximum(largest[consumer.input], MIN_HEIGHT_SHARE * largest[producer.node]) for producer, consumer in pairs
+    }
+    return _scale_channels(network, pairs, observed, fine, exponent)
+
+
+def find_hidden_channels(network: Network) -> dict[str, str]:
+    """Find the tensors whose channels can be equalized, and the node of the layer that produces each."""
+    return {consumer.input: producer.node for producer, consumer in find_channel_pairs(network)}
+
+
+def _scale_channels(
+    network: Network, pairs: Sequence[tuple[Layer, Layer]], heights: Mapping[str, torch.Tensor], fine: Collection[str], exponent: float
+) -> Network:
+    """Divide each producer's channels by their scale and multiply the consumer's by it."""
     parameters = {layer.name: (network.weight(layer.name), network.bias(layer.name)) for layer in network.layers}
     for producer, consumer in pairs:
         weight, bias = parameters[producer.name]
         next_weight, next_bias = parameters[consumer.name]
         largest_weight = next_weight.transpose(0, 1).flatten(1).abs().amax(dim=1)
-        height = torch.maximum(largest[consumer.input], MIN_HEIGHT_SHARE * largest[producer.node])
+        height = heights[consumer.input]
         usable = (height > 0) & (largest_weight > 0)
         # The producer may have been rescaled as a consumer. That changed its inputs, not its channels.
         are_fine = {producer.name, consumer.name} <= set(fine)
-        scale = height if are_fine else (height / largest_weight.clamp_min(1e-30)).sqrt()
+        scale = height if are_fine else _compute_scale(height, largest_weight.clamp_min(1e-30), exponent)
         scale = torch.where(usable, scale, torch.ones_like(scale))
         parameters[producer.name] = (weight / _align_with_axis(scale, weight, 0), None if bias is None else bias / scale)
         parameters[consumer.name] = (next_weight * _align_with_axis(scale, next_weight, 1), next_bias)
     return network.with_parameters(parameters)
+
+
+def _compute_scale(height: torch.Tensor, weight: torch.Tensor, exponent: float) -> torch.Tensor:
+    """Compute s = a^α / w^(1-α)."""
+    return (height / weight).sqrt() if exponent == 0.5 else height**exponent / weight ** (1 - exponent)
 
 
 def find_channel_pairs(network: Network) -> list[tuple[Layer, Layer]]:

@@ -14,10 +14,11 @@ from cfptq.errors import BudgetError, ModelError
 from cfptq.io.progress import track
 from cfptq.network import DecisionRule, Layer, Network, target_margin
 from cfptq.network.serialize import digest
+from cfptq.quantize.activation_ranges import MarginRanges
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.channel_order import find_sortable_layers
 from cfptq.quantize.cross_layer_equalization import equalize_network
-from cfptq.quantize.formats import ActivationFormat, Bits, Granularity, fake_quantize, layer_widths, narrowest_bits
+from cfptq.quantize.formats import FINE_STEPS, ActivationFormat, Bits, Granularity, fake_quantize, layer_widths, narrowest_bits
 from cfptq.quantize.partial_run import LayerwiseRun
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bias
 from cfptq.quantize.reconstruct import fit_activation_format, round_nearest
@@ -53,6 +54,8 @@ class Activations:
             have at most ``MAX_WEIGHTS_WITH_FLOAT_INPUT`` weights, or are linear with fewer than ``MIN_INPUTS_FOR_TWO_STEPS``
             inputs. It is two-step for other linear layers, and 8 bits if a convolution takes the input.
         clip: clip a range where that reconstructs the layers' outputs better (eq. 22). False spans all values seen in calibration.
+        margin_ranges: choose ranges by the error of margins, in place of ``clip``; see ``cfptq.quantize.activation_ranges``. It needs the
+            decision rule.
 
     Raises:
         ModelError: there is no such format.
@@ -61,6 +64,7 @@ class Activations:
     bits: int = 8
     input_bits: InputBits = 8
     clip: bool = True
+    margin_ranges: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 16, 32):
@@ -79,6 +83,7 @@ def quantize(
     rounding: Rounding = round_nearest,
     activations: Activations | None = None,
     equalize: bool = False,
+    equalization_exponent: float = 0.5,
     sequential: bool = False,
     decision: DecisionRule | None = None,
     portable: bool = False,
@@ -96,15 +101,17 @@ def quantize(
         rounding: rule that turns one layer's weight into integers. The default is ``cfptq.quantize.reconstruct.round_nearest``.
         activations: formats of the hidden tensors and of the input. None means 8 bits each.
         equalize: equalize the scales of hidden channels across layers first.
+        equalization_exponent: exponent of a channel's largest activation in its scale; see ``cfptq.quantize.equalize_network``.
         sequential: let each layer see the output of the quantized layers before it. Its target stays the full-precision output.
         decision: head of the network's raw output and decision threshold. With ``sequential``, ``rounding`` is then given the effect on
-            margins.
+            margins. Activation ranges by margins need it too.
         portable: the plan refuses weights beyond ±63 behind integer inputs, for processors without VNNI.
         keep: parts of the weights' structure that the integers keep, "zeros" and "signs"; see ``cfptq.quantize.structure``.
         progress: show a bar when it takes long.
 
     Raises:
         BudgetError: ``bits`` misses a layer or names one that does not exist.
+        ModelError: activation ranges by margins are asked for without ``decision``.
     """
     settings, kept_structure = activations or Activations(), check_keep(keep)
     names = [layer.name for layer in network.layers]
@@ -112,11 +119,17 @@ def quantize(
         raise BudgetError(f"bits must name exactly the layers {', '.join(names)}, got {', '.join(bits)}.")
     kept, weights = sample_affordable_rows(network, calibration.weights, MAX_ROUNDING_MACS, MIN_ROUNDING_ROWS)
     rows = calibration.rows[kept]
-    source = equalize_network(network, rows, _find_fine_layers(bits, settings)) if equalize else network
+    input_bits, reason = _choose_input_bits(network, settings.input_bits)
+    ranged = None
+    if settings.margin_ranges:
+        if decision is None:
+            raise ModelError("Activation ranges by margins need the decision rule. Pass decision=, or set margin_ranges=False.")
+        ranged = MarginRanges(rows, weights, calibration.target[kept], decision)
+    source = _equalize(network, rows, _find_fine_layers(bits, settings), equalization_exponent, ranged) if equalize else network
+    ranges = {} if ranged is None else ranged.choose(source, _count_steps(network, settings, input_bits))
     wanted = source.observe(rows, {layer.input for layer in network.layers})
     prefix = LayerwiseRun(source, rows) if sequential else None
     probe = None if prefix is None or decision is None else _MarginProbe(prefix, source, rows, calibration.target[kept], decision)
-    input_bits, reason = _choose_input_bits(network, settings.input_bits)
     has_channels = any(not isinstance(width, int) for width in bits.values())
     sortable = find_sortable_layers(network) if has_channels else ()
     formats: dict[str, ActivationFormat] = {}
@@ -126,7 +139,10 @@ def quantize(
         seen = prefix.run_to(layer) if prefix else wanted[tensor]
         if tensor not in formats:
             values, format_bits = (calibration.rows, input_bits) if tensor == network.input_name else (seen, settings.bits)
-            formats[tensor] = _fit_format(source, tensor, values, format_bits, settings.clip)
+            if tensor in ranges:
+                formats[tensor] = _span_range(tensor, *ranges[tensor], format_bits)
+            else:
+                formats[tensor] = _fit_format(source, tensor, values, format_bits, settings.clip)
         form, width = formats[tensor], bits[layer.name]
         problem = build_layer_problem(source, layer, width, wanted[tensor], seen, form, weights)
         # The bounds are those of the weights as they were given. Equalization changes neither zeros nor signs.
@@ -142,7 +158,14 @@ def quantize(
     return QuantizationPlan(tuple(layers), tuple(formats.values()), digest(network), method, seed, portable, reason, kept_structure)
 
 
-def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits: Mapping[str, Bits], activations: Activations) -> Network:
+def equalize_on_calibration(
+    network: Network,
+    calibration: CalibrationSet,
+    bits: Mapping[str, Bits],
+    activations: Activations,
+    exponent: float = 0.5,
+    decision: DecisionRule | None = None,
+) -> Network:
     """Equalize a network as ``quantize`` does with ``equalize=True``.
 
     Args:
@@ -150,9 +173,19 @@ def equalize_on_calibration(network: Network, calibration: CalibrationSet, bits:
         calibration: rows to equalize over.
         bits: width of each quantizable layer by name.
         activations: formats of the tensors that feed quantized layers.
+        exponent: exponent of a channel's largest activation in its scale.
+        decision: head of the network's raw output and decision threshold, for activation ranges by margins.
     """
-    kept, _ = sample_affordable_rows(network, calibration.weights, MAX_ROUNDING_MACS, MIN_ROUNDING_ROWS)
-    return equalize_network(network, calibration.rows[kept], _find_fine_layers(bits, activations))
+    kept, weights = sample_affordable_rows(network, calibration.weights, MAX_ROUNDING_MACS, MIN_ROUNDING_ROWS)
+    rows, ranged = calibration.rows[kept], None
+    if activations.margin_ranges and decision is not None:
+        ranged = MarginRanges(rows, weights, calibration.target[kept], decision)
+    return _equalize(network, rows, _find_fine_layers(bits, activations), exponent, ranged)
+
+
+def _equalize(network: Network, rows: torch.Tensor, fine: Sequence[str], exponent: float, ranged: MarginRanges | None) -> Network:
+    """Equalize hidden channels by the ranges that suit the margins, or by the largest values."""
+    return equalize_network(network, rows, fine, exponent, None if ranged is None else ranged.measure_heights(network))
 
 
 def _find_fine_layers(bits: Mapping[str, Bits], activations: Activations) -> list[str]:
@@ -273,12 +306,24 @@ def _choose_input_bits(network: Network, asked: InputBits) -> tuple[int | Litera
     return "two-step", f"two 8-bit steps are faster than float for layers of {inputs} inputs and {weights} weights"
 
 
+def _count_steps(network: Network, settings: Activations, input_bits: int | Literal["two-step"]) -> dict[str, int]:
+    """Count the steps of each tensor that feeds a layer and is stored in integers, by the name of its node."""
+    bits = {layer.input: input_bits if layer.input == network.input_name else settings.bits for layer in network.layers}
+    steps = {8: 2**8 - 1, 16: 2**16 - 1, "two-step": FINE_STEPS * (2**8 - 1)}
+    return {tensor: steps[width] for tensor, width in bits.items() if width != 32}
+
+
+def _span_range(tensor: str, low: float, high: float, bits: int | Literal["two-step"]) -> ActivationFormat:
+    """Return the format of one tensor that spans a range."""
+    if bits == "two-step":
+        return ActivationFormat.two_steps_from_range(tensor, low, high)
+    return ActivationFormat.from_range(tensor, low, high, bits)
+
+
 def _fit_format(network: Network, tensor: str, values: torch.Tensor, bits: int | Literal["two-step"], clip: bool) -> ActivationFormat:
     """Fit the format of one tensor on the outputs of all layers that it feeds."""
-    if bits == "two-step":
-        return ActivationFormat.two_steps_from_range(tensor, float(values.min()), float(values.max()))
-    if not clip and bits != 32:
-        return ActivationFormat.from_range(tensor, float(values.min()), float(values.max()), bits)
+    if bits == "two-step" or (not clip and bits != 32):
+        return _span_range(tensor, float(values.min()), float(values.max()), bits)
     fed = [layer for layer in network.layers if layer.input == tensor]
     weights = [network.weight(layer.name) for layer in fed]
     macs_per_row = sum(weight.numel() * max(1, values[0].numel() // weight[0].numel()) for weight in weights)

@@ -27,9 +27,11 @@ def sample_affordable_rows(network: Network, weights: Tensor, max_macs: int, min
         min_rows: rows to choose at least, whatever they cost.
 
     Returns:
-        Positions of the chosen rows and their weights, as ``sample_rows`` gives them.
+        Positions of the chosen rows and their weights, as ``sample_rows`` gives them. Rows of weight 0 are never chosen.
     """
-    return sample_rows(weights, max(min_rows, max_macs // count_multiply_adds(network)))
+    positive = (weights > 0).nonzero()[:, 0]
+    kept, sampled = sample_rows(weights[positive], max(min_rows, max_macs // count_multiply_adds(network)))
+    return positive[kept], sampled
 
 
 def sample_rows(weights: Tensor, max_rows: int) -> tuple[Tensor, Tensor]:

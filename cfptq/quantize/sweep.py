@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from cfptq.network import DecisionRule, Layer, Network, target_margin
+from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.compensate import factorize_hessian
 from cfptq.quantize.fake_quantized import check_matches, insert_fake_quantization
 from cfptq.quantize.formats import ActivationFormat
@@ -49,6 +50,21 @@ class MarginTarget:
     margins: Tensor
     weights: Tensor
     huber_delta: float = math.inf
+
+    @staticmethod
+    def of(network: Network, calibration: CalibrationSet, decision: DecisionRule) -> MarginTarget:
+        """Return the full-precision margins of as many of a calibration set's rows as sweeps afford.
+
+        Args:
+            network: the full-precision network.
+            calibration: rows, weights and targets.
+            decision: head of the network's raw output and decision threshold.
+        """
+        kept, weights = sample_affordable_rows(network, calibration.weights, MAX_PASS_MACS, MIN_DESCENT_ROWS)
+        rows, target = calibration.rows[kept], calibration.target[kept]
+        with torch.no_grad():
+            margins = target_margin(decision.class_logits(network(rows)), target)
+        return MarginTarget(rows, target, margins, weights)
 
     def error(self, margins: Tensor) -> float:
         """Return the weighted mean squared error of ``margins``, or Huber's beyond ``huber_delta``."""

@@ -15,7 +15,7 @@ _MAX_TENSOR_NUMBERS = 2**21
 #: Every third length of a column is used in pairs.
 _LENGTH_STRIDE = 3
 #: Pairs evaluated for one row. Of more pairs, an evenly spaced selection is evaluated.
-_MAX_PAIRS_PER_ROW = 2**15
+MAX_PAIRS_PER_ROW = 2**15
 
 
 def maximize_margin(problem: SearchProblem, moves: MoveTable, row: Tensor, start: Tensor, width: int, steps: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def find_best_pairs(problem: SearchProblem, moves: MoveTable, row: Tensor, width
     chosen_moves = (moves.is_level | (length % _LENGTH_STRIDE == _LENGTH_STRIDE - 1)).nonzero()[:, 0]
     first, second = torch.combinations(torch.arange(len(chosen_moves))).T
     different = (moves.feature[chosen_moves[first]] != moves.feature[chosen_moves[second]]).nonzero()[:, 0]
-    different = different[:: 1 + len(different) // _MAX_PAIRS_PER_ROW]
+    different = different[:: 1 + len(different) // MAX_PAIRS_PER_ROW]
     first, second = first[different], second[different]
     zero = torch.zeros(1, len(problem.unit_cost))
     chunk_size = max(1, _MAX_TENSOR_NUMBERS // zero.shape[1])

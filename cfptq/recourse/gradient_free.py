@@ -22,7 +22,7 @@ from cfptq.recourse.single_feature_moves import MoveTable, evaluate_margins, tab
 COMBINED_ROWS_PER_BATCH = 256
 #: Settings of the margin maximization, for rows that the beam search leaves without recourse: pairs of moves to start from, actions
 #: kept after each move, maximal number of moves, and rows maximized together.
-_START_PAIRS, _KEPT_ACTIONS, _MAX_MOVES, _MAXIMIZED_ROWS = 16, 8, 16, 32
+_START_PAIRS, KEPT_ACTIONS, MAX_MOVES, _MAXIMIZED_ROWS = 16, 8, 16, 32
 #: Shares to which a numeric change is shortened while another move is tried.
 _REMAINING_SHARES = (0.9, 0.6, 0.3)
 #: Largest tensor of candidate actions. More candidates are split into chunks.
@@ -160,5 +160,5 @@ def _raise_margins(problem: SearchProblem, moves: MoveTable, best: Tensor, cost:
             start = (
                 find_best_pairs(problem, moves, row, _START_PAIRS) if from_pairs else draw_random_action(problem, moves.index[row], seed=0)
             )
-            arrived, delta = maximize_margin(problem, moves, row, start, _KEPT_ACTIONS, _MAX_MOVES)
+            arrived, delta = maximize_margin(problem, moves, row, start, KEPT_ACTIONS, MAX_MOVES)
             refine_into(problem, best, cost, moves.index[arrived], delta)

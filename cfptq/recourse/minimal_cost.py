@@ -14,11 +14,19 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.predictor import Predictor
 from cfptq.recourse.confidence import check_confidence, margin_at_confidence
-from cfptq.recourse.gradient_free import COMBINED_ROWS_PER_BATCH, GradientFree, search_combinations, search_without_gradient
+from cfptq.recourse.fallback_search import MAX_PAIRS_PER_ROW
+from cfptq.recourse.gradient_free import (
+    COMBINED_ROWS_PER_BATCH,
+    KEPT_ACTIONS,
+    MAX_MOVES,
+    GradientFree,
+    search_combinations,
+    search_without_gradient,
+)
 from cfptq.recourse.margin_descent import Descent, descend_to_target
 from cfptq.recourse.refinement import mask_columns, refine_into, search_nearer_segments
 from cfptq.recourse.search_problem import SearchProblem, build_search_problem
-from cfptq.recourse.single_feature_moves import find_grid_steps
+from cfptq.recourse.single_feature_moves import LENGTH_SHARES, find_grid_steps
 
 #: Descents tried for every row.
 PORTFOLIO = (
@@ -54,6 +62,8 @@ class MinimalCost:
         portfolio: Descents tried for every row.
         steps: Maximal number of gradient evaluations of one descent, default 16.
         slack: Logits by which a point must lie beyond the required margin, default 1e-5. It covers float rounding between batch sizes.
+        combination_runs: Rows that the model may be run on, about, to search combinations of moves, default ``None`` for no limit. Rows
+            beyond it keep what descents find. Combinations are many where actions have many columns.
     """
 
     confidence: float = 0.5
@@ -61,6 +71,7 @@ class MinimalCost:
     portfolio: tuple[Descent, ...] = PORTFOLIO
     steps: int = 16
     slack: float = 1e-5
+    combination_runs: int | None = None
 
     def __post_init__(self) -> None:
         check_confidence(self)
@@ -75,6 +86,10 @@ class MinimalCost:
     def required_margin(self) -> float:
         """Required target margin in logits, the logit of the confidence."""
         return margin_at_confidence(self.confidence)
+
+    def limit_combinations(self, space: ActionSpace) -> int | None:
+        """Return the number of rows whose combinations of moves ``combination_runs`` affords, or None where there is no limit."""
+        return None if self.combination_runs is None else self.combination_runs // count_combination_runs(space)
 
     def without_gradient(self) -> GradientFree:
         """Return the settings of the gradient-free search that replaces this one for a predictor without gradient."""
@@ -101,7 +116,8 @@ def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, 
     is_thorough = settings.effort == "thorough"
     portfolio = settings.portfolio if problem.is_additive else settings.portfolio + SPREADING_DESCENTS
     _run_portfolio(problem, best, cost, portfolio, settings.steps)
-    for index in torch.split(cost.isinf().nonzero()[:, 0], COMBINED_ROWS_PER_BATCH):
+    limit = settings.limit_combinations(space)
+    for index in torch.split(cost.isinf().nonzero()[:limit, 0], COMBINED_ROWS_PER_BATCH):
         search_combinations(problem, index, best, cost, COMBINATION_SEARCH)
     found = cost.isfinite().nonzero()[:, 0]
     delta, new_cost = best[found], cost[found]
@@ -113,10 +129,16 @@ def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, 
         if not bool(open_rows.any()):
             break
     uses_grid = ((best[found] != 0) & (problem.grid_step > 0)).any(1)
-    for index in torch.split(found if is_thorough else found[uses_grid], COMBINED_ROWS_PER_BATCH):
+    for index in torch.split((found if is_thorough else found[uses_grid])[:limit], COMBINED_ROWS_PER_BATCH):
         search_combinations(problem, index, best, cost, COMBINATION_SEARCH if is_thorough else PAIR_SEARCH)
     # Refinement treats features as independent. A space that couples features corrects the actions here.
     return space.project(rows, best)
+
+
+def count_combination_runs(space: ActionSpace) -> int:
+    """Count the model evaluations that a search of combinations may take for one row, about."""
+    moves = sum(2 * len(LENGTH_SHARES) if len(columns) == 1 else len(columns) for columns in space.feature_columns)
+    return moves * (1 + KEPT_ACTIONS * MAX_MOVES) + MAX_PAIRS_PER_ROW
 
 
 def _run_portfolio(problem: SearchProblem, best: Tensor, cost: Tensor, rules: tuple[Descent, ...], steps: int) -> None:

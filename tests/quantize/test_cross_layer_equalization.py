@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cfptq.calibration import CalibrationSet
-from cfptq.network import capture
+from cfptq.network import Network, capture
 from cfptq.quantize import Activations, equalize_network, fake_quantize_network, quantize
 
 
@@ -67,6 +67,37 @@ def test_activation_and_weight_meet_in_the_middle() -> None:
     fires = activations > 0
     assert torch.allclose(activations[fires], weights[fires], rtol=1e-3)
     assert torch.allclose(after(x), network(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.75, 1.0])
+def test_another_exponent_splits_the_product_of_activation_and_weight(exponent: float) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        model[0].weight[3] *= 50
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    network = capture(model, x[:2])
+    after = equalize_network(network, x, exponent=exponent)
+    last = network.layers[1]
+
+    def sizes(one: Network) -> tuple[torch.Tensor, torch.Tensor]:
+        return one.observe(x, [last.input])[last.input].amax(dim=0), one.weight(last.name).abs().amax(dim=0)
+
+    activation, weight = sizes(network)
+    product = activation * weight  # s = a^α / w^(1-α) leaves a / s = (a w)^(1-α) and w s = (a w)^α.
+    torch.testing.assert_close(sizes(after)[0], product ** (1 - exponent), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(sizes(after)[1], product**exponent, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(after(x), network(x), atol=1e-4, rtol=1e-4)
+
+
+def test_heights_that_are_given_stand_for_the_largest_values() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    network = capture(model, x[:2])
+    last = network.layers[1]
+    heights = torch.rand(8, generator=torch.Generator().manual_seed(1)) + 0.5
+    after = equalize_network(network, x, heights={last.input: heights})
+    scale = (heights / network.weight(last.name).abs().amax(dim=0)).sqrt()
+    torch.testing.assert_close(after.weight(last.name), network.weight(last.name) * scale)
 
 
 def test_between_fine_weights_every_channel_uses_the_whole_range() -> None:

@@ -1,0 +1,111 @@
+"""Options of a method that bring rounding nearer to the boundary, each of which can be switched off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import cfptq
+from cfptq.actions import ActionSet, Continuous
+from cfptq.errors import ConfigurationError
+from cfptq.network import DecisionRule, Head, capture, decide, target_margin
+from cfptq.pipeline.method import Method
+from cfptq.pipeline.method_presets import BOUNDARY_ROUNDING, METHODS
+from cfptq.quantize import CalibrationSet, MarginTarget, fake_quantize_network, sweep_plan
+from cfptq.quantize.calibration_set import GENERATED
+
+FAITHFUL = METHODS["faithful"]
+#: Option -> the method without it.
+WITHOUT: dict[str, Method] = {
+    "rows on both sides": replace(BOUNDARY_ROUNDING, both_sides=False),
+    "ranges by margins": replace(BOUNDARY_ROUNDING, activations=FAITHFUL.activations),
+    "sweep": replace(BOUNDARY_ROUNDING, sweeps=0),
+    "exponent": replace(BOUNDARY_ROUNDING, equalization_exponent=0.5),
+    "minimal-cost points left out": replace(BOUNDARY_ROUNDING, minimal_cost_points=True),
+}
+X = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+
+
+def calibrated(method: Method, rows: torch.Tensor = X, **keywords: Any) -> cfptq.Result:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    space = ActionSet.from_columns(X, [Continuous(f"x{column}", column=column) for column in range(6)], favourable=1)
+    return cfptq.calibrate(model, [rows], space, method=method, budget=3.0, progress=False, **keywords)
+
+
+def test_presets_have_none_of_them() -> None:
+    for method in METHODS.values():
+        assert not method.both_sides and method.minimal_cost_points and method.sweeps == 0
+        assert method.equalization_exponent == 0.5 and not method.activations.margin_ranges
+
+
+def test_each_can_be_switched_off_and_matters() -> None:
+    digests = {name: calibrated(method).plan.digest for name, method in WITHOUT.items()}
+    digests["all"] = calibrated(BOUNDARY_ROUNDING).plan.digest
+    assert len(set(digests.values())) == len(digests)
+
+
+def test_all_together_err_less_on_rows_that_were_not_seen(tmp_path: Any) -> None:
+    result, before = calibrated(BOUNDARY_ROUNDING), calibrated(FAITHFUL)
+    fresh = torch.randn(2000, 6, generator=torch.Generator().manual_seed(1))
+    target = torch.ones(2000, dtype=torch.int64)
+    wanted = target_margin(result.network(fresh), target)
+    near = torch.exp(-wanted.abs() / (wanted.abs().median() / 2))
+
+    def error(one: cfptq.Result) -> float:
+        return float((near * (target_margin(one.module()(fresh), target) - wanted).square()).sum())
+
+    assert error(result) < 0.9 * error(before)
+    result.save(tmp_path / "plan")
+    assert cfptq.load(tmp_path / "plan").method == BOUNDARY_ROUNDING
+    assert result.calibration is not None and bool((result.calibration.origin == GENERATED).any())
+
+
+def test_one_outlier_among_the_rows_changes_no_decision() -> None:
+    method = replace(BOUNDARY_ROUNDING, drops_extreme_rows=False)
+    rows = X.clone()
+    rows[17, 2] *= 1000
+    with pytest.warns(cfptq.errors.DataWarning):
+        result = calibrated(method, rows)
+    flips = {
+        name: float((decide(one.module()(X)) != decide(one.network(X))).float().mean())
+        for name, one in {"outlier": result, "usual": calibrated(method)}.items()
+    }
+    assert flips["outlier"] <= flips["usual"] + 0.01
+
+
+def test_a_sweep_of_the_method_is_a_sweep_of_its_plan() -> None:
+    swept, before = calibrated(BOUNDARY_ROUNDING), calibrated(replace(BOUNDARY_ROUNDING, sweeps=0))
+    assert before.calibration is not None
+    goal, rule = MarginTarget.of(before.network, before.calibration, DecisionRule(Head.LOGITS)), DecisionRule(Head.LOGITS)
+    by_hand = sweep_plan(before.network, before.plan, goal, rule)
+    assert [layer.integers.tolist() for layer in by_hand.layers] == [layer.integers.tolist() for layer in swept.plan.layers]
+
+    def error(result: cfptq.Result) -> float:
+        return goal.error(target_margin(fake_quantize_network(result.network, result.plan)(goal.rows), goal.target))
+
+    assert error(swept) <= error(before)
+
+
+def test_margins_to_reach_are_those_of_the_rows_that_count() -> None:
+    network = capture(nn.Linear(6, 2).eval(), X[:2])
+    weights = (torch.arange(300) % 3 > 0).float()
+    zeros = torch.zeros(300, dtype=torch.int64)
+    goal = MarginTarget.of(network, CalibrationSet(X, zeros.to(torch.uint8), weights, torch.arange(300), zeros), DecisionRule(Head.LOGITS))
+    assert torch.equal(goal.rows, X[weights > 0]) and bool((goal.weights == 1).all())
+    logits = network(X[weights > 0])
+    torch.testing.assert_close(goal.margins, (logits[:, 0] - logits[:, 1]).detach())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"equalization_exponent": 1.5}, "must be from 0 to 1"), ({"sweeps": -1}, "whole number from 0"), ({"sweeps": 0.5}, "whole number")],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Method("own", **options)
