@@ -156,14 +156,15 @@ def keep_first_points(calibration: CalibrationSet, count: int) -> CalibrationSet
 
 
 def _take(calibration: CalibrationSet, chosen: Tensor) -> CalibrationSet:
-    """Return the chosen rows as a set. The factual row of each must be among them."""
+    """Return the chosen rows as a set. The factual row of each must be among them. Where none of them has a weight, all count alike."""
     factual = calibration.origin == FACTUAL
     # The position of each chosen person among the chosen factual rows.
     place = (chosen & factual)[factual].long().cumsum(0) - 1
+    weights = calibration.weights[chosen]
     return CalibrationSet(
         rows=calibration.rows[chosen],
         origin=calibration.origin[chosen],
-        weights=calibration.weights[chosen],
+        weights=weights if bool((weights > 0).any()) else torch.ones_like(weights),
         source=place[calibration.source[chosen]],
         target=calibration.target[chosen],
         labels=None if calibration.labels is None else calibration.labels[chosen],

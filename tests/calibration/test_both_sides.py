@@ -163,6 +163,13 @@ def test_nothing_is_said_where_nothing_is_left_out() -> None:
     assert built(minimal_cost=True)[1].note == ""
 
 
+def test_people_without_weight_can_be_held_out() -> None:
+    every = torch.arange(8)
+    points = CalibrationSet(every[:, None].float(), torch.zeros(8, dtype=torch.uint8), (every % 4 < 3).float(), every, every)
+    kept, held_out = hold_out_people(points)
+    assert kept.weights.tolist() == [1.0] * 6 and held_out.weights.tolist() == [1.0] * 2 and held_out.rows[:, 0].tolist() == [3.0, 7.0]
+
+
 def test_rows_without_weight_are_dropped_only_if_generated() -> None:
     every = torch.arange(6)
     origin = torch.tensor([FACTUAL] * 2 + [1] * 2 + [GENERATED] * 2, dtype=torch.uint8)

@@ -19,12 +19,12 @@ from cfptq.quantize import CalibrationSet, MarginTarget, fake_quantize_network, 
 from cfptq.quantize.calibration_set import GENERATED
 
 FAITHFUL = METHODS["faithful"]
-#: Option -> the method without it.
+#: Option -> the method without it, or with another exponent.
 WITHOUT: dict[str, Method] = {
     "rows on both sides": replace(BOUNDARY_ROUNDING, both_sides=False),
     "ranges by margins": replace(BOUNDARY_ROUNDING, activations=FAITHFUL.activations),
     "sweep": replace(BOUNDARY_ROUNDING, sweeps=0),
-    "exponent": replace(BOUNDARY_ROUNDING, equalization_exponent=0.5),
+    "another exponent": replace(BOUNDARY_ROUNDING, equalization_exponent=0.75),
     "minimal-cost points left out": replace(BOUNDARY_ROUNDING, minimal_cost_points=True),
 }
 X = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
