@@ -31,10 +31,10 @@ from cfptq.quantize import (
     ActivationFormat,
     LayerPlan,
     QuantizationPlan,
+    average_bits,
     check_matches,
     quantize_weights,
     sort_channels,
-    summarize_bits,
 )
 from cfptq.quantize.storage import ChannelGroup, group_channels
 
@@ -88,7 +88,7 @@ def to_onnx_model(
     editor.finish()
     entries = {
         "cfptq.method": plan.method,
-        "cfptq.bits": json.dumps({layer.name: summarize_bits(layer.bits) for layer in plan.layers}, sort_keys=True),
+        "cfptq.bits": json.dumps({layer.name: round(average_bits(layer.bits), 2) for layer in plan.layers}, sort_keys=True),
         "cfptq.average_bits": f"{plan.average_bits:.4f}",
         "cfptq.activations": json.dumps({form.tensor: str(form) for form in plan.activations}),
         "cfptq.input_choice": plan.input_choice,
@@ -198,10 +198,10 @@ def _choose_opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
 
 
 def _needs_int2(layer: LayerPlan, newest: int) -> bool:
-    """Return True if a file of opset ``newest`` stores some of the layer's integers in INT2."""
+    """Return True if a file of opset ``newest`` stores some of the layer's integers, or parts of them, in INT2 or UINT2."""
     if isinstance(layer.bits, int):
         return layer.bits == 2
-    return any(group.container.high == 2 for group in _group(layer, _list_types(newest)))
+    return newest >= OPSET_INT2 and any(2 in (group.container.high, *group.container.low) for group in _group(layer, _list_types(newest)))
 
 
 def _list_types(opset: int) -> tuple[int, ...]:
@@ -226,7 +226,7 @@ class _QdqEditor:
         self.model = model
         self.plan = plan
         self.packed = packed
-        self.unpacker = Unpacker(self._store)
+        self.unpacker = Unpacker(self._store, model.opset_import[0].version >= OPSET_INT2)
         self.added: dict[str, list[onnx.NodeProto]] = {}  # name of a float node -> nodes to insert before it
         self.dequantized: dict[tuple[str, str], tuple[str, ...]] = {}  # (tensor, format) -> names of the dequantized tensors
         self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -32,10 +32,12 @@ class Unpacker:
 
     Args:
         store: stores an initializer.
+        has_uint2: the file's opset has UINT2, which holds low parts of two bits.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, has_uint2: bool) -> None:
         self._store_as = store
+        self._has_uint2 = has_uint2
         self._count = 0
         self._constants: dict[tuple[str, bytes], str] = {}
         self._nodes: list[onnx.NodeProto] = []
@@ -80,7 +82,9 @@ class Unpacker:
         return self._add("Cast", [joined], to=TensorProto.INT8)
 
     def _unpack_bytes(self, values: npt.NDArray[np.uint8], bits: int) -> str:
-        """Store numbers of a few bits side by side in bytes, and return the name of the UINT8 tensor that holds them again."""
+        """Store numbers of a few bits side by side, and return the name of the UINT8 tensor that holds them again."""
+        if bits == 2 and self._has_uint2:
+            return self._add("Cast", [self._store(values.astype(ml_dtypes.uint2))], to=TensorProto.UINT8)
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         rows = values.reshape(len(values), -1)
         missing = -rows.shape[1] % len(shifts)

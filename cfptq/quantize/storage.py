@@ -55,8 +55,8 @@ CONTAINERS = {
 #: Bits of the integer types that current files have.
 INTEGER_TYPES = (2, 4, 8)
 
-#: Bytes that one more container, one more low part, and a permutation take in a file for names and nodes.
-CONTAINER_BYTES, LOW_PART_BYTES, ORDER_BYTES = 65, 220, 80
+#: Bytes that one more container, one more low part (by its bits), and a permutation take in a file for names and nodes.
+CONTAINER_BYTES, LOW_PART_BYTES, ORDER_BYTES = 65, {1: 220, 2: 140}, 80
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _count_bytes(widths: Sequence[int], counts: Sequence[tuple[int, int]], weigh
         held[min(wide for wide in widths if width <= wide)] += channels
     used = {wide: channels for wide, channels in held.items() if channels}
     total = sum(CONTAINERS[wide].count_bytes(channels, weights) for wide, channels in used.items())
-    total += CONTAINER_BYTES * (len(used) - 1) + LOW_PART_BYTES * sum(len(CONTAINERS[wide].low) for wide in used)
+    total += CONTAINER_BYTES * (len(used) - 1) + sum(LOW_PART_BYTES[bits] for wide in used for bits in CONTAINERS[wide].low)
     if len(used) > 1 and not is_sortable:
         channels = sum(used.values())
         total += ORDER_BYTES + channels * count_index_bytes(channels)

@@ -51,7 +51,7 @@ def test_integers_of_any_widths_and_shape_come_back_from_their_containers(data: 
         constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
-    found, nodes = Unpacker(store).build(integers, groups)
+    found, nodes = Unpacker(store, data.draw(st.booleans())).build(integers, groups)
     output = helper.make_tensor_value_info(found, TensorProto.INT8, None)
     graph = helper.make_graph(nodes, "unpacking", [], [output], list(constants.values()))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET_INT2)], ir_version=13)
