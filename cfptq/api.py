@@ -389,6 +389,8 @@ def audit(
     action_set: ActionSpace,
     *,
     issued: pd.DataFrame | torch.Tensor | None = None,
+    id: str | None = None,
+    strict: bool = False,
     groups: str | Sequence[str] | Mapping[str, Sequence[Any]] = (),
     label: str | Sequence[int] | None = None,
     target: Target | None = None,
@@ -406,7 +408,11 @@ def audit(
         f_q: the model that is deployed: an ONNX file, a module, or a callable.
         people: raw features (a DataFrame, which the action set encodes) or columns (a tensor).
         action_set: what people can change.
-        issued: advice already given, one row per person in the form of ``people``. It is checked first. By default recourse is solved.
+        issued: letters already sent, in the form of ``people``. They are checked first. An empty cell means that the value stays, and a
+            person may have several letters. By default recourse is solved.
+        id: column, or name of the index, that identifies a person in ``people`` and ``issued``. By default the index, where there is
+            one, or else the position, if immutable features then agree.
+        strict: refuse every table that the report would have a remark on, such as unknown categories or imputed values.
         groups: one or several columns of ``people``, or name -> one value per person. By default none.
         label: column of ``people`` with the true class, or one class per person. By default accuracy is left out.
         target: the class that recourse leads to: one for all, one per person, or a rule (rows, logits) -> classes. By default it is the
@@ -442,6 +448,8 @@ def audit(
             labels=labels,
             groups=given,
             issued=issued,
+            id=id,
+            strict=strict,
             head=head,
             threshold=threshold,
             output=output,

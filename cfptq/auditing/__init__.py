@@ -8,7 +8,8 @@ from cfptq.auditing.audit import run_audit
 from cfptq.auditing.evaluation import Grouping, GroupMetrics, RecourseMetrics, evaluate
 from cfptq.auditing.gate import Gate
 from cfptq.auditing.inputs import split_by_group
-from cfptq.auditing.issued import IssuedAdvice, check_issued
+from cfptq.auditing.issued import IssuedAdvice, LetterOutcome, check_issued
+from cfptq.auditing.letters import Letters, read_letters
 from cfptq.auditing.margin_estimate import MarginEstimate, estimate_margins
 from cfptq.auditing.protocol import Protocol, ReferenceRecourse, reference_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
@@ -21,6 +22,8 @@ __all__ = [
     "GroupMetrics",
     "Grouping",
     "IssuedAdvice",
+    "LetterOutcome",
+    "Letters",
     "MarginEstimate",
     "Protocol",
     "RecourseMetrics",
@@ -29,6 +32,7 @@ __all__ = [
     "check_issued",
     "estimate_margins",
     "evaluate",
+    "read_letters",
     "reference_recourse",
     "run_audit",
     "split_by_group",

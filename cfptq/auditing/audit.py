@@ -17,7 +17,8 @@ from cfptq.actions.action_space import ActionSpace
 from cfptq.actions.columns import as_matrix
 from cfptq.auditing.evaluation import evaluate
 from cfptq.auditing.inputs import parse_labels, split_by_group
-from cfptq.auditing.issued import check_issued
+from cfptq.auditing.issued import IssuedAdvice, check_issued
+from cfptq.auditing.letters import read_letters
 from cfptq.auditing.protocol import Protocol, reference_recourse
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.errors import ActionSetError, DataError, FileError
@@ -37,6 +38,8 @@ def run_audit(
     labels: Any = None,
     groups: Mapping[str, Any] | None = None,
     issued: Any = None,
+    id: str | None = None,
+    strict: bool = False,
     head: Head | str | None = None,
     threshold: float | None = None,
     output: str | None = None,
@@ -57,8 +60,10 @@ def run_audit(
         target: Class that recourse leads to, one class a row (N,), or a rule. The action set's ``favourable`` class by default.
         labels: True classes (N,), NaN or -1 where unknown. None leaves accuracy undefined.
         groups: Labels (N,) by the name of the attribute.
-        issued: Advice already given, as points in columns or a DataFrame of raw features. It is checked first and reported apart, see
-            ``cfptq.auditing.check_issued``.
+        issued: Advice already given, as points in columns or a DataFrame of raw features, whose empty cells mean no change. It is
+            checked first and reported apart, see ``cfptq.auditing.letters``.
+        id: Column, or name of the index, by which ``issued`` is joined to ``rows``. By default the index, where there is one.
+        strict: Refuse every table that the report would have a remark on.
         head: Form of the output of models that are not predictors yet. Inferred by default.
         threshold: Probability of class 1 above which class 1 is decided, for models that are not predictors yet. By default what
             ONNX files record, or else 0.5.
@@ -76,6 +81,9 @@ def run_audit(
     """
     protocol = protocol or Protocol()
     columns = _encode(rows, space)
+    remarks = _examine(rows, columns, space)
+    if strict and remarks:
+        raise DataError(f"People must give no cause for a remark, because strict is set. {' '.join(map(str, remarks))}")
     wanted = _choose_target(target, space)
     threshold = find_recorded_threshold(f, f_q) if threshold is None else threshold
     before, after = (
@@ -90,7 +98,10 @@ def run_audit(
         logits = before.logits(columns)
         classes = resolve_target(wanted, columns, logits)
         accepted = decide(logits) == classes
-        advice = check_issued(before, after, issued, columns, classes, accepted, space, protocol, seed)
+        letters = read_letters(issued, rows, columns, space, id)
+        advice = check_issued(before, after, letters, columns, classes, accepted, space, protocol, seed)
+        if strict:
+            _refuse_letters(advice)
     teacher = reference_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
     metrics = evaluate(before, after, teacher, columns, labels, space, groups, threads=threads, progress=progress)
     return AuditReport(
@@ -102,7 +113,7 @@ def run_audit(
         protocol=protocol,
         seed=seed,
         runtime=describe_runtime(),
-        remarks=_examine(rows, columns, space),
+        remarks=remarks,
     )
 
 
@@ -126,6 +137,12 @@ def _examine(rows: Any, columns: Tensor, space: ActionSpace) -> tuple[Remark, ..
     if not isinstance(space, ActionSet):
         return ()
     return space.examine(rows if isinstance(rows, pd.DataFrame) else columns)
+
+
+def _refuse_letters(advice: IssuedAdvice) -> None:
+    """Raise if the table of letters gives cause for a remark. Which letters hold is no remark."""
+    if advice.forbidden or advice.unmatched or advice.without_key or advice.remarks or advice.notes:
+        raise DataError(f"Letters must give no cause for a remark, because strict is set. {' '.join(advice.findings())}")
 
 
 def _choose_target(target: Target | None, space: ActionSpace) -> Target:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfptq.actions import ActionSet
+from cfptq.actions import ActionSet, Remark
 from cfptq.actions.action_space import ActionSpace
 from cfptq.auditing.evaluation import decide_points
+from cfptq.auditing.letters import Key, Letters
 from cfptq.auditing.protocol import Protocol
-from cfptq.errors import ActionSetError, DataError, DataWarning, name_rows
+from cfptq.errors import DataError
 from cfptq.io.json import canonicalize
 from cfptq.metrics import Interval, Proportion, bootstrap_intervals, evaluate_statistic, premature_acceptances, target_failures
 from cfptq.metrics.arrays import Floats
@@ -25,26 +25,58 @@ from cfptq.network.predictor import Predictor
 
 #: Equal steps from a person's row to the point that the advice leads to.
 LETTER_STEPS = 50
+#: Keys that a sentence lists. The JSON form lists all.
+SHOWN_KEYS = 10
+
+
+@dataclass(frozen=True)
+class LetterOutcome:
+    """Outcome of one letter on both models.
+
+    Attributes:
+        letter: Row number in the table of letters.
+        person: Row number in the table of people.
+        key: Key of the person. None where letters were joined by position.
+        held_before: True if the full-precision model accepts what the letter asks for.
+        holds: True if the quantized model accepts it.
+        forbidden: Rules of the action set that the letter breaks.
+    """
+
+    letter: int
+    person: int
+    key: Key | None
+    held_before: bool
+    holds: bool
+    forbidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class IssuedAdvice:
     """Outcome of issued advice on both models.
 
-    Row numbers count from 0 in the table of advice.
+    A person may have several letters, and a promise counts as kept if one of them holds. Row numbers count from 0.
 
     Attributes:
-        promised: Number of rows with advice.
-        kept: Number of these rows that the quantized model accepts.
-        kept_before: Number of these rows that the full-precision model accepts.
-        refused: Row numbers that the quantized model rejects.
-        broken: Row numbers that the quantized model rejects and the full-precision model accepts.
+        promised: Number of people with letters.
+        kept: Number of these people with a letter that the quantized model accepts.
+        kept_before: Number of these people with a letter that the full-precision model accepts.
+        refused: Row numbers of people none of whose letters the quantized model accepts.
+        broken: Row numbers of people among them with a letter that the full-precision model accepts.
         validity_drop: Share of ``kept_before`` that is broken, the Validity Drop of the advice. NaN if ``kept_before`` is 0.
         kept_rate: Share of ``promised`` that is kept.
         premature_validity: Share of ``kept_before`` whom the quantized model accepts already at the last of ``LETTER_STEPS`` equal steps
-            from row to advice that the full-precision model refuses. There is no solver's path, so it must not be compared with the
-            premature validity of projected-gradient recourse. NaN where advice cannot be assigned to people.
+            from row to advice that the full-precision model refuses, on the way to the first of a person's letters that the
+            full-precision model accepts. There is no solver's path, so it must not be compared with the premature validity of
+            projected-gradient recourse.
         ci95: Intervals of ``validity_drop``, ``kept_rate`` and ``premature_validity``.
+        letters: Outcome of each letter.
+        joined_by: What letters were joined to people by.
+        accepted_already: Number of letters to people whom the full-precision model accepts as they are.
+        unmatched: Keys of letters that no person has.
+        without_key: Row numbers of letters whose key is empty.
+        without_letter: Keys, or row numbers, of refused people who have no letter.
+        remarks: How letters were read, where their sender may have meant something else.
+        notes: Sentences on the table of letters.
     """
 
     promised: int
@@ -56,27 +88,83 @@ class IssuedAdvice:
     kept_rate: float
     premature_validity: float
     ci95: Mapping[str, Interval]
+    letters: tuple[LetterOutcome, ...]
+    joined_by: str
+    accepted_already: int = 0
+    unmatched: tuple[Key, ...] = ()
+    without_key: tuple[int, ...] = ()
+    without_letter: tuple[Key, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def forbidden(self) -> tuple[LetterOutcome, ...]:
+        """Letters that ask for what the action set does not allow."""
+        return tuple(letter for letter in self.letters if letter.forbidden)
+
+    @property
+    def not_granted(self) -> tuple[LetterOutcome, ...]:
+        """Letters that the full-precision model itself does not grant."""
+        return tuple(letter for letter in self.letters if not letter.held_before)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        result: dict[str, Any] = canonicalize(vars(self))
+        plain = {**vars(self), "letters": [asdict(letter) for letter in self.letters]}
+        result: dict[str, Any] = canonicalize({**plain, "remarks": [remark.to_dict() for remark in self.remarks]})
         return result
 
     def describe(self) -> str:
         """Describe the outcome in words."""
         sentences = [f"Of {self.promised} people with issued advice, {self.kept} still get what they were promised."]
         if self.refused:
-            sentences.append(f"Quantization broke the advice of {len(self.broken)}.")
-            if never := self.promised - self.kept_before:
-                sentences.append(f"For {never} the advice did not hold on the full-precision model either.")
-            sentences.append(f"Rows refused: {name_rows(self.refused)}.")
-        return " ".join(sentences)
+            sentences.append(f"The new model broke the advice of {len(self.broken)}. Refused: {self._name_people(self.refused)}.")
+        return " ".join([*sentences, *self.findings()])
+
+    def findings(self) -> tuple[str, ...]:
+        """Return a sentence on each thing about the letters that a reader must know beside their outcome."""
+        found = [f"Letters were joined to people by {self.joined_by}."]
+        if never := self.promised - self.kept_before:
+            found.append(f"For {never} people the advice did not hold on the full-precision model either.")
+        if self.not_granted:
+            found.append(
+                f"{_count(len(self.not_granted), 'letter')} the full-precision model itself does not grant: {self._name(self.not_granted)}."
+            )
+        if self.forbidden:
+            rules = Counter(rule for letter in self.forbidden for rule in letter.forbidden)
+            named = ", ".join(f"{rule} ({number})" for rule, number in rules.most_common())
+            found.append(
+                f"{_count(len(self.forbidden), 'letter')} ask for what the action set does not allow: {named}. "
+                f"They are judged like the others: {self._name(self.forbidden)}."
+            )
+        if self.accepted_already:
+            found.append(f"{_count(self.accepted_already, 'letter')} went to people whom the full-precision model accepts as they are.")
+        several = len(self.letters) - self.promised
+        if several:
+            found.append(f"There are {len(self.letters)} letters to {self.promised} people. A promise counts as kept if one letter holds.")
+        if self.unmatched:
+            found.append(f"{_count(len(self.unmatched), 'letter')} name nobody in the table of people: {_list(self.unmatched)}.")
+        if self.without_key:
+            found.append(f"{_count(len(self.without_key), 'letter')} have an empty key: rows {_list(self.without_key)}.")
+        if self.without_letter:
+            found.append(f"{len(self.without_letter)} refused people have no letter: {_list(self.without_letter)}.")
+        return (*found, *self.notes, *(f"Letters, {remark}" for remark in self.remarks))
+
+    def _name_people(self, rows: Sequence[int]) -> str:
+        """Name people by their keys, or else by their rows."""
+        keys = {letter.person: letter.key for letter in self.letters}
+        names = [keys[row] for row in rows]
+        return f"rows {_list(rows)}" if None in names else f"people {_list(names)}"
+
+    def _name(self, letters: Sequence[LetterOutcome]) -> str:
+        if self.joined_by == "position":
+            return f"rows {_list([letter.letter for letter in letters])}"
+        return f"people {_list([letter.key for letter in letters])}"
 
 
 def check_issued(
     f: Predictor,
     f_q: Predictor,
-    issued: Any,
+    letters: Letters,
     rows: Tensor,
     target: Tensor,
     accepted: Tensor,
@@ -86,55 +174,64 @@ def check_issued(
 ) -> IssuedAdvice:
     """Check the points that people were told to reach on both models.
 
-    If ``issued`` has as many rows as there are people, row i is the advice of person i. A row whose entries are all missing is no
-    advice. Neither is an unchanged row of a person who is accepted already. With another number of rows, the target must be the same
-    for everyone.
+    An unchanged letter to a person who is accepted already is none.
 
     Args:
         f: Full-precision model.
         f_q: Quantized model.
-        issued: Points x' (M, ...) in columns, or a DataFrame of M rows of raw features.
+        letters: Letters joined to people, see ``cfptq.auditing.letters.read_letters``.
         rows: Columns of everyone, (N, ...).
         target: Target classes, (N,).
         accepted: True where the full-precision model gives the target without any action, (N,).
-        space: Action space that encodes a DataFrame.
+        space: Action space of the rows.
         protocol: Resamples and level of the intervals.
         seed: Seed of the intervals.
 
     Raises:
-        DataError: There is no advice, its columns do not fit, rows are partly missing, or targets cannot be assigned.
-        ActionSetError: ``issued`` is a DataFrame and the action space cannot encode.
+        DataError: No letter asks for a change.
     """
-    count, given, points = _read_points(issued, rows, space)
-    if count == len(rows):
-        wanted = target[given]
-        # Advice that was kept in float32 differs from the person's own values by rounding, which is no change.
-        slack = space.rounding(rows[given]) if isinstance(space, ActionSet) else torch.zeros_like(points)
-        is_same = (points - rows[given]).abs() <= slack
-        points = torch.where(is_same, rows[given], points)
-        idle = accepted[given] & is_same.flatten(1).all(dim=1)
-        given, points, wanted = given[~idle], points[~idle], wanted[~idle]
-        starts = rows[given]
-    elif bool((target == target[:1]).all()):
-        wanted = target[:1].expand(len(given))
-        starts = None
-    else:
-        raise DataError(f"issued must have one row per person ({len(rows)}), because targets differ between people, got {count} rows.")
-    if len(points) == 0:
-        raise DataError(f"issued must ask for a change, got {count} rows without any. Give the points that people were told to reach.")
-    before = (decide_points(f, points) == wanted).numpy()
-    after = (decide_points(f_q, points) == wanted).numpy()
-    broken = Proportion(target_failures(after, np.ones(len(after)), before))
-    kept = Proportion(after.astype(np.float64))
-    premature = Proportion(
-        np.full(len(points), np.nan) if starts is None else _find_premature_acceptances(f, f_q, starts, points, wanted, before)
+    persons = torch.from_numpy(letters.person)
+    starts, points = rows[persons], letters.points
+    # Advice that was kept in float32 differs from the person's own values by rounding, which is no change.
+    slack = space.rounding(starts) if isinstance(space, ActionSet) else torch.zeros_like(points)
+    is_same = (points - starts).abs() <= slack
+    points = torch.where(is_same, starts, points)
+    judged = ~(accepted[persons] & is_same.flatten(1).all(dim=1))
+    if not bool(judged.any()):
+        raise DataError(
+            f"issued must ask for a change, got {len(points)} rows without any. Give the points that people were told to reach."
+        )
+    persons, starts, points = persons[judged], starts[judged], points[judged]
+    before = (decide_points(f, points) == target[persons]).numpy()
+    after = (decide_points(f_q, points) == target[persons]).numpy()
+    numbers = letters.number[judged.numpy()].tolist()
+    rules = [entry for entry, is_judged in zip(letters.forbidden, judged.tolist(), strict=True) if is_judged]
+    outcomes = tuple(
+        LetterOutcome(number, person, None if letters.keys is None else letters.keys[person], held_before, holds, forbidden)
+        for number, person, held_before, holds, forbidden in zip(
+            numbers, persons.tolist(), before.tolist(), after.tolist(), rules, strict=True
+        )
     )
+    people, place = np.unique(persons.numpy(), return_inverse=True)
+    held = np.zeros(len(people), dtype=bool)
+    holds = held.copy()
+    np.logical_or.at(held, place, before)
+    np.logical_or.at(holds, place, after)
+    broken = Proportion(target_failures(holds, np.ones(len(holds)), held))
+    kept = Proportion(holds.astype(np.float64))
+    early = _find_premature_acceptances(f, f_q, starts, points, target[persons], before)
+    of_people = np.full(len(people), np.nan)
+    for letter in reversed(np.flatnonzero(~np.isnan(early))):  # The first letter of each person that holds comes last.
+        of_people[place[letter]] = early[letter]
+    premature = Proportion(of_people)
+    told = set(people.tolist())
+    silent = [row for row in torch.nonzero(~accepted).flatten().tolist() if row not in told]
     return IssuedAdvice(
-        promised=len(points),
-        kept=int(after.sum()),
-        kept_before=int(before.sum()),
-        refused=tuple(given[torch.from_numpy(~after)].tolist()),
-        broken=tuple(given[torch.from_numpy(before & ~after)].tolist()),
+        promised=len(people),
+        kept=int(holds.sum()),
+        kept_before=int(held.sum()),
+        refused=tuple(people[~holds].tolist()),
+        broken=tuple(people[held & ~holds].tolist()),
         validity_drop=evaluate_statistic(broken),
         kept_rate=evaluate_statistic(kept),
         premature_validity=evaluate_statistic(premature),
@@ -144,6 +241,14 @@ def check_issued(
             seed=seed,
             level=protocol.level,
         ),
+        letters=outcomes,
+        joined_by=letters.joined_by,
+        accepted_already=int(accepted[persons].sum()),
+        unmatched=letters.unmatched,
+        without_key=letters.without_key,
+        without_letter=tuple(str(row) if letters.keys is None else letters.keys[row] or f"row {row}" for row in silent),
+        remarks=letters.remarks,
+        notes=letters.notes,
     )
 
 
@@ -160,35 +265,11 @@ def _find_premature_acceptances(
     return premature_acceptances(decide_points(f_q, last_refused), target, granted & refuses.numpy())
 
 
-def _read_points(issued: Any, rows: Tensor, space: ActionSpace) -> tuple[int, Tensor, Tensor]:
-    """Return the number of rows, the row numbers (M,) that hold advice, and their points in columns (M, ...)."""
-    if isinstance(issued, pd.DataFrame):
-        encode = getattr(space, "encode", None)
-        if encode is None:
-            raise ActionSetError(
-                "issued must be columns, because this action space cannot encode a DataFrame. Give the points in the model's columns."
-            )
-        given = torch.from_numpy(np.flatnonzero(~issued.isna().all(axis=1).to_numpy()))
-        with warnings.catch_warnings():
-            # Advice may lead beyond what was observed. The report remarks on the people themselves.
-            warnings.simplefilter("ignore", DataWarning)
-            points = encode(issued.iloc[given.numpy()]) if len(given) else rows[:0]
-        return len(issued), given, _check_shape(points, rows)
-    try:
-        table = torch.as_tensor(np.asarray(issued, dtype=np.float32))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"issued must be a DataFrame of features or an array of columns, got neither ({error}).") from error
-    table = _check_shape(table, rows)
-    missing = torch.isnan(table).flatten(1).all(dim=1)
-    given = torch.nonzero(~missing).flatten()
-    partly = torch.nonzero(torch.isnan(table).flatten(1).any(dim=1) & ~missing).flatten()
-    if len(partly):
-        raise DataError(f"issued must hold all columns of a row or none, got rows with some missing: {name_rows(partly.tolist())}.")
-    return len(table), given, table[given]
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _check_shape(points: Tensor, rows: Tensor) -> Tensor:
-    given, wanted = tuple(points.shape[1:]), tuple(rows.shape[1:])
-    if given != wanted:
-        raise DataError(f"A row of issued advice must have the shape of a person's columns, {wanted}, got {given}. Encode both alike.")
-    return points
+def _list(entries: Sequence[Any]) -> str:
+    shown = ", ".join(map(str, entries[:SHOWN_KEYS]))
+    more = len(entries) - SHOWN_KEYS
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -116,6 +116,8 @@ AUDIT: Mapping[str, Argument] = {
     "f_q": MODEL_TO_RUN,
     "people": PEOPLE,
     "issued": optional(PEOPLE),
+    "id": optional(TEXT),
+    "strict": BOOLEAN,
     "groups": Argument(
         lambda value: isinstance(value, str) or (isinstance(value, Iterable) and isinstance(value, Sized)),
         "the name of a column, several names, or a mapping from a name to one value per person",

@@ -52,7 +52,7 @@ def test_promises_are_counted_and_broken_rows_named() -> None:
     assert advice.validity_drop == pytest.approx(2 / 3)
     assert advice.kept_rate == pytest.approx(1 / 3)
     assert "Of 3 people with issued advice, 1 still get" in advice.describe()
-    assert "Rows refused: 0, 2." in advice.describe()
+    assert "Refused: rows 0, 2." in advice.describe()
 
 
 def test_advice_that_never_held_is_told_apart_from_advice_that_quantization_broke() -> None:
@@ -60,7 +60,7 @@ def test_advice_that_never_held_is_told_apart_from_advice_that_quantization_brok
     assert advice is not None
     assert (advice.refused, advice.broken) == ((0, 1), (1,))
     assert advice.validity_drop == 0.5
-    assert "For 1 the advice did not hold on the full-precision model either" in advice.describe()
+    assert "For 1 people the advice did not hold on the full-precision model either" in advice.describe()
 
 
 def test_people_without_advice_are_missing_rows() -> None:
@@ -71,11 +71,11 @@ def test_people_without_advice_are_missing_rows() -> None:
     assert (advice.promised, advice.broken) == (2, (0,))
 
 
-def test_advice_may_be_a_table_of_its_own_in_raw_features() -> None:
-    frame = pd.DataFrame({"skill": [0.1, None, 0.2, 0.9, 0.3], "luck": [0.5, None, 0.5, 0.5, 0.5]}, index=list("abcde"))
+def test_advice_may_be_a_table_of_raw_features_with_several_letters_for_a_person() -> None:
+    frame = pd.DataFrame({"skill": [0.1, None, 0.2, 0.9, 0.3], "luck": [0.5, None, 0.5, 0.5, 0.5]}, index=[0, 3, 2, 1, 2])
     advice = run_audit(Cut(0.0), Cut(0.25), ROWS, Plane(), issued=frame).issued
     assert advice is not None
-    assert (advice.promised, advice.broken) == (4, (0, 2))
+    assert (advice.promised, advice.broken) == (3, (0,))  # The second letter of person 2 holds.
 
 
 def test_advice_that_cannot_be_read_is_refused() -> None:
@@ -86,7 +86,7 @@ def test_advice_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(DataError, match=r"got \(3,\)"):
         run_audit(Cut(0.0), Cut(0.1), ROWS, Plane(), issued=np.ones((4, 3)))
     with pytest.raises(DataError, match="one row per person"):
-        run_audit(Cut(0.0), Cut(0.1), ROWS, Plane(), target=torch.tensor([1, 1, 0, 1]), issued=np.ones((3, 2)))
+        run_audit(Cut(0.0), Cut(0.1), ROWS, Plane(), issued=np.ones((3, 2)))
     with pytest.raises(DataError, match="DataFrame of features or an array"):
         run_audit(Cut(0.0), Cut(0.1), ROWS, Plane(), issued="letters")
 
