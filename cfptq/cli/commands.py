@@ -17,7 +17,7 @@ import typer
 from cfptq import __version__
 from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_action_set, read_module
 from cfptq.cli.outputs import say, show, show_comparison, show_quickstart, show_result, write_model_and_plan
-from cfptq.cli.table_files import read_table
+from cfptq.cli.table_files import TableFormat, load_table, read_table
 from cfptq.errors import CfptqError, FileError
 from cfptq.io.atomic import check_writable, make_folder
 from cfptq.io.files import describe_os_error
@@ -350,7 +350,16 @@ def audit(
     after: Annotated[str, typer.Argument(help="The model that is deployed, likewise.")],
     people: Annotated[Path, typer.Option("--people", help="Everyone, accepted and rejected, as raw features, CSV or Parquet.")],
     action_set: ActionsOption,
-    issued: Annotated[Path | None, typer.Option("--issued", help="Advice already given, the features people were told to reach.")] = None,
+    issued: Annotated[
+        Path | None,
+        typer.Option("--issued", help="Letters already sent, with what people were told to reach. Empty cells stay as they are."),
+    ] = None,
+    id: Annotated[str | None, typer.Option("--id", help="Column that identifies people in both tables.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse every table that the report would have a remark on.")] = False,
+    sep: Annotated[str | None, typer.Option("--sep", help="Separator of CSV files. Detected by default.")] = None,
+    decimal: Annotated[str | None, typer.Option("--decimal", help="Decimal mark of CSV files. Detected by default.")] = None,
+    thousands: Annotated[str | None, typer.Option("--thousands", help="Thousands mark of CSV files. Detected by default.")] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of CSV files. UTF-8 by default.")] = None,
     group: Annotated[list[str] | None, typer.Option("--group", help="Column to report by subgroup. May be repeated.")] = None,
     label: LabelOption = None,
     target: TargetOption = None,
@@ -377,13 +386,17 @@ def audit(
 
     check_writable(json)
     actions = read_action_set(action_set)
-    frame = read_table(people)
+    form = TableFormat(sep, decimal, thousands, encoding)
+    tables = [load_table(path, form, text=id) for path in (people, issued) if path is not None]
+    frame = tables[0].frame
     report = api.audit(
         as_audited(before, state),
         as_audited(after, state_after),
         frame,
         actions,
-        issued=None if issued is None else read_table(issued),
+        issued=None if issued is None else tables[1].frame,
+        id=id,
+        strict=strict,
         groups=tuple(group or ()),
         label=label,
         target=target,
@@ -396,7 +409,7 @@ def audit(
     if json is not None:
         report.to_json(json)
     show(report)
-    say(str(gate))
+    say(*(table.reading for table in tables if table.reading), str(gate))
     if not gate:
         raise typer.Exit(BROKEN)
 

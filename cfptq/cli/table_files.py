@@ -1,105 +1,260 @@
 """Tables of people in CSV and Parquet files.
 
 pandas renames a column that stands twice, takes surplus cells of a row for its index, and fills missing ones, all without a word. A CSV
-file is therefore checked cell by cell before pandas reads it.
+file is therefore checked cell by cell before pandas reads it. Its numbers are rewritten with decimal points first, where cells show how
+they are written. ``1,234`` alone does not.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import io
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import TextIOWrapper
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from cfptq.errors import FileError
+from cfptq.errors import ConfigurationError, FileError
 from cfptq.io.files import check_regular_file, describe_os_error
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Characters that separate cells in other dialects of CSV, and their names.
-OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+#: Characters that separate cells, and their names.
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 #: Endings of the names that tables may have, and their kinds.
 KINDS = {".csv": "CSV", ".csv.gz": "CSV", ".parquet": "Parquet"}
-#: Encodings of CSV files that are read. The mark of the first is skipped.
+#: Encoding of CSV files by default. The mark at the start is skipped.
 ENCODING = "utf-8-sig"
+#: Cells that pandas reads as missing, in columns of numbers.
+MISSING = frozenset({"", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A", "-nan", "-NaN"})
+_NUMBER_LIKE = re.compile(r"(?=.*\d)[+-]?((\d{1,3}(\.\d{3})+|\d*)(,\d*)?|(\d{1,3}(,\d{3})+|\d*)(\.\d*)?)([eE][+-]?\d+)?")
+_SHOWS_DECIMAL_COMMA = re.compile(r"[+-]?(\d{4,}|0\d*|\d{1,3}(\.\d{3})+|),\d+|[+-]?\d+,(\d{1,2}|\d{4,})([eE][+-]?\d+)?")
+_SHOWS_THOUSANDS_COMMA = re.compile(r"[+-]?\d{1,3}(,\d{3}){2,}(\.\d+)?|[+-]?\d{1,3}(,\d{3})+\.\d+")
+_SHOWS_DECIMAL_POINT = re.compile(r"[+-]?(\d{4,}|0\d*|)\.\d+|[+-]?\d+\.(\d{1,2}|\d{4,})([eE][+-]?\d+)?")
+_SHOWS_THOUSANDS_POINT = re.compile(r"[+-]?\d{1,3}(\.\d{3}){2,}(,\d+)?|[+-]?\d{1,3}(\.\d{3})+,\d+")
+_THREE_AFTER_POINT = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """Form of a CSV file. What is None is detected, or refused where nothing in the file shows it.
+
+    Attributes:
+        separator: Character between cells.
+        decimal: Decimal mark, "." or ",".
+        thousands: Mark between groups of three digits.
+        encoding: Encoding of the text. UTF-8 by default.
+    """
+
+    separator: str | None = None
+    decimal: str | None = None
+    thousands: str | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and len(self.separator) != 1:
+            raise ConfigurationError(f"The separator must be one character, got {self.separator!r}. Give --sep ';' for semicolons.")
+        if self.decimal not in (None, ".", ","):
+            raise ConfigurationError(f"The decimal mark must be '.' or ',', got {self.decimal!r}.")
+        if self.thousands is not None and (len(self.thousands) != 1 or self.thousands.isalnum()):
+            raise ConfigurationError(f"The thousands mark must be one character such as '.', got {self.thousands!r}.")
+        if self.thousands is not None and self.thousands == (self.decimal or "."):
+            raise ConfigurationError(
+                f"Decimal and thousands mark must differ, got {self.thousands!r} for both. Give --decimal too, for example --decimal ','."
+            )
+        if self.encoding is not None:
+            try:
+                "".encode(self.encoding)
+            except (LookupError, UnicodeError) as error:
+                raise ConfigurationError(f"There is no encoding {self.encoding!r}. Give for example utf-8, latin-1 or cp1252.") from error
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTable:
+    """Rows of a file, and how the file was read.
+
+    Attributes:
+        frame: The rows.
+        reading: One sentence on separator, decimal mark, thousands mark and encoding. Empty for Parquet.
+    """
+
+    frame: pd.DataFrame
+    reading: str
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read the rows of a CSV or Parquet file.
+    """Read the rows of a CSV or Parquet file. See ``load_table``."""
+    return load_table(path).frame
+
+
+def load_table(path: Path, form: TableFormat | None = None, text: str | None = None) -> LoadedTable:
+    """Read the rows of a CSV or Parquet file, and say how.
+
+    Args:
+        path: A .csv, .csv.gz or .parquet file.
+        form: Form of a CSV file. By default all of it is detected.
+        text: Column that is read as text, such as a key with leading zeros. A table without it is read as it is.
 
     Raises:
         FileError: the file is missing, empty, cut off or of another kind, two columns have one name, a row has too many or too few cells,
-            or the file is not text in UTF-8 with commas.
+            the text has another encoding, or it is open what its numbers mean.
     """
     kind = next((kind for ending, kind in KINDS.items() if path.name.lower().endswith(ending)), None)
     if kind is None:
         raise FileError(f"{path} is neither CSV nor Parquet by its name. Give a .csv, .csv.gz or .parquet file.")
     check_regular_file(path)
-    frame = _read_csv(path) if kind == "CSV" else _read_parquet(path)
-    _check_names([str(name) for name in frame.columns], path)
-    if len(frame) == 0:
+    table = _load_csv(path, form or TableFormat(), text) if kind == "CSV" else LoadedTable(_read_parquet(path), "")
+    _check_names([str(name) for name in table.frame.columns], path)
+    if len(table.frame) == 0:
         raise FileError(f"{path} holds no rows.")
-    return frame
+    return table
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _load_csv(path: Path, form: TableFormat, text: str | None) -> LoadedTable:
     """Read a CSV file whose every row has one cell for each column."""
     import pandas as pd
 
     try:
-        with _open_text(path) as file:
-            _check_cells(csv.reader(file, strict=True), path)
-        with _open_text(path) as file:
-            # index_col=False keeps the first column from becoming an index.
-            return pd.read_csv(file, index_col=False)
+        with _open_text(path, form) as file:
+            separator = form.separator or _detect_separator(file.readline(), path)
+        with _open_text(path, form) as file:
+            rows = [row for row in csv.reader(file, strict=True, delimiter=separator) if row]
+        _check_cells(rows, path)
+        decimal, thousands, why = _detect_marks(rows, separator, form, path)
+        if (decimal, thousands) != (".", None):
+            _rewrite_numbers(rows, decimal, thousands)
+        plain = io.StringIO(newline="")
+        csv.writer(plain, lineterminator="\n").writerows(rows)
+        plain.seek(0)
+        # index_col=False keeps the first column from becoming an index.
+        frame = pd.read_csv(plain, index_col=False, skip_blank_lines=False, dtype={text: str} if text in rows[0] else None)
     except UnicodeDecodeError as error:
-        raise FileError(f"{path} must be text in UTF-8, and byte {error.object[error.start]:#04x} is not. Save it as UTF-8.") from error
+        wanted = form.encoding or "UTF-8"
+        raise FileError(
+            f"{path} must be text in {wanted}, and byte {error.object[error.start]:#04x} is not. Save it as UTF-8, or say how it is "
+            "encoded, for example by --encoding latin-1."
+        ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FileError(f"{path} is cut off or damaged ({error}). Write it again.") from error
-    except (csv.Error, ValueError) as error:
+    except (csv.Error, ValueError, IndexError) as error:
         raise FileError(f"{path} cannot be read as CSV: {str(error).rstrip('.')}.") from error
     except OSError as error:
         raise FileError(f"{path} cannot be read as CSV: {describe_os_error(error)}.") from error
+    marks = f"decimal {'point' if decimal == '.' else 'comma'}, thousands {f'mark {thousands!r}' if thousands else 'without a mark'}"
+    return LoadedTable(frame, f"{path.name}: {SEPARATORS.get(separator, repr(separator))}, {marks}, {form.encoding or 'UTF-8'}{why}.")
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[IO[str]]:
+def _open_text(path: Path, form: TableFormat) -> Iterator[IO[str]]:
     """Open a CSV file, packed or not, as text."""
     is_packed = path.name.lower().endswith(".gz")
+    encoding = form.encoding or ENCODING
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = ENCODING
     with gzip.open(path) if is_packed else path.open("rb") as binary:
-        yield TextIOWrapper(cast("IO[bytes]", binary), encoding=ENCODING, newline="")
+        yield io.TextIOWrapper(cast("IO[bytes]", binary), encoding=encoding, newline="")
 
 
-def _check_cells(rows: Iterable[Sequence[str]], path: Path) -> None:
+def _detect_separator(header: str, path: Path) -> str:
+    """Return the separator of a header, or refuse a header that two of them could separate."""
+    counts = {separator: len(next(csv.reader([header], delimiter=separator), [])) - 1 for separator in SEPARATORS}
+    found = [separator for separator, count in counts.items() if count > 0]
+    if len(found) > 1:
+        most = max(found, key=counts.__getitem__)
+        others = [separator for separator in found if separator != most]
+        if any(2 * counts[other] > counts[most] for other in others):
+            names = " and ".join(SEPARATORS[separator] for separator in found)
+            raise FileError(f"The header of {path} has {names}, so that its separator is open. Give --sep.")
+        return most
+    return found[0] if found else ","
+
+
+def _check_cells(rows: Sequence[Sequence[str]], path: Path) -> None:
     """Check that all rows of a CSV file have as many cells as its first, which holds distinct names."""
-    names: Sequence[str] = ()
-    for number, row in enumerate(rows, start=1):
-        if not row:
-            continue  # pandas skips empty lines too.
-        if not names:
-            names = row
-            _check_header(names, path)
-        elif len(row) != len(names):
+    if not rows:
+        raise FileError(f"{path} cannot be read as CSV: it holds no header.")
+    names = rows[0]
+    _check_names(names, path)
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(names):
             raise FileError(
                 f"Each row of {path} must have {len(names)} cells, as its header has, and row {number} has {len(row)}. "
-                "Put cells that hold a comma in double quotes."
+                "Put cells that hold the separator in double quotes."
             )
 
 
-def _check_header(names: Sequence[str], path: Path) -> None:
-    joined = ",".join(names)
-    for separator, word in OTHER_SEPARATORS.items():
-        if joined.count(separator) >= (1 if len(names) == 1 else 2 * len(names)):
+def _detect_marks(rows: Sequence[Sequence[str]], separator: str, form: TableFormat, path: Path) -> tuple[str, str | None, str]:
+    """Return decimal mark, thousands mark and what shows them, or refuse a file that leaves them open."""
+    if form.decimal is not None:
+        return form.decimal, form.thousands, ""
+    columns = _list_numeric_columns(rows, form.thousands)
+    commas = [(name, cell) for name, cells in columns for cell in cells if "," in cell]
+    points = [(name, cell) for name, cells in columns for cell in cells if "." in cell]
+    decimal_comma = next((entry for entry in commas if _SHOWS_DECIMAL_COMMA.fullmatch(entry[1])), None)
+    thousands_comma = next((entry for entry in commas if _SHOWS_THOUSANDS_COMMA.fullmatch(entry[1])), None)
+    decimal_point = next((entry for entry in points if _SHOWS_DECIMAL_POINT.fullmatch(entry[1])), None)
+    thousands_point = next((entry for entry in points if _SHOWS_THOUSANDS_POINT.fullmatch(entry[1])), None)
+    if form.thousands == ",":
+        return ".", ",", ""
+    has_comma_decimals, has_point_decimals = decimal_comma or thousands_point, decimal_point or thousands_comma
+    if has_comma_decimals and has_point_decimals:
+        raise FileError(
+            f"{path} writes numbers in two ways: {_show(has_comma_decimals)} and {_show(has_point_decimals)}. Write them in one way, or "
+            "give --decimal and --thousands."
+        )
+    if has_comma_decimals:
+        if points and not thousands_point and form.thousands is None:
             raise FileError(
-                f"{path} must be separated by commas, and its header has {word}. Save it with commas and decimal points, or as Parquet."
+                f"{path} has decimal commas ({_show(has_comma_decimals)}), and {_show(points[0])} is open. Give --thousands '.' or "
+                "correct it."
             )
-    _check_names(names, path)
+        return ",", form.thousands or ("." if thousands_point else None), f" (shown by {_show(has_comma_decimals)})"
+    if commas and has_point_decimals:
+        return ".", form.thousands or ",", f" (shown by {_show(has_point_decimals)})"
+    if commas:
+        raise FileError(
+            f"It is open whether {_show(commas[0])} of {path} has a decimal comma or a thousands comma, and no other cell shows it. "
+            "Give --decimal ',' or --thousands ','."
+        )
+    if separator == ";" and points and not has_point_decimals and all(_THREE_AFTER_POINT.fullmatch(cell) for _, cell in points):
+        raise FileError(
+            f"It is open whether {_show(points[0])} of {path}, which has semicolons, has a decimal point or a thousands point. "
+            "Give --decimal '.', or --decimal ',' --thousands '.'."
+        )
+    return ".", form.thousands, ""
+
+
+def _show(entry: tuple[str, str]) -> str:
+    return f"{entry[1]!r} in column {entry[0]!r}"
+
+
+def _list_numeric_columns(rows: Sequence[Sequence[str]], thousands: str | None) -> list[tuple[str, list[str]]]:
+    """Return the cells, without a known thousands mark, of each column that holds nothing but numbers, and its name."""
+    found = []
+    for name, *cells in zip(*rows, strict=True):
+        present = [stripped for cell in cells if (stripped := cell.strip().replace(thousands or "", "")) not in MISSING]
+        if present and all(_NUMBER_LIKE.fullmatch(cell) for cell in present):
+            found.append((name, present))
+    return found
+
+
+def _rewrite_numbers(rows: list[list[str]], decimal: str, thousands: str | None) -> None:
+    """Rewrite columns of numbers with decimal points and without thousands marks, in place."""
+    whole = rf"(?:\d{{1,3}}(?:{re.escape(thousands)}\d{{3}})+|\d+)" if thousands else r"\d+"
+    number = re.compile(rf"[+-]?(?:{whole}(?:{re.escape(decimal)}\d*)?|{re.escape(decimal)}\d+)(?:[eE][+-]?\d+)?")
+    for place in range(len(rows[0])):
+        cells = [row[place].strip() for row in rows[1:]]
+        if any(cell not in MISSING and not number.fullmatch(cell) for cell in cells):
+            continue  # Text, which stays as it is.
+        for row, cell in zip(rows[1:], cells, strict=True):
+            if cell not in MISSING:
+                row[place] = (cell.replace(thousands, "") if thousands else cell).replace(decimal, ".")
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:

@@ -154,10 +154,25 @@ class TestAudit:
         assert result.exit_code == 0, result.stderr
         assert "people with issued advice" in result.stdout
 
+    def test_letters_are_joined_by_the_key_and_read_as_the_file_writes_numbers(self, desk: Desk, tmp_path: Path) -> None:
+        people = pd.read_parquet(desk["test.parquet"])
+        people = people.assign(person_id=[f"{row:05d}" for row in range(len(people))])
+        people.to_csv(tmp_path / "people.csv", index=False, sep=";", decimal=",")
+        letters = people[["person_id", "income"]].assign(income=60.5, debt=0.0).sample(frac=1, random_state=1)
+        letters.to_csv(tmp_path / "issued.csv", index=False)
+        files = ("--people", str(tmp_path / "people.csv"), "--action-set", desk["actions.yaml"], "--issued", str(tmp_path / "issued.csv"))
+        result = cfptq_says("audit", desk["fp32.onnx"], desk["harsh.onnx"], *files, "--id", "person_id", "--max-vd", "0")
+        assert result.exit_code == 0, result.stderr
+        assert "joined to people by 'person_id'" in result.stdout and "people.csv: semicolons, decimal comma" in result.stdout
+        without = cfptq_says("audit", desk["fp32.onnx"], desk["harsh.onnx"], *files)
+        assert without.exit_code == 2 and "id='person_id'" in without.stderr
+
     @pytest.mark.parametrize(
         ("after", "more", "message"),
         [
             ("absent.onnx", (), "absent.onnx"),
+            ("fp32.onnx", ("--sep", ";;"), "separator must be one character"),
+            ("fp32.onnx", ("--id", "person_id", "--issued", "letters.csv"), "There is no file letters.csv"),
             ("fp32.onnx", ("--max-vd", "7"), "max_vd must be a share"),
             ("fp32.onnx", ("--group", "height"), "height"),
             ("fp32.onnx", ("--issued", "absent.csv"), "There is no file absent.csv"),

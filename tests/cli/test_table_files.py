@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cfptq.cli.table_files import read_table
-from cfptq.errors import FileError
+from cfptq.cli.table_files import TableFormat, load_table, read_table
+from cfptq.errors import ConfigurationError, FileError
 
 FRAME = pd.DataFrame({"a": [1.5, 2.5], "b": ["x", "y"]})
 TEXT = b"a,b\n1.5,x\n2.5,y\n"
@@ -41,9 +41,13 @@ def test_marks_line_ends_and_quotes_of_spreadsheets_change_nothing(tmp_path: Pat
         ("rows.csv", b"\xff\xfe\x00\x01", "UTF-8"),
         ("rows.csv", b"a,b\n1,Orl\xe9ans\n", "UTF-8, and byte 0xe9"),
         ("rows.csv", b"a,b,a\n1,2,3\n", "'a' stands twice"),
-        ("rows.csv", b"a;b\n1,5;x\n", "has semicolons"),
-        ("rows.csv", b"a\tb\tc\n1\t2\t3\n", "has tabs"),
-        ("rows.csv", b"a|b\n1|2\n", "has vertical bars"),
+        ("rows.csv", b"a;b,c\n1;2,3\n", "has commas and semicolons"),
+        ("rows.csv", b'a,b\n"1,234",x\n', "open whether '1,234' in column 'a'"),
+        ("rows.csv", b'a,b\n"1,234",2\n"12,345",3\n', "Give --decimal ',' or --thousands ','"),
+        ("rows.csv", b"a;b\n1,234;2\n", "open whether '1,234'"),
+        ("rows.csv", b"a;b\n1.234;2\n", "open whether '1.234'"),
+        ("rows.csv", b"a;b\n1,5;2.5\n", "in two ways: '1,5' in column 'a' and '2.5' in column 'b'"),
+        ("rows.csv", b"a;b\n1,5;1.234\n", "'1.234' in column 'b' is open"),
         ("rows.csv", b"a,b\n1,2\n3,4,5\n", "row 3 has 3"),
         ("rows.csv", b"a,b\n1,2\n3", "row 3 has 1"),
         ("rows.csv", b'a,b\n1,"2\n', "cannot be read as CSV"),
@@ -66,3 +70,54 @@ def test_a_missing_table_and_a_pipe_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(FileError, match="regular file"):
         read_table(tmp_path / "pipe.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "reading"),
+    [
+        ("a;b\n1,5;x\n2;y\n", [1.5, 2.0], "semicolons, decimal comma, thousands without a mark, UTF-8 (shown by '1,5' in column 'a')"),
+        ("a;b\n1.234,5;x\n", [1234.5], "decimal comma, thousands mark '.'"),
+        ("a;b\n1.234.567;x\n", [1234567.0], "decimal comma, thousands mark '.'"),
+        ("a;b\n0,123;x\n1,234;y\n", [0.123, 1.234], "decimal comma"),
+        ('a,b\n"1,234.50",x\n', [1234.5], "commas, decimal point, thousands mark ','"),
+        ('a,b\n"1,234,567",x\n"1,234",y\n', [1234567.0, 1234.0], "thousands mark ','"),
+        ('a,b\n"1,234",0.5\n', [1234.0], "thousands mark ',', UTF-8 (shown by '0.5' in column 'b')"),
+        ("a,b\n1.234,x\n", [1.234], "commas, decimal point, thousands without a mark, UTF-8."),
+        ("a\tb\n1.5\tx\n", [1.5], "tabs"),
+        ("a|b\n7|x\n", [7.0], "vertical bars"),
+        ("a;b\n1,5;31.12.2020\n", [1.5], "decimal comma"),
+    ],
+)
+def test_numbers_are_read_as_the_file_shows_that_they_are_written(tmp_path: Path, text: str, wanted: list[float], reading: str) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    table = load_table(tmp_path / "rows.csv")
+    assert table.frame["a"].tolist() == wanted
+    assert reading in table.reading
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "wanted"),
+    [
+        ('a,b\n"1,234",x\n', TableFormat(thousands=","), 1234.0),
+        ('a,b\n"1,234",x\n', TableFormat(decimal=","), 1.234),
+        ("a;b\n1.234;x\n", TableFormat(decimal=",", thousands="."), 1234.0),
+        ("a;b\n1.234;x\n", TableFormat(decimal="."), 1.234),
+        ("a;b\n1'234,5;x\n", TableFormat(thousands="'"), 1234.5),
+        ("a b\n1 x\n", TableFormat(separator=" "), 1.0),
+    ],
+)
+def test_options_say_what_a_file_leaves_open(tmp_path: Path, text: str, form: TableFormat, wanted: float) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    assert load_table(tmp_path / "rows.csv", form).frame["a"].tolist() == [wanted]
+
+
+def test_another_encoding_and_keys_as_text(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes("key,town\n007,Orléans\n".encode("latin-1"))
+    frame = load_table(tmp_path / "rows.csv", TableFormat(encoding="latin-1"), text="key").frame
+    assert frame.values.tolist() == [["007", "Orléans"]]
+
+
+@pytest.mark.parametrize("settings", [{"separator": ";;"}, {"decimal": "x"}, {"thousands": "."}, {"encoding": "utf-99"}])
+def test_forms_that_make_no_sense_are_refused(settings: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError):
+        TableFormat(**settings)
