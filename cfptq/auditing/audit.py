@@ -15,16 +15,17 @@ from torch import Tensor
 from cfptq.actions import ActionSet, Remark
 from cfptq.actions.action_space import ActionSpace
 from cfptq.actions.columns import as_matrix
-from cfptq.auditing.evaluation import evaluate
+from cfptq.auditing.affected import Consequences, cost_by_person, describe_consequences
+from cfptq.auditing.evaluation import Evaluation, evaluate_in_detail
 from cfptq.auditing.inputs import parse_labels, split_by_group
 from cfptq.auditing.issued import IssuedAdvice, check_issued
-from cfptq.auditing.letters import read_letters
-from cfptq.auditing.protocol import Protocol, reference_recourse
+from cfptq.auditing.letters import Letters, read_letters
+from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, reference_recourse, solve_rows
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.errors import ActionSetError, DataError, FileError
-from cfptq.network.head import Head, decide
+from cfptq.network.head import Head, decide, target_margin
 from cfptq.network.onnx.session import describe_runtime
-from cfptq.network.predictor import Model, as_predictor, choose_outputs, describe_reading, find_recorded_threshold
+from cfptq.network.predictor import Model, Predictor, as_predictor, choose_outputs, describe_reading, find_recorded_threshold
 from cfptq.recourse import Target, resolve_target
 
 
@@ -93,7 +94,7 @@ def run_audit(
     if labels is not None:
         labels = parse_labels(labels, columns, before.n_classes)
     split_by_group(groups, columns)  # Groups that do not fit are refused before the long part.
-    advice = None
+    advice, letters = None, None
     if issued is not None:
         logits = before.logits(columns)
         classes = resolve_target(wanted, columns, logits)
@@ -103,18 +104,67 @@ def run_audit(
         if strict:
             _refuse_letters(advice)
     teacher = reference_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
-    metrics = evaluate(before, after, teacher, columns, labels, space, groups, threads=threads, progress=progress)
+    evaluation = evaluate_in_detail(before, after, teacher, columns, labels, space, groups, threads=threads, progress=progress)
+    frame = rows if isinstance(rows, pd.DataFrame) else None
+    if advice is None or letters is None:
+        consequences = _follow_recourse(teacher, evaluation, columns, space, frame)
+    else:
+        consequences = _follow_letters(before, after, letters, advice, columns, classes, space, frame, protocol, seed, threads)
     return AuditReport(
         full_precision=AuditedModel(before.name, _hash_file(f), describe_reading(before)),
         quantized=AuditedModel(after.name, _hash_file(f_q), describe_reading(after)),
         fp32=teacher.to_dict(labels),
-        metrics=metrics,
+        metrics=evaluation.metrics,
         issued=advice,
         protocol=protocol,
         seed=seed,
         runtime=describe_runtime(),
         remarks=remarks,
+        consequences=consequences,
+        digests={"people": _hash_tensor(columns), **({"action set": _hash_text(repr(space))} if isinstance(space, ActionSet) else {})},
     )
+
+
+def _follow_recourse(
+    teacher: ReferenceRecourse, evaluation: Evaluation, columns: Tensor, space: ActionSpace, frame: pd.DataFrame | None
+) -> Consequences:
+    """Describe what the people with projected-gradient recourse were told, and who is affected."""
+    projected = teacher.projected
+    found = projected.found
+    broken = torch.isin(teacher.people, torch.tensor(evaluation.metrics.broken, dtype=torch.int64))
+    costs = cost_by_person(evaluation.own, teacher.people)
+    margins = projected.margin[found], evaluation.margins[found]
+    return describe_consequences(columns, projected.points[found], teacher.people[found], broken[found], space, frame, None, costs, margins)
+
+
+def _follow_letters(
+    before: Predictor, after: Predictor, letters: Letters, advice: IssuedAdvice, columns: Tensor, classes: Tensor, space: ActionSpace,
+    frame: pd.DataFrame | None, protocol: Protocol, seed: int, threads: int | None,
+) -> Consequences:  # fmt: skip
+    """Describe what people were told by their first letter that held, and who is affected."""
+    place_of = {int(number): place for place, number in enumerate(letters.number)}
+    first: dict[int, int] = {}
+    for outcome in sorted(advice.letters, key=lambda letter: not letter.held_before):
+        first.setdefault(outcome.person, place_of[outcome.letter])
+    persons, places = torch.tensor(list(first)), torch.tensor(list(first.values()))
+    broken = torch.tensor(advice.broken, dtype=torch.int64)
+    costs = {}
+    if after.is_differentiable and len(broken):
+        method = replace(protocol.minimal_cost, confidence=PLAIN)
+        own = solve_rows(after, columns[broken], space, classes[broken], method, seed=seed, threads=threads, progress=False)
+        costs = cost_by_person(own, broken)
+    points = letters.points[places]
+    margins = target_margin(before.logits(points), classes[persons]), target_margin(after.logits(points), classes[persons])
+    is_broken = torch.isin(persons, broken)
+    return describe_consequences(columns, points, persons, is_broken, space, frame, letters.keys, costs, margins)
+
+
+def _hash_tensor(columns: Tensor) -> str:
+    return hashlib.sha256(columns.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _encode(rows: Any, space: ActionSpace) -> Tensor:

@@ -210,6 +210,21 @@ class RecourseMetrics:
 _SINGLE_METRICS = frozenset(field.name for field in fields(RecourseMetrics) if field.type == "float")
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Metrics of a quantized model, and what they were computed from.
+
+    Attributes:
+        metrics: All metrics.
+        own: Minimal-cost recourse on the quantized model of the people measured. None if it was not computed.
+        margins: Margins of the target at the projected-gradient recourse of these people on the quantized model, in logits.
+    """
+
+    metrics: RecourseMetrics
+    own: RecourseBatch | None
+    margins: Tensor
+
+
 def evaluate(
     f: Predictor,
     f_q: Predictor,
@@ -239,6 +254,22 @@ def evaluate(
         DataError: Labels, groups or ``reference`` belong to other rows.
         ModelError: The two models have different classes, or one fails on the rows.
     """
+    return evaluate_in_detail(f, f_q, reference, rows, labels, space, groups, threads=threads, progress=progress).metrics
+
+
+def evaluate_in_detail(
+    f: Predictor,
+    f_q: Predictor,
+    reference: ReferenceRecourse,
+    rows: Tensor,
+    labels: Any,
+    space: ActionSpace,
+    groups: Mapping[str, Any] | None = None,
+    *,
+    threads: int | None = 1,
+    progress: bool = True,
+) -> Evaluation:
+    """Compute all metrics as ``evaluate`` does, and keep what they were computed from."""
     reference.check_rows(rows)
     if f.n_classes != f_q.n_classes:
         raise ModelError(f"Both models must have the same classes, got {f.n_classes} of {f.name} and {f_q.n_classes} of {f_q.name}.")
@@ -284,7 +315,7 @@ def evaluate(
     cosines = _first_column(people_statistics["direction_similarity"])
     gaps = _first_column(people_statistics["recourse_gap"])
     person = {int(row): position for position, row in enumerate(reference.people.tolist())}
-    return RecourseMetrics(
+    metrics = RecourseMetrics(
         **{name: values[name] for name in values if name in _SINGLE_METRICS},
         crossing_shift=collect_crossing_shift(values),
         validity_drop_at={key: values[f"validity_drop_at_{key}"] for key in reference.minimal},
@@ -308,6 +339,7 @@ def evaluate(
         broken=tuple(reference.people[torch.from_numpy(failures == 1)].tolist()),
         notes=_write_notes(reference, own, f_q, saturated),
     )
+    return Evaluation(metrics, own, margins)
 
 
 def decide_points(predictor: Predictor, points: Tensor) -> Tensor:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cfptq.actions import Remark
+from cfptq.auditing.affected import Consequences, as_frame
 from cfptq.auditing.evaluation import Grouping, RecourseMetrics
 from cfptq.auditing.gate import Finding, Gate, judge
 from cfptq.auditing.issued import IssuedAdvice
 from cfptq.auditing.protocol import Protocol
-from cfptq.auditing.tables import build_groups_table, build_metrics_table
+from cfptq.auditing.sections import build_sections, describe_verdict, format_markdown
+from cfptq.auditing.tables import build_grid_table, build_groups_table, build_metrics_table
+from cfptq.errors import ConfigurationError
 from cfptq.io.atomic import write_text
+from cfptq.io.csv import write_csv
 from cfptq.io.json import canonicalize, to_canonical_json
 from cfptq.io.tables import as_html, as_text
 from cfptq.metrics import Interval
@@ -58,6 +63,8 @@ class AuditReport:
         seed: Seed of the shuffle, the solvers and the intervals.
         runtime: Processor, version of ONNX Runtime and session option that the metrics were computed with.
         remarks: How columns of people were read, where their owner may have meant something else.
+        consequences: The people affected, what they were told and what it costs them now. JSON leaves them out.
+        digests: SHA-256 digests of people and action set, by name.
     """
 
     full_precision: AuditedModel
@@ -69,6 +76,8 @@ class AuditReport:
     seed: int
     runtime: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[Remark, ...] = ()
+    consequences: Consequences = field(default_factory=Consequences)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -183,48 +192,90 @@ class AuditReport:
             readings = [f"Both models put out {self.quantized.reading}."]
         return (*self.metrics.notes, *readings, *map(str, self.remarks))
 
-    def gate(self, max_vd: float | None = None, max_drift: float | None = None, *, max_disagreement: float | None = None) -> Gate:
+    def gate(
+        self,
+        max_vd: float | None = None,
+        max_drift: float | None = None,
+        *,
+        max_disagreement: float | None = None,
+        max_crg: float | None = None,
+        max_group_gap: float | None = None,
+        level: float | None = None,
+    ) -> Gate:
         """Compare the report with limits.
 
         The Validity Drop of issued advice is judged if there is any, and else that of projected-gradient recourse. Minimal-cost
         recourse ends on the boundary at 0.5 and breaks far more often. It is judged only where the full-precision model has no
-        gradient. An undefined value breaks its limit.
+        gradient. An undefined value cannot be judged, so that its limit does not hold.
 
         Args:
             max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
             max_drift: Largest absolute drift of the favourable rate allowed, a share within [0, 1]. None sets no limit.
             max_disagreement: Largest boundary disagreement of projected-gradient recourse allowed, a share within [0, 1]. None sets no
                 limit.
+            max_crg: Largest absolute recourse gap allowed, a share within [0, 1]. None sets no limit.
+            max_group_gap: Largest gap between groups allowed, in Validity Drop and in boundary disagreement. None sets no limit.
+            level: Confidence level of the intervals, whose farther end is judged. None judges the estimates.
 
         Raises:
-            ConfigurationError: A limit is outside [0, 1].
+            ConfigurationError: A limit is outside [0, 1], intervals have another level, or a gap is limited without groups.
         """
+        if level is not None and level != self.protocol.level:
+            raise ConfigurationError(
+                f"level must be that of the intervals, {self.protocol.level:g}, got {level:g}. Set it in the protocol."
+            )
+        if max_group_gap is not None and not self.groups:
+            raise ConfigurationError("max_group_gap needs groups, and none were given. Give groups= or --group.")
         if self.issued is None:
             method = self.fp32.get("recourse_method", "projected-gradient")
-            validity = Finding(f"Validity Drop of {method} recourse", self.validity_drop, self.ci95["validity_drop"])
+            validity = self._find(f"Validity Drop of {method} recourse", "validity_drop")
         else:
             validity = Finding("Validity Drop of the issued advice", self.issued.validity_drop, self.issued.ci95["validity_drop"])
-        drift = Finding("Drift of the favourable rate", self.favourable_rate_drift, self.ci95["favourable_rate_drift"])
-        disagreement = Finding("Boundary disagreement", self.boundary_disagreement, self.ci95["boundary_disagreement"])
-        limits = (
+        limits = [
             (validity, max_vd, "max_vd"),
-            (disagreement, max_disagreement, "max_disagreement"),
-            (drift, max_drift, "max_drift"),
-        )
-        return judge(limits)
+            (self._find("Boundary disagreement", "boundary_disagreement"), max_disagreement, "max_disagreement"),
+            (self._find("Recourse gap", "recourse_gap"), max_crg, "max_crg"),
+            (self._find("Drift of the favourable rate", "favourable_rate_drift"), max_drift, "max_drift"),
+        ]
+        if max_group_gap is not None:
+            limits += [(finding, max_group_gap, "max_group_gap") for finding in self._find_gaps()]
+        return judge(limits, level)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values.
+    def _find(self, name: str, metric: str) -> Finding:
+        return Finding(name, getattr(self, metric), self.ci95[metric])
+
+    def _find_gaps(self) -> list[Finding]:
+        """Return the largest gap between groups of each attribute, of Validity Drop or boundary disagreement."""
+        found = []
+        for attribute, grouping in self.groups.items():
+            counted = [group for name, group in grouping.groups.items() if name not in grouping.too_small]
+            candidates = []
+            for metric, words in (("validity_drop", "Validity Drop"), ("boundary_disagreement", "boundary disagreement")):
+                gap = getattr(grouping, metric).gap
+                ends = [group.ci95[metric] for group in counted]
+                bound = max((high for _, high in ends), default=math.nan) - min((low for low, _ in ends), default=math.nan)
+                candidates.append(Finding(f"Gap between groups of {attribute} in {words}", gap, (0.0, bound)))
+            defined = [finding for finding in candidates if not math.isnan(finding.value)]
+            found.append(max(defined, key=lambda finding: finding.value) if defined else candidates[0])
+        return found
+
+    def to_dict(self, gate: Gate | None = None) -> dict[str, Any]:
+        """Return the report as plain values, the verdict first.
+
+        Args:
+            gate: Outcome against limits, from ``gate``. None states no limit.
 
         The same inputs and seed give the same values on the same machine with the same versions.
         """
         result: dict[str, Any] = canonicalize(
             {
                 "schema": SCHEMA,
+                "verdict": {"sentences": describe_verdict(self, gate), **(gate or Gate(())).to_dict()},
                 "models": {"fp32": vars(self.full_precision), "quantized": vars(self.quantized)},
                 "seed": self.seed,
                 "protocol": asdict(self.protocol),
                 "runtime": self.runtime,
+                "digests": self.digests,
                 "remarks": [remark.to_dict() for remark in self.remarks],
                 "issued": None if self.issued is None else self.issued.to_dict(),
                 "fp32": self.fp32,
@@ -233,28 +284,70 @@ class AuditReport:
         )
         return result
 
-    def to_json(self, path: str | os.PathLike[str]) -> None:
+    def to_json(self, path: str | os.PathLike[str], gate: Gate | None = None) -> None:
         """Write ``to_dict`` as JSON by an atomic write.
 
         The same inputs and seed give the same bytes on the same machine with the same versions.
 
         Args:
             path: File to write. An existing file is replaced.
+            gate: Outcome against limits, from ``gate``. None states no limit.
 
         Raises:
             FileError: The folder does not exist or cannot be written.
         """
-        write_text(path, to_canonical_json(self.to_dict()))
+        write_text(path, to_canonical_json(self.to_dict(gate)))
+
+    def to_markdown(self, gate: Gate | None = None, *, include_people: bool = False) -> str:
+        """Return the report as Markdown.
+
+        Args:
+            gate: Outcome against limits, from ``gate``. None states no limit.
+            include_people: Show a row for each person affected, and groups of any size.
+        """
+        return format_markdown(self.title, build_sections(self, gate, include_people))
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a row for each person affected, with what was told and what it costs now.
+
+        Text that a spreadsheet would run as a formula begins with an apostrophe.
+
+        Raises:
+            FileError: The folder does not exist or cannot be written.
+        """
+        write_csv(path, as_frame(self.consequences.people))
+
+    @property
+    def title(self) -> str:
+        """Title of the report."""
+        return f"{self.quantized.name} against {self.full_precision.name}"
 
     def table(self) -> Table:
         """Return the metrics as a Rich table."""
-        title = f"{self.quantized.name} against {self.full_precision.name}"
-        return build_metrics_table(self.metrics, self.fp32, self.issued, self.protocol.level, title)
+        return build_metrics_table(self.metrics, self.fp32, self.issued, self.protocol.level, self.title)
+
+    def render(self, gate: Gate | None = None) -> Group:
+        """Return the report for a terminal, the verdict first.
+
+        Args:
+            gate: Outcome against limits, from ``gate``. None states no limit.
+        """
+        parts: list[RenderableType] = [Text(self.title, style="bold")]
+        for section in build_sections(self, gate):
+            if section.name == "pointers":
+                continue
+            parts.append(Text(f"\n{section.title}", style="bold"))
+            parts.extend(Text(sentence) for sentence in section.sentences)
+            if section.name == "groups":
+                parts.extend(build_groups_table(attribute, grouping) for attribute, grouping in self.groups.items())
+            elif section.name == "measures":
+                parts.append(self.table())
+            elif section.name != "verdict":
+                parts.extend(build_grid_table(grid.headers, grid.rows, grid.numeric, grid.caption) for grid in section.grids)
+        return Group(*parts)
 
     def __rich__(self) -> Group:
-        sentences = [Text(sentence) for sentence in ([self.issued.describe()] if self.issued else []) + list(self.notes)]
-        tables = [build_groups_table(attribute, grouping) for attribute, grouping in self.groups.items()]
-        return Group(self.table(), *tables, *sentences)
+        return self.render()
 
     def __str__(self) -> str:
         return as_text(self)

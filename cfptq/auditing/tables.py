@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -16,30 +17,82 @@ from cfptq.metrics import Interval
 #: Metric, its label in the table, a bool that shows its sign, and its meaning in words.
 ROWS = (
     ("boundary_disagreement", "Boundary disagreement (BD)", False, "mean of the next two"),
-    ("validity_drop", "Validity Drop (VD)", False, "recourse that the quantized model rejects"),
+    ("validity_drop", "Validity Drop (VD)", False, "recourse that the new model rejects"),
     ("premature_validity", "Premature validity (PV)", False, "accepted one step before the recourse"),
     ("validity_drop_at_equal_rate", "VD at equal rate", False, "with both favourable rates made equal"),
     ("validity_mismatch", "Validity Drop, mismatch", False, "models differ at the solver's last point"),
     ("recourse_gap", "Recourse gap (CRG)", True, "mean relative change of cost"),
-    ("recourse_gap_median", "  median", True, ""),
-    ("recourse_gap_abs_median", "  median absolute", False, ""),
-    ("recourse_gap_of_sums", "  of summed costs", True, ""),
-    ("recourse_lost_rate", "Recourse lost", False, "no recourse left on the quantized model"),
+    ("recourse_gap_median", "  median", True, "half of the people's costs change by less"),
+    ("recourse_gap_abs_median", "  median absolute", False, "the same, whatever the direction"),
+    ("recourse_gap_of_sums", "  of summed costs", True, "relative change of everybody's costs together"),
+    ("recourse_lost_rate", "Recourse lost", False, "no recourse left on the new model"),
     ("direction_similarity", "Direction similarity", False, "cosine between the two actions"),
     ("action_overlap", "Action overlap", False, "columns changed by both"),
     ("feasible_recourse_rate", "Feasible recourse (FRR)", False, "rejected people with recourse before"),
     ("favourable_rate_drift", "Drift of the favourable rate", True, "share of all rows, signed"),
     ("factual_flip_rate", "Factual flips", False, "rows decided differently as they are"),
-    ("accuracy", "Accuracy", False, ""),
+    ("accuracy", "Accuracy", False, "share of labelled rows decided rightly"),
 )
 
 
 #: Key of ``crossing_shift``, its label in the table and its meaning in words.
 CROSSING_SHIFT = {
     "mean_abs": ("Crossing shift", "distance between the boundaries, in steps"),
-    "mean": ("  signed", "positive: the quantized model asks for more"),
-    "p95": ("  95th percentile", ""),
+    "mean": ("  signed", "positive: the new model asks for more"),
+    "p95": ("  95th percentile", "19 of 20 people are nearer"),
 }
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure as text.
+
+    Attributes:
+        label: Its name, indented where it belongs to the one above.
+        value: Its value.
+        interval: Its interval.
+        meaning: One line of explanation.
+        ends_block: True if a line follows below.
+    """
+
+    label: str
+    value: str
+    interval: str
+    meaning: str
+    ends_block: bool = False
+
+
+def list_measures(metrics: RecourseMetrics, fp32: Mapping[str, Any], issued: IssuedAdvice | None) -> list[Measure]:
+    """Return all measures, those of issued advice first.
+
+    Args:
+        metrics: Metrics of the quantized model.
+        fp32: Entry of the full-precision model in results.json.
+        issued: Outcome of issued advice, or None.
+    """
+    rows: list[Measure] = []
+
+    def add(label: str, value: float, interval: Interval, meaning: str, signed: bool = False, ends_block: bool = False) -> None:
+        rows.append(Measure(label, format_number(value, signed), format_interval(interval, signed), meaning, ends_block))
+
+    if issued is not None:
+        add("Issued advice kept", issued.kept_rate, issued.ci95["kept_rate"], f"{issued.kept} of {issued.promised} promises")
+        meaning = f"{len(issued.broken)} of {issued.kept_before} that held before"
+        add("  broken by the new model", issued.validity_drop, issued.ci95["validity_drop"], meaning)
+        meaning = "on the straight way there, before full precision"
+        add("  accepted early", issued.premature_validity, issued.ci95["premature_validity"], meaning, ends_block=True)
+    for name, label, signed, meaning in ROWS:
+        if name == "validity_mismatch":
+            for key, words in CROSSING_SHIFT.items():
+                add(words[0], metrics.crossing_shift[key], metrics.ci95[f"crossing_shift_{key}"], words[1], key == "mean")
+        if name == "accuracy" and fp32.get("accuracy") is not None:
+            meaning = f"full precision {format_number(fp32['accuracy'])}"
+        add(label, getattr(metrics, name), metrics.ci95[name], meaning, signed)
+        if name == "validity_mismatch":
+            for key, drop_at in metrics.validity_drop_at.items():
+                meaning = f"cheapest recourse, issued at a probability of {key}"
+                add(f"  minimal cost at {key}", drop_at, metrics.ci95[f"validity_drop_at_{key}"], meaning)
+    return rows
 
 
 def build_metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issued: IssuedAdvice | None, level: float, title: str) -> Table:
@@ -57,35 +110,18 @@ def build_metrics_table(metrics: RecourseMetrics, fp32: Mapping[str, Any], issue
     table.add_column("Value", justify="right")
     table.add_column(f"{100 * level:g} % interval", justify="right")
     table.add_column("Meaning")
-    if issued is not None:
-        kept, drop = issued.ci95["kept_rate"], issued.ci95["validity_drop"]
-        table.add_row(
-            "Issued advice kept", format_number(issued.kept_rate), format_interval(kept), f"{issued.kept} of {issued.promised} promises"
-        )
-        meaning = f"{len(issued.broken)} of {issued.kept_before} that held before"
-        table.add_row("  broken by quantization", format_number(issued.validity_drop), format_interval(drop), meaning)
-        early = issued.ci95["premature_validity"]
-        meaning = "on the straight way there, before full precision"
-        table.add_row("  accepted early", format_number(issued.premature_validity), format_interval(early), meaning, end_section=True)
-    for name, label, signed, meaning in ROWS:
-        if name == "validity_mismatch":
-            for key, words in CROSSING_SHIFT.items():
-                ends = format_interval(metrics.ci95[f"crossing_shift_{key}"], key == "mean")
-                table.add_row(words[0], format_number(metrics.crossing_shift[key], key == "mean"), ends, words[1])
-        if name == "accuracy" and fp32.get("accuracy") is not None:
-            meaning = f"full precision {format_number(fp32['accuracy'])}"
-        table.add_row(label, format_number(getattr(metrics, name), signed), format_interval(metrics.ci95[name], signed), meaning)
-        if name == "validity_mismatch":
-            for key, drop_at in metrics.validity_drop_at.items():
-                table.add_row(
-                    f"  minimal cost at {key}", format_number(drop_at), format_interval(metrics.ci95[f"validity_drop_at_{key}"]), ""
-                )
-    counts = metrics.counts
-    table.caption = (
-        f"{counts['rows']} rows, {counts['rejected']} rejected, {counts['people']} measured, {counts['with_recourse']} with recourse. "
-        f"Direction undefined for {counts['direction_undefined']}. "
-        f"The quantized model has no boundary near the last step of {counts['without_crossing']}."
-    )
+    for row in list_measures(metrics, fp32, issued):
+        table.add_row(row.label, row.value, row.interval, row.meaning, end_section=row.ends_block)
+    return table
+
+
+def build_grid_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int], caption: str) -> Table:
+    """Return a table of text."""
+    table = Table(title=Text(caption), title_justify="left")
+    for place, header in enumerate(headers):
+        table.add_column(Text(header), justify="right" if place in numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
