@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from cfptq.actions import ActionSet, ActionSpace
 from cfptq.api import audit
-from cfptq.auditing import AuditReport
+from cfptq.auditing import AuditReport, Protocol
+from cfptq.auditing.gate import check_limits
 from cfptq.errors import ConfigurationError, DataError
 from cfptq.models import MLP
 from cfptq.network.predictor import Model
@@ -32,12 +34,15 @@ def assert_recourse_preserved(
     *,
     max_vd: float | None = None,
     max_disagreement: float | None = None,
+    max_crg: float | None = None,
     max_drift: float | None = None,
+    max_group_gap: float | None = None,
+    level: float | None = None,
     **settings: Any,
 ) -> AuditReport:
     """Assert that replacing one model by another keeps people's recourse within limits.
 
-    The limits are judged as ``cfptq.AuditReport.gate`` judges them. An undefined value breaks its limit, for example the Validity Drop
+    The limits are judged as ``cfptq.AuditReport.gate`` judges them. An undefined value does not hold, for example the Validity Drop
     of people whom nobody rejects.
 
     Args:
@@ -47,7 +52,10 @@ def assert_recourse_preserved(
         action_set: What people can change.
         max_vd: Largest Validity Drop allowed, a share within [0, 1]. None sets no limit.
         max_disagreement: Largest boundary disagreement allowed, a share within [0, 1]. None sets no limit.
+        max_crg: Largest absolute recourse gap allowed, a share within [0, 1]. None sets no limit.
         max_drift: Largest absolute drift of the favourable rate allowed, a share within [0, 1]. None sets no limit.
+        max_group_gap: Largest gap between groups allowed, a share within [0, 1]. It needs ``groups``. None sets no limit.
+        level: Confidence level at which the farther ends of the intervals are judged. None judges the estimates.
         settings: Further arguments of ``cfptq.audit``, such as ``issued``, ``target``, ``threshold``, ``protocol`` and ``seed``.
 
     Returns:
@@ -59,10 +67,20 @@ def assert_recourse_preserved(
         CfptqError: The audit cannot run, see ``cfptq.audit``.
     """
     __tracebackhide__ = True  # pytest then shows the line of the test.
-    if max_vd is None and max_disagreement is None and max_drift is None:
+    limits = {
+        "max_vd": max_vd,
+        "max_drift": max_drift,
+        "max_disagreement": max_disagreement,
+        "max_crg": max_crg,
+        "max_group_gap": max_group_gap,
+    }
+    if all(limit is None for limit in limits.values()):
         raise ConfigurationError("At least one limit must be given, got none. Give for example max_disagreement=0.02 and max_drift=0.005.")
+    check_limits(list(limits.items()), level)
+    if level is not None:
+        settings["protocol"] = replace(settings.get("protocol") or Protocol(), level=level)
     report = audit(f, f_q, people, action_set, **{"progress": False, **settings})
-    gate = report.gate(max_vd, max_drift, max_disagreement=max_disagreement)
+    gate = report.gate(**limits, level=level)
     if not gate:
         raise AssertionError(str(gate))
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,8 +150,9 @@ def _follow_letters(
     persons, places = torch.tensor(list(first)), torch.tensor(list(first.values()))
     broken = torch.tensor(advice.broken, dtype=torch.int64)
     costs = {}
-    if after.is_differentiable and len(broken):
-        method = replace(protocol.minimal_cost, confidence=PLAIN)
+    if len(broken) and protocol.max_people != 0:
+        plain = replace(protocol.minimal_cost, confidence=PLAIN)
+        method = plain if after.is_differentiable else plain.without_gradient()
         own = solve_rows(after, columns[broken], space, classes[broken], method, seed=seed, threads=threads, progress=False)
         costs = cost_by_person(own, broken)
     points = letters.points[places]

@@ -138,7 +138,8 @@ def format_junit(gates: Sequence[tuple[str, Gate]]) -> str:
     for name, gate in gates:
         outcomes = [ruling.outcome for ruling in gate.rulings]
         counts = {"tests": len(outcomes), "failures": outcomes.count("broken"), "errors": outcomes.count("not judged")}
-        suite = ElementTree.SubElement(root, "testsuite", name=_keep_printable(name), **{key: str(n) for key, n in counts.items()})
+        attributes = {"name": _keep_printable(name), **{key: str(count) for key, count in counts.items()}}
+        suite = ElementTree.SubElement(root, "testsuite", attributes)
         for ruling in gate.rulings:
             case = ElementTree.SubElement(suite, "testcase", classname=_keep_printable(name), name=ruling.option)
             if ruling.outcome != "kept":

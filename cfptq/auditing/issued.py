@@ -120,21 +120,28 @@ class IssuedAdvice:
             sentences.append(f"The new model broke the advice of {len(self.broken)}. Refused: {self._name_people(self.refused)}.")
         return " ".join([*sentences, *self.findings()])
 
-    def findings(self) -> tuple[str, ...]:
-        """Return a sentence on each thing about the letters that a reader must know beside their outcome."""
+    def findings(self, names_people: bool = True) -> tuple[str, ...]:
+        """Return a sentence on each thing about the letters that a reader must know beside their outcome.
+
+        Args:
+            names_people: Name people by their keys or rows.
+        """
+
+        def name(words: str) -> str:
+            return f": {words}." if names_people else "."
+
         found = [f"Letters were joined to people by {self.joined_by}."]
         if never := self.promised - self.kept_before:
             found.append(f"For {never} people the advice did not hold on the full-precision model either.")
         if self.not_granted:
-            found.append(
-                f"{_count(len(self.not_granted), 'letter')} the full-precision model itself does not grant: {self._name(self.not_granted)}."
-            )
+            count = _count(len(self.not_granted), "letter")
+            found.append(f"{count} the full-precision model itself does not grant{name(self._name(self.not_granted))}")
         if self.forbidden:
             rules = Counter(rule for letter in self.forbidden for rule in letter.forbidden)
             named = ", ".join(f"{rule} ({number})" for rule, number in rules.most_common())
             found.append(
                 f"{_count(len(self.forbidden), 'letter')} ask for what the action set does not allow: {named}. "
-                f"They are judged like the others: {self._name(self.forbidden)}."
+                f"They are judged like the others{name(self._name(self.forbidden))}"
             )
         if self.accepted_already:
             found.append(f"{_count(self.accepted_already, 'letter')} went to people whom the full-precision model accepts as they are.")
@@ -142,11 +149,11 @@ class IssuedAdvice:
         if several:
             found.append(f"There are {len(self.letters)} letters to {self.promised} people. A promise counts as kept if one letter holds.")
         if self.unmatched:
-            found.append(f"{_count(len(self.unmatched), 'letter')} name nobody in the table of people: {_list(self.unmatched)}.")
+            found.append(f"{_count(len(self.unmatched), 'letter')} name nobody in the table of people{name(_list(self.unmatched))}")
         if self.without_key:
-            found.append(f"{_count(len(self.without_key), 'letter')} have an empty key: rows {_list(self.without_key)}.")
+            found.append(f"{_count(len(self.without_key), 'letter')} have an empty key{name('rows ' + _list(self.without_key))}")
         if self.without_letter:
-            found.append(f"{len(self.without_letter)} refused people have no letter: {_list(self.without_letter)}.")
+            found.append(f"{len(self.without_letter)} refused people have no letter{name(_list(self.without_letter))}")
         return (*found, *self.notes, *(f"Letters, {remark}" for remark in self.remarks))
 
     def _name_people(self, rows: Sequence[int]) -> str:

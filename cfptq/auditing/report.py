@@ -16,9 +16,11 @@ from cfptq.actions import Remark
 from cfptq.auditing.affected import Consequences, as_frame
 from cfptq.auditing.evaluation import Grouping, RecourseMetrics
 from cfptq.auditing.gate import Finding, Gate, judge
+from cfptq.auditing.html import format_html
 from cfptq.auditing.issued import IssuedAdvice
+from cfptq.auditing.plots import Plot, draw_plots
 from cfptq.auditing.protocol import Protocol
-from cfptq.auditing.sections import build_sections, describe_verdict, format_markdown
+from cfptq.auditing.sections import SMALLEST_SHOWN, build_sections, describe_verdict, format_markdown
 from cfptq.auditing.tables import build_grid_table, build_groups_table, build_metrics_table
 from cfptq.errors import ConfigurationError
 from cfptq.io.atomic import write_text
@@ -251,7 +253,7 @@ class AuditReport:
             counted = [group for name, group in grouping.groups.items() if name not in grouping.too_small]
             candidates = []
             for metric, words in (("validity_drop", "Validity Drop"), ("boundary_disagreement", "boundary disagreement")):
-                gap = getattr(grouping, metric).gap
+                gap = getattr(grouping, metric).gap if len(counted) > 1 else math.nan
                 ends = [group.ci95[metric] for group in counted]
                 bound = max((high for _, high in ends), default=math.nan) - min((low for low, _ in ends), default=math.nan)
                 candidates.append(Finding(f"Gap between groups of {attribute} in {words}", gap, (0.0, bound)))
@@ -270,7 +272,7 @@ class AuditReport:
         result: dict[str, Any] = canonicalize(
             {
                 "schema": SCHEMA,
-                "verdict": {"sentences": describe_verdict(self, gate), **(gate or Gate(())).to_dict()},
+                "verdict": {"sentences": describe_verdict(self, gate), **(Gate(()) if gate is None else gate).to_dict()},
                 "models": {"fp32": vars(self.full_precision), "quantized": vars(self.quantized)},
                 "seed": self.seed,
                 "protocol": asdict(self.protocol),
@@ -307,6 +309,28 @@ class AuditReport:
         """
         return format_markdown(self.title, build_sections(self, gate, include_people))
 
+    def to_html(self, path: str | os.PathLike[str], gate: Gate | None = None, *, include_people: bool = False) -> None:
+        """Write the report as one HTML file that needs no network.
+
+        Args:
+            path: File to write. An existing file is replaced.
+            gate: Outcome against limits, from ``gate``. None states no limit.
+            include_people: Show a row for each person affected, at most 1,000, and groups of any size. These are personal data.
+
+        Raises:
+            ConfigurationError: Jinja2 is not installed, which the extra ``report`` installs.
+            FileError: The folder does not exist or cannot be written.
+        """
+        write_text(path, format_html(self, gate, include_people))
+
+    def plots(self, *, include_people: bool = False) -> tuple[Plot, ...]:
+        """Return the report's plots, whose ``svg`` is the text of an SVG file.
+
+        Args:
+            include_people: Draw groups of any size.
+        """
+        return draw_plots(self, 1 if include_people else SMALLEST_SHOWN)
+
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write a row for each person affected, with what was told and what it costs now.
 
@@ -316,6 +340,10 @@ class AuditReport:
             FileError: The folder does not exist or cannot be written.
         """
         write_csv(path, as_frame(self.consequences.people))
+
+    def verdict(self, gate: Gate | None = None) -> tuple[str, ...]:
+        """Return the verdict in words and counts, one sentence a limit."""
+        return describe_verdict(self, gate)
 
     @property
     def title(self) -> str:
@@ -333,7 +361,7 @@ class AuditReport:
             gate: Outcome against limits, from ``gate``. None states no limit.
         """
         parts: list[RenderableType] = [Text(self.title, style="bold")]
-        for section in build_sections(self, gate):
+        for section in build_sections(self, gate, names_people=True):
             if section.name == "pointers":
                 continue
             parts.append(Text(f"\n{section.title}", style="bold"))

@@ -99,17 +99,21 @@ class Section:
     grids: tuple[Grid, ...] = ()
 
 
-def build_sections(report: AuditReport, gate: Gate | None = None, include_people: bool = False) -> tuple[Section, ...]:
+def build_sections(
+    report: AuditReport, gate: Gate | None = None, include_people: bool = False, names_people: bool | None = None
+) -> tuple[Section, ...]:
     """Return the sections of a report.
 
     Args:
         report: The report.
         gate: Its outcome against limits. None states no limit.
         include_people: Show a row for each person affected, and groups of any size.
+        names_people: Name a few people by their keys or rows in sentences. ``include_people`` by default.
     """
+    names_people = include_people if names_people is None else names_people
     return (
         Section("verdict", "Verdict", describe_verdict(report, gate), _grid_of_limits(gate)),
-        Section("affected", "Who is affected", *_describe_affected(report, include_people)),
+        Section("affected", "Who is affected", *_describe_affected(report, include_people, names_people)),
         Section("cost", "What it costs them now", _describe_cost(report)),
         Section("groups", "Groups", *_describe_groups(report, include_people)),
         Section("measures", "All measures", (_describe_counts(report),), (_grid_of_measures(report),)),
@@ -219,15 +223,15 @@ def _grid_of_limits(gate: Gate | None) -> tuple[Grid, ...]:
     return (Grid(("Measure", "Value", "Interval", "Limit", "Outcome"), rows, (1, 2, 3), "Limits"),)
 
 
-def _describe_affected(report: AuditReport, include_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
+def _describe_affected(report: AuditReport, include_people: bool, names_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
     people = report.consequences.people
     count = len(report.issued.broken if report.issued is not None else report.broken)
     sentences = [f"{count} people would be refused again after doing what they were told." if count else "Nobody is affected."]
     advice = report.issued
     if advice is not None:
         sentences.append(f"{advice.kept} of {advice.promised} people with letters still get what they were promised.")
-        sentences.extend(advice.findings())
-    grids = []
+        sentences.extend(advice.findings(names_people))
+    grids: list[Grid] = []
     shown = [entry for entry in report.consequences.features if include_people or entry.told >= SMALLEST_SHOWN]
     if shown:
         rows = tuple((entry.feature, str(entry.told), str(entry.broken), format_percent(entry.broken / entry.told)) for entry in shown)
@@ -237,11 +241,11 @@ def _describe_affected(report: AuditReport, include_people: bool) -> tuple[tuple
     if hidden:
         sentences.append(f"{hidden} features with fewer than {SMALLEST_SHOWN} people are not broken down.")
     if include_people and people:
-        rows = tuple(
+        persons = tuple(
             (person.key or f"row {person.row}", person.told, "refused again", format_cost(person.cost_told), format_cost(person.cost_now))
             for person in people
         )
-        grids.append(Grid(("Person", "Told", "Outcome", "Cost told", "Cost now"), rows, (3, 4), "People affected"))
+        grids.append(Grid(("Person", "Told", "Outcome", "Cost told", "Cost now"), persons, (3, 4), "People affected"))
     elif people:
         sentences.append("Single people are left out. They are shown where they are asked for (include_people, --include-people).")
     return tuple(sentences), tuple(grids)
@@ -283,15 +287,15 @@ def _describe_groups(report: AuditReport, include_people: bool) -> tuple[tuple[s
         if worst.worst_group is None:
             sentences.append(f"By {attribute}: no group has enough people with recourse to name the worst.")
         else:
+            known = len(grouping.groups) - len(grouping.too_small) > 1
+            words = f"The gap between groups is {format_percent(gap)}." if known else "No other group has enough people to compare."
             sentences.append(
-                f"By {attribute}: the largest Validity Drop is that of {worst.worst_group}, {format_percent(worst.worst)}. The gap between "
-                f"groups is {format_percent(gap)}."
+                f"By {attribute}: the largest Validity Drop is that of {worst.worst_group}, {format_percent(worst.worst)}. {words}"
             )
-        shown = {name: group for name, group in grouping.groups.items() if include_people or group.people >= SMALLEST_SHOWN}
-        if len(shown) < len(grouping.groups):
-            sentences.append(
-                f"By {attribute}: {len(grouping.groups) - len(shown)} groups with fewer than {SMALLEST_SHOWN} people are not shown."
-            )
+        shown = {name: group for name, group in grouping.groups.items() if include_people or group.with_recourse >= SMALLEST_SHOWN}
+        hidden = len(grouping.groups) - len(shown)
+        if hidden:
+            sentences.append(f"By {attribute}: {hidden} groups with recourse for fewer than {SMALLEST_SHOWN} people are not shown.")
         headers = (
             "Group",
             "Rows",

@@ -145,7 +145,8 @@ def build_groups_table(attribute: str, grouping: Grouping) -> Table:
         caption = "No group has enough people with recourse to name the worst."
     else:
         caption = f"Worst Validity Drop: {worst.worst_group}, {format_number(worst.worst)}. "
-        caption += f"Gap between groups: Validity Drop {format_number(worst.gap)}, CRG {format_number(grouping.recourse_gap.gap)}."
+        if len(grouping.groups) - len(grouping.too_small) > 1:
+            caption += f"Gap between groups: Validity Drop {format_number(worst.gap)}, CRG {format_number(grouping.recourse_gap.gap)}."
         if grouping.too_small:
             caption += f" Not counted, too few people: {', '.join(grouping.too_small)}."
     table.caption = Text(caption)

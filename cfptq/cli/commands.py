@@ -16,9 +16,18 @@ import typer
 
 from cfptq import __version__
 from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_action_set, read_module
-from cfptq.cli.outputs import say, show, show_comparison, show_quickstart, show_result, write_model_and_plan
+from cfptq.cli.outputs import (
+    ReportFormat,
+    say,
+    show_audit,
+    show_comparison,
+    show_quickstart,
+    show_result,
+    write_audit_files,
+    write_model_and_plan,
+)
 from cfptq.cli.table_files import TableFormat, load_table, read_table
-from cfptq.errors import CfptqError, FileError
+from cfptq.errors import CfptqError, ConfigurationError, FileError
 from cfptq.io.atomic import check_writable, make_folder
 from cfptq.io.files import describe_os_error
 
@@ -347,7 +356,7 @@ def compare(
 @report_errors
 def audit(
     before: Annotated[str, typer.Argument(help="The model that recourse was issued on, an ONNX file or 'package.module:function'.")],
-    after: Annotated[str, typer.Argument(help="The model that is deployed, likewise.")],
+    after: Annotated[list[str], typer.Argument(help="The model that is deployed, likewise. Several are each compared with the first.")],
     people: Annotated[Path, typer.Option("--people", help="Everyone, accepted and rejected, as raw features, CSV or Parquet.")],
     action_set: ActionsOption,
     issued: Annotated[
@@ -370,8 +379,23 @@ def audit(
     max_disagreement: Annotated[
         float | None, typer.Option("--max-disagreement", help="Largest boundary disagreement allowed, a share such as 0.02.")
     ] = None,
+    max_crg: Annotated[float | None, typer.Option("--max-crg", help="Largest recourse gap allowed, a share.")] = None,
     max_drift: Annotated[float | None, typer.Option("--max-drift", help="Largest drift of the favourable rate allowed, a share.")] = None,
+    max_group_gap: Annotated[
+        float | None, typer.Option("--max-group-gap", help="Largest gap between groups allowed, a share. Needs --group.")
+    ] = None,
+    level: Annotated[
+        float | None, typer.Option("--level", help="Judge the farther ends of intervals at this level, such as 0.95, not the estimates.")
+    ] = None,
+    form: Annotated[ReportFormat, typer.Option("--format", help="Form of the report on standard output.")] = ReportFormat.TEXT,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write the outcome of each limit as JUnit XML.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each person affected. These are personal data.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML file. Needs cfptq[report].")] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", help="Folder to write the plots to as SVG, made if it is missing.")] = None,
+    include_people: Annotated[
+        bool, typer.Option("--include-people", help="Show each person affected, and groups of any size, in Markdown and HTML.")
+    ] = False,
     state: Annotated[
         Path | None, typer.Option("--state", help=".safetensors state of the first model, where a function builds it.")
     ] = None,
@@ -380,38 +404,56 @@ def audit(
 ) -> None:
     """Report and judge what replacing one model by another does to recourse.
 
-    The exit code is 0 if every limit held, 1 if one is broken, and 2 if the audit could not run.
+    The exit code is 0 if every limit held, 1 if one is broken, and 2 if the audit could not run or a limit could not be judged.
     """
     from cfptq import api
+    from cfptq.auditing import Protocol
+    from cfptq.auditing.gate import check_limits
 
-    check_writable(json)
+    check_writable(json, junit, csv, html)
+    limits = {
+        "max_vd": max_vd,
+        "max_drift": max_drift,
+        "max_disagreement": max_disagreement,
+        "max_crg": max_crg,
+        "max_group_gap": max_group_gap,
+    }
+    check_limits(list(limits.items()), level)
+    if max_group_gap is not None and not group:
+        raise ConfigurationError("--max-group-gap needs groups, and none were given. Give --group.")
+    if state_after is not None and len(after) > 1:
+        raise ConfigurationError(f"--state-after needs one second model, got {len(after)}. Audit them one by one.")
     actions = read_action_set(action_set)
-    form = TableFormat(sep, decimal, thousands, encoding)
-    tables = [load_table(path, form, text=id) for path in (people, issued) if path is not None]
-    frame = tables[0].frame
-    report = api.audit(
-        as_audited(before, state),
-        as_audited(after, state_after),
-        frame,
-        actions,
-        issued=None if issued is None else tables[1].frame,
-        id=id,
-        strict=strict,
-        groups=tuple(group or ()),
-        label=label,
-        target=target,
-        head=head,
-        threshold=threshold,
-        output=output,
-        seed=seed,
-    )
-    gate = report.gate(max_vd, max_drift, max_disagreement=max_disagreement)
-    if json is not None:
-        report.to_json(json)
-    show(report)
-    say(*(table.reading for table in tables if table.reading), str(gate))
-    if not gate:
+    dialect = TableFormat(sep, decimal, thousands, encoding)
+    tables = [load_table(path, dialect, text=id) for path in (people, issued) if path is not None]
+    judged = []
+    for model in after:
+        report = api.audit(
+            as_audited(before, state),
+            as_audited(model, state_after),
+            tables[0].frame,
+            actions,
+            issued=None if issued is None else tables[1].frame,
+            id=id,
+            strict=strict,
+            groups=tuple(group or ()),
+            label=label,
+            target=target,
+            head=head,
+            threshold=threshold,
+            output=output,
+            protocol=Protocol() if level is None else Protocol(level=level),
+            seed=seed,
+        )
+        judged.append((report, report.gate(**limits, level=level)))
+    readings = [table.reading for table in tables if table.reading]
+    write_audit_files(judged, json=json, junit=junit, csv=csv, html=html, plots=plots, include_people=include_people)
+    show_audit(judged, form, readings, include_people)
+    outcomes = {gate.outcome for _, gate in judged}
+    if "broken" in outcomes:
         raise typer.Exit(BROKEN)
+    if "not judged" in outcomes:
+        raise typer.Exit(COULD_NOT_RUN)
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +13,21 @@ from rich.console import Console, RenderableType
 from cfptq.io.atomic import atomic_write
 
 if TYPE_CHECKING:
+    from cfptq.auditing import AuditReport, Gate
     from cfptq.experiments import QuickstartResult
     from cfptq.pipeline.comparison import Comparison
     from cfptq.pipeline.result import Result
 
 #: Width of a table in a file or a pipe. A terminal has its own width.
 PIPE_WIDTH_CHARACTERS = 150
+
+
+class ReportFormat(StrEnum):
+    """Forms of an audit's report on standard output."""
+
+    TEXT = "text"
+    MARKDOWN = "md"
+    JSON = "json"
 
 
 def show(renderable: RenderableType) -> None:
@@ -73,3 +84,79 @@ def show_result(result: Result, path: Path) -> None:
     """Print the layers of a quantized model, the notes about it and the size of its file."""
     show(result.table())
     say(*result.notes, f"{path}: {path.stat().st_size / 1024:.1f} KiB")
+
+
+def show_audit(judged: Sequence[tuple[AuditReport, Gate]], form: ReportFormat, readings: Sequence[str], include_people: bool) -> None:
+    """Print the reports of an audit, those of several models after a line for each.
+
+    Args:
+        judged: Each report with its outcome against limits.
+        form: Form of the reports.
+        readings: How tables were read, in sentences.
+        include_people: Show each person affected, and groups of any size, in Markdown.
+    """
+    if form is ReportFormat.JSON:
+        from cfptq.io.json import to_canonical_json
+
+        print(to_canonical_json(_collect(judged)), end="")
+        return
+    if form is ReportFormat.MARKDOWN:
+        print("\n".join(report.to_markdown(gate, include_people=include_people) for report, gate in judged))
+        return
+    if len(judged) > 1:
+        say(*(f"{report.title}: {gate.outcome if gate.rulings else 'no limit'}. {report.verdict(gate)[1]}" for report, gate in judged))
+    for report, gate in judged:
+        show(report.render(gate))
+        say(*readings, str(gate))
+
+
+def write_audit_files(
+    judged: Sequence[tuple[AuditReport, Gate]],
+    *,
+    json: Path | None,
+    junit: Path | None,
+    csv: Path | None,
+    html: Path | None,
+    plots: Path | None,
+    include_people: bool,
+) -> None:
+    """Write the files that an audit was asked for.
+
+    With several models, JSON holds a list, and the names of the others get the model's name.
+
+    Args:
+        judged: Each report with its outcome against limits.
+        json: File of the reports.
+        junit: File of the outcomes.
+        csv: File of the people affected.
+        html: File of the page.
+        plots: Folder of the plots.
+        include_people: Show each person affected, and groups of any size, on the page and in plots.
+    """
+    from cfptq.auditing.gate import format_junit
+    from cfptq.io.atomic import make_folder, write_text
+    from cfptq.io.json import to_canonical_json
+
+    if json is not None:
+        write_text(json, to_canonical_json(_collect(judged)))
+    if junit is not None:
+        write_text(junit, format_junit([(report.title, gate) for report, gate in judged]))
+    for report, gate in judged:
+        name = report.quantized.name
+        if csv is not None:
+            report.to_csv(name_file(csv, name, len(judged)))
+        if html is not None:
+            report.to_html(name_file(html, name, len(judged)), gate, include_people=include_people)
+        for plot in report.plots(include_people=include_people) if plots is not None else ():
+            assert plots is not None
+            write_text(name_file(make_folder(plots) / f"{plot.name}.svg", name, len(judged)), plot.svg)
+
+
+def name_file(path: Path, model: str, count: int) -> Path:
+    """Return the file for one of ``count`` models, with the model's name in it if there are several."""
+    return path if count == 1 else path.with_name(f"{path.stem}-{Path(model).stem}{path.suffix}")
+
+
+def _collect(judged: Sequence[tuple[AuditReport, Gate]]) -> object:
+    reports = [report.to_dict(gate) for report, gate in judged]
+    return reports[0] if len(reports) == 1 else {"schema": reports[0]["schema"], "reports": reports}

@@ -152,7 +152,27 @@ class TestAudit:
         pd.read_parquet(desk["test.parquet"]).assign(income=60.0, debt=0.0).to_csv(tmp_path / "issued.csv", index=False)
         result = audited(desk, "harsh.onnx", "--issued", str(tmp_path / "issued.csv"), "--max-vd", "0")
         assert result.exit_code == 0, result.stderr
-        assert "people with issued advice" in result.stdout
+        assert "people with letters still get what they were promised" in result.stdout
+
+    def test_a_limit_that_cannot_be_judged_is_not_reported_as_broken(self, desk: Desk, tmp_path: Path) -> None:
+        rich = pd.read_parquet(desk["test.parquet"])
+        rich = rich.assign(income=rich["income"].max(), debt=rich["debt"].min())
+        rich.to_csv(tmp_path / "rich.csv", index=False)
+        files = ("--people", str(tmp_path / "rich.csv"), "--action-set", desk["actions.yaml"])
+        result = cfptq_says("audit", desk["fp32.onnx"], desk["fp32.onnx"], *files, "--max-vd", "0.1")
+        assert result.exit_code == 2 and "Gate not judged." in result.stdout, result.stderr
+
+    def test_several_models_are_each_compared_with_the_first(self, desk: Desk, tmp_path: Path) -> None:
+        files = ("--people", desk["test.parquet"], "--action-set", desk["actions.yaml"], "--group", "sex")
+        outputs = ("--json", str(tmp_path / "r.json"), "--junit", str(tmp_path / "r.xml"), "--csv", str(tmp_path / "people.csv"))
+        models = (desk["fp32.onnx"], desk["fp32.onnx"], desk["harsh.onnx"])
+        result = cfptq_says("audit", *models, *files, *outputs, "--max-disagreement", "0.02", "--level", "0.95", "--format", "md")
+        assert result.exit_code == 1, result.stderr
+        reports = json.loads((tmp_path / "r.json").read_text())["reports"]
+        assert [report["verdict"]["outcome"] for report in reports][1] == "broken"
+        assert (tmp_path / "r.xml").read_text().count("<testsuite ") == 2
+        assert len(pd.read_csv(tmp_path / "people-harsh.csv")) == len(reports[1]["quantized"]["broken"])
+        assert result.stdout.count("## Verdict") == 2 and "Where each figure belongs" in result.stdout
 
     def test_letters_are_joined_by_the_key_and_read_as_the_file_writes_numbers(self, desk: Desk, tmp_path: Path) -> None:
         people = pd.read_parquet(desk["test.parquet"])
@@ -171,6 +191,8 @@ class TestAudit:
         ("after", "more", "message"),
         [
             ("absent.onnx", (), "absent.onnx"),
+            ("fp32.onnx", ("--max-group-gap", "0.1"), "needs groups"),
+            ("fp32.onnx", ("--level", "95", "--max-vd", "0.1"), "level must be a confidence level"),
             ("fp32.onnx", ("--sep", ";;"), "separator must be one character"),
             ("fp32.onnx", ("--id", "person_id", "--issued", "letters.csv"), "There is no file letters.csv"),
             ("fp32.onnx", ("--max-vd", "7"), "max_vd must be a share"),
