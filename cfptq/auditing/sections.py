@@ -336,9 +336,14 @@ def _describe_counts(report: AuditReport) -> str:
 
 
 def _grid_of_measures(report: AuditReport) -> Grid:
-    rows = list_measures(report.metrics, report.fp32, report.issued)
+    rows, parent = [], ""
+    for row in list_measures(report.metrics, report.fp32, report.issued):
+        is_part = row.label.startswith(" ")
+        parent = parent if is_part else row.label
+        label = f"{parent}: {row.label.strip()}" if is_part else row.label
+        rows.append((label, row.value, row.interval, row.meaning))
     headers = ("Measure", "Value", f"{100 * report.protocol.level:g} % interval", "Meaning")
-    return Grid(headers, tuple((row.label.strip(), row.value, row.interval, row.meaning) for row in rows), (1, 2), "All measures")
+    return Grid(headers, tuple(rows), (1, 2), "All measures")
 
 
 def _describe_checks(report: AuditReport) -> tuple[str, ...]:
