@@ -1,4 +1,4 @@
-"""The people whose recourse a new model breaks, what they were told and what it costs them now."""
+"""People whose recourse a new model breaks, with what they were told and what it costs them now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from cfptq.actions import ActionSet
@@ -39,7 +38,7 @@ class AffectedPerson:
 
 @dataclass(frozen=True)
 class FeatureBreakdown:
-    """How often recourse that changes a feature is broken.
+    """Number of people whose recourse that changes a feature is broken.
 
     Attributes:
         feature: Name of the feature.
@@ -54,7 +53,7 @@ class FeatureBreakdown:
 
 @dataclass(frozen=True)
 class Consequences:
-    """What an audit found about single people.
+    """Findings about single people.
 
     Attributes:
         people: The people affected, by row.
@@ -142,8 +141,3 @@ def as_frame(people: tuple[AffectedPerson, ...]) -> pd.DataFrame:
         "cost_now": [person.cost_now for person in people],
     }
     return pd.DataFrame(columns).replace({np.nan: None}) if not people else pd.DataFrame(columns)
-
-
-def select_rows(rows: Tensor, persons: tuple[int, ...]) -> Tensor:
-    """Return the columns of these people."""
-    return rows[torch.tensor(persons, dtype=torch.int64)]

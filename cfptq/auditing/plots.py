@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from cfptq.auditing.report import AuditReport
+from cfptq.auditing.findings import AuditFindings
 
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 48
@@ -61,7 +59,7 @@ class _Axis:
         return [round(number * step, 10) for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
-def draw_plots(report: AuditReport, smallest: int) -> tuple[Plot, ...]:
+def draw_plots(report: AuditFindings, smallest: int) -> tuple[Plot, ...]:
     """Return the plots of a report that its data allow.
 
     Args:
@@ -83,7 +81,7 @@ def draw_plots(report: AuditReport, smallest: int) -> tuple[Plot, ...]:
     return tuple(plot for plot in drawn if plot is not None)
 
 
-def _draw_confidence(report: AuditReport) -> Plot | None:
+def _draw_confidence(report: AuditFindings) -> Plot | None:
     """Draw Validity Drop of minimal-cost recourse against the confidence at which it is issued."""
     points = [
         (float(key), drop, report.ci95[f"validity_drop_at_{key}"]) for key, drop in report.validity_drop_at.items() if not math.isnan(drop)
@@ -108,7 +106,7 @@ def _draw_confidence(report: AuditReport) -> Plot | None:
     return _finish("confidence", "Validity Drop against confidence", f"Validity Drop of the cheapest recourse is {words}.", parts)
 
 
-def _draw_margins(report: AuditReport) -> Plot | None:
+def _draw_margins(report: AuditFindings) -> Plot | None:
     """Draw the margins at the points that people were told to reach on both models (Fig. 7)."""
     margins = np.array(report.consequences.margins, dtype=np.float64)
     if len(margins) < 2 or not np.isfinite(margins).all():

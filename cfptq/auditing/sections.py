@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cfptq.auditing.evaluation import GroupMetrics
+from cfptq.auditing.findings import AuditFindings
 from cfptq.auditing.gate import Gate, Ruling
 from cfptq.auditing.tables import format_interval, format_number, list_measures
 from cfptq.metrics import Interval
-
-if TYPE_CHECKING:
-    from cfptq.auditing.evaluation import GroupMetrics
-    from cfptq.auditing.report import AuditReport
 
 #: Fewest people of a group or feature that a report without personal rows breaks down.
 SMALLEST_SHOWN = 10
@@ -100,7 +98,7 @@ class Section:
 
 
 def build_sections(
-    report: AuditReport, gate: Gate | None = None, include_people: bool = False, names_people: bool | None = None
+    report: AuditFindings, gate: Gate | None = None, include_people: bool = False, names_people: bool | None = None
 ) -> tuple[Section, ...]:
     """Return the sections of a report.
 
@@ -146,7 +144,7 @@ def format_percent_interval(interval: Interval, level: float) -> str:
     return f"{100 * level:g} % interval {100 * low:.1f} to {format_percent(high)}"
 
 
-def describe_verdict(report: AuditReport, gate: Gate | None) -> tuple[str, ...]:
+def describe_verdict(report: AuditFindings, gate: Gate | None) -> tuple[str, ...]:
     """Return the verdict in words and counts, the outcome of the limits first."""
     sentences = []
     rulings = gate.rulings if gate is not None else ()
@@ -178,7 +176,7 @@ def _all_of(count: int) -> str:
     return "the limit holds" if count == 1 else f"all {count} limits hold"
 
 
-def _describe_headline(report: AuditReport) -> str:
+def _describe_headline(report: AuditFindings) -> str:
     level, advice, metrics = report.protocol.level, report.issued, report.metrics
     if advice is not None:
         total, broken, share, interval = advice.kept_before, len(advice.broken), advice.validity_drop, advice.ci95["validity_drop"]
@@ -223,7 +221,7 @@ def _grid_of_limits(gate: Gate | None) -> tuple[Grid, ...]:
     return (Grid(("Measure", "Value", "Interval", "Limit", "Outcome"), rows, (1, 2, 3), "Limits"),)
 
 
-def _describe_affected(report: AuditReport, include_people: bool, names_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
+def _describe_affected(report: AuditFindings, include_people: bool, names_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
     people = report.consequences.people
     count = len(report.issued.broken if report.issued is not None else report.broken)
     sentences = [f"{count} people would be refused again after doing what they were told." if count else "Nobody is affected."]
@@ -256,7 +254,7 @@ def format_cost(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 
-def _describe_cost(report: AuditReport) -> tuple[str, ...]:
+def _describe_cost(report: AuditFindings) -> tuple[str, ...]:
     people = report.consequences.people
     sentences = []
     now = sorted(person.cost_now for person in people if not math.isnan(person.cost_now))
@@ -278,7 +276,7 @@ def _describe_cost(report: AuditReport) -> tuple[str, ...]:
     return tuple(sentences) or ("The cost of recourse on the new model was not computed.",)
 
 
-def _describe_groups(report: AuditReport, include_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
+def _describe_groups(report: AuditFindings, include_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
     if not report.groups:
         return ("No groups were given, so that disparate impact was not examined.",), ()
     sentences, grids = [], []
@@ -326,7 +324,7 @@ def _row_of_group(name: str, group: GroupMetrics) -> tuple[str, ...]:
     )
 
 
-def _describe_counts(report: AuditReport) -> str:
+def _describe_counts(report: AuditFindings) -> str:
     counts = report.metrics.counts
     return (
         f"{counts['rows']} rows, {counts['rejected']} rejected, {counts['people']} measured, {counts['with_recourse']} with recourse. "
@@ -335,7 +333,7 @@ def _describe_counts(report: AuditReport) -> str:
     )
 
 
-def _grid_of_measures(report: AuditReport) -> Grid:
+def _grid_of_measures(report: AuditFindings) -> Grid:
     rows, parent = [], ""
     for row in list_measures(report.metrics, report.fp32, report.issued):
         is_part = row.label.startswith(" ")
@@ -346,7 +344,7 @@ def _grid_of_measures(report: AuditReport) -> Grid:
     return Grid(headers, tuple(rows), (1, 2), "All measures")
 
 
-def _describe_checks(report: AuditReport) -> tuple[str, ...]:
+def _describe_checks(report: AuditFindings) -> tuple[str, ...]:
     checked = (
         "Letters were run through both models as they were sent."
         if report.issued is not None
@@ -359,7 +357,7 @@ def _describe_checks(report: AuditReport) -> tuple[str, ...]:
     )
 
 
-def _grid_of_facts(report: AuditReport) -> Grid:
+def _grid_of_facts(report: AuditFindings) -> Grid:
     facts: list[tuple[str, Any]] = []
     for label, model in (("First model", report.full_precision), ("Second model", report.quantized)):
         facts.append((label, model.name))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING
 
+from cfptq.auditing.findings import AuditFindings
 from cfptq.auditing.gate import Gate
 from cfptq.auditing.plots import draw_plots
 from cfptq.auditing.sections import SMALLEST_SHOWN, Grid, build_sections
 from cfptq.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from cfptq.auditing.report import AuditReport
 
 #: Most people in the page. The CSV file holds all.
 MOST_PEOPLE = 1000
@@ -19,7 +16,7 @@ MOST_PEOPLE = 1000
 SEARCHABLE_ROWS = 12
 
 
-def format_html(report: AuditReport, gate: Gate | None = None, include_people: bool = False) -> str:
+def format_html(report: AuditFindings, gate: Gate | None = None, include_people: bool = False) -> str:
     """Return a report as one HTML page without anything to load.
 
     Args:
