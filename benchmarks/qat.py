@@ -1,4 +1,4 @@
-"""CFQ and the baselines that train, on the public data sets: Tables 1, 2, 5-7, 10, 11, 17, 18 and 20, Figures 3-5 and 8, measured.
+"""CFQ and the baselines that train, on the public data sets: Tables 1, 2, 5-7, 10, 11, 17, 18 and 20, Figures 3-5 and 8.
 
 All methods share one trained model, its training rows, their activation formats (float input where it is narrow, 8-bit hidden tensors)
 and the people they are judged on under the standard protocol; every number about a quantized model comes from running its ONNX file.

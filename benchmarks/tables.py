@@ -316,7 +316,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "kept, from 0, by seed; -1 is the untrained start. `cfq-paper` has K = 3 steps of eq. 6 to the letter.",
      "qat.py --tables paper --out benchmarks/results/training.json", judged_training),
     ("Training",
-     BEFORE + "Tables 1, 2, 5-7, 10, 11, 17, 18, 20; Figures 3-5, 8. `cfptq.qat` and its baselines; `faithful` needs no training. Other "
+     BEFORE + "Tables 1, 5-7, 10, 11, 20; Figures 3-5, 8. `cfptq.qat` and its baselines; `faithful` needs no training. Other "
      "backbones and costs have three seeds. Seconds are of two or three "
      "jobs on two cores, on different days: only large ratios mean something. How much of its own recourse CFQ is trained on, and part of "
      "its other settings, were chosen with these test figures in sight.",
