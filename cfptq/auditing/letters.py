@@ -365,9 +365,7 @@ def _shared_keys(issued: pd.DataFrame, people: Any) -> list[str]:
 
 def _suggest(issued: pd.DataFrame, people: Any) -> str:
     shared = _shared_keys(issued, people)
-    return (
-        f" Both tables have a column {shared[0]!r}. Give id={shared[0]!r}." if shared else " Name a column that identifies people as id=."
-    )
+    return f" Both tables have a column {shared[0]!r}. Give id={shared[0]!r}." if shared else NAME_A_KEY
 
 
 def _confirm_by_shared_keys(issued: pd.DataFrame, people: Any, join: _Join) -> _Join:
