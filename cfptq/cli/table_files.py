@@ -128,7 +128,7 @@ def _load_csv(path: Path, form: TableFormat, text: str | None) -> LoadedTable:
         _check_cells(rows, path)
         decimal, thousands, why = _detect_marks(rows, separator, form, path)
         if (decimal, thousands) != (".", None):
-            _rewrite_numbers(rows, decimal, thousands)
+            _rewrite_numbers(rows, decimal, thousands, path)
         plain = io.StringIO(newline="")
         csv.writer(plain, lineterminator="\n").writerows(rows)
         plain.seek(0)
@@ -244,13 +244,23 @@ def _list_numeric_columns(rows: Sequence[Sequence[str]], thousands: str | None) 
     return found
 
 
-def _rewrite_numbers(rows: list[list[str]], decimal: str, thousands: str | None) -> None:
-    """Rewrite columns of numbers with decimal points and without thousands marks, in place."""
+def _rewrite_numbers(rows: list[list[str]], decimal: str, thousands: str | None, path: Path) -> None:
+    """Rewrite columns of numbers with decimal points and without thousands marks, in place.
+
+    Raises:
+        FileError: A column holds numbers of another form, which pandas would read by its own rules.
+    """
     whole = rf"(?:\d{{1,3}}(?:{re.escape(thousands)}\d{{3}})+|\d+)" if thousands else r"\d+"
     number = re.compile(rf"[+-]?(?:{whole}(?:{re.escape(decimal)}\d*)?|{re.escape(decimal)}\d+)(?:[eE][+-]?\d+)?")
     for place in range(len(rows[0])):
         cells = [row[place].strip() for row in rows[1:]]
-        if any(cell not in MISSING and not number.fullmatch(cell) for cell in cells):
+        odd = [cell for cell in cells if cell not in MISSING and not number.fullmatch(cell)]
+        if odd and all(cell in MISSING or _NUMBER_LIKE.fullmatch(cell) for cell in cells):
+            marks = f"decimal mark {decimal!r} and {f'thousands mark {thousands!r}' if thousands else 'no thousands mark'}"
+            raise FileError(
+                f"{_show((rows[0][place], odd[0]))} of {path} does not fit {marks}. Give --decimal and --thousands, or correct it."
+            )
+        if odd:
             continue  # Text, which stays as it is.
         for row, cell in zip(rows[1:], cells, strict=True):
             if cell not in MISSING:

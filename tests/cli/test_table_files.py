@@ -111,6 +111,21 @@ def test_options_say_what_a_file_leaves_open(tmp_path: Path, text: str, form: Ta
     assert load_table(tmp_path / "rows.csv", form).frame["a"].tolist() == [wanted]
 
 
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("a;b\n1.234;2,5\n", TableFormat(decimal=",")),
+        ("a;b\n1.5;2,5\n", TableFormat(decimal=",", thousands=".")),
+        ('a,b\n"12,34",x\n', TableFormat(thousands=",")),
+        ("a;b\n1.234,5;2\n12,5;3\n1.5;4\n", TableFormat(decimal=",", thousands=".")),
+    ],
+)
+def test_numbers_of_another_form_than_the_declared_one_are_refused(tmp_path: Path, text: str, form: TableFormat) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(FileError, match="does not fit"):
+        load_table(tmp_path / "rows.csv", form)
+
+
 def test_another_encoding_and_keys_as_text(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes("key,town\n007,Orléans\n".encode("latin-1"))
     frame = load_table(tmp_path / "rows.csv", TableFormat(encoding="latin-1"), text="key").frame
