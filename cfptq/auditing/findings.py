@@ -248,4 +248,11 @@ class AuditFindings:
     @property
     def title(self) -> str:
         """Title of the report."""
-        return f"{self.quantized.name} against {self.full_precision.name}"
+        first, second = self.model_names
+        return f"{second} against {first}"
+
+    @property
+    def model_names(self) -> tuple[str, str]:
+        """Names of the two models for sentences, which differ."""
+        first, second = self.full_precision.name, self.quantized.name
+        return (first, second) if first != second else (f"the first {first}", f"the second {second}")

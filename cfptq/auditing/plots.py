@@ -128,7 +128,7 @@ def _draw_margins(report: AuditFindings) -> Plot | None:
             f'<polyline points="{" ".join(steps)}" fill="{colour}" fill-opacity="0.12" stroke="{colour}" stroke-width="2"{style}/>'
         )
     parts.append(_line(x.place(0), TOP, x.place(0), HEIGHT - BOTTOM, "#000", 1))
-    names = (report.full_precision.name, report.quantized.name)
+    names = report.model_names
     for place, (name, colour, dash) in enumerate(zip(names, (BLUE, ORANGE), ("", "6 3"), strict=True)):
         below = TOP + 14 + 18 * place
         parts.append(_line(WIDTH - 220, below - 4, WIDTH - 190, below - 4, colour, 2, dash))

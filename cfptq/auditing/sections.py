@@ -141,7 +141,7 @@ def format_percent_interval(interval: Interval, level: float) -> str:
     low, high = interval
     if math.isnan(low):
         return "no interval"
-    return f"{100 * level:g} % interval {100 * low:.1f} to {format_percent(high)}"
+    return f"{100 * level:g} % interval {100 * low:.1f} to {100 * high:.1f} %"
 
 
 def describe_verdict(report: AuditFindings, gate: Gate | None) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def describe_verdict(report: AuditFindings, gate: Gate | None) -> tuple[str, ...
         never, promised = report.issued.promised - report.issued.kept_before, report.issued.promised
         if never:
             sentences.append(
-                f"For {never} of {promised} people with letters, {report.full_precision.name} itself would refuse them after doing it."
+                f"For {never} of {promised} people with letters, {report.model_names[0]} itself would refuse them after doing it."
             )
     return tuple(sentences)
 
@@ -180,23 +180,23 @@ def _describe_headline(report: AuditFindings) -> str:
     level, advice, metrics = report.protocol.level, report.issued, report.metrics
     if advice is not None:
         total, broken, share, interval = advice.kept_before, len(advice.broken), advice.validity_drop, advice.ci95["validity_drop"]
-        whom = f"people who were told what to change and whom {report.full_precision.name} accepts after doing it"
+        whom = f"people who were told what to change and whom {report.model_names[0]} accepts after doing it"
     else:
         total, broken = metrics.counts["with_recourse"], len(metrics.broken)
         share, interval = metrics.validity_drop, metrics.ci95["validity_drop"]
-        whom = f"people who were refused and for whom recourse on {report.full_precision.name} was computed"
+        whom = f"people who were refused and for whom recourse on {report.model_names[0]} was computed"
     if total == 0:
         return f"There are no {whom}, so nothing can be said about promises."
     return (
         f"Of {total} {whom}, {broken} ({format_percent(share)}; {format_percent_interval(interval, level)}) would be refused again by "
-        f"{report.quantized.name} after doing it."
+        f"{report.model_names[1]} after doing it."
     )
 
 
 def _describe_ruling(ruling: Ruling) -> str:
     low, high = ruling.finding.interval
     words = f"{ruling.finding.name}: {format_percent(ruling.finding.value)}"
-    return f"{words}." if math.isnan(low) else f"{words} (interval {100 * low:.1f} to {format_percent(high)})."
+    return f"{words}." if math.isnan(low) else f"{words} (interval {100 * low:.1f} to {100 * high:.1f} %)."
 
 
 def _end(ruling: Ruling | None) -> str:
@@ -262,11 +262,11 @@ def _describe_cost(report: AuditFindings) -> tuple[str, ...]:
     if now:
         before = f" What they were told cost a median of {format_cost(told[len(told) // 2])}." if told else ""
         sentences.append(
-            f"The cheapest change that {report.quantized.name} accepts costs the people affected a median of "
+            f"The cheapest change that {report.model_names[1]} accepts costs the people affected a median of "
             f"{format_cost(now[len(now) // 2])}, in units of the action set's cost.{before}"
         )
     if people and len(now) < len(people):
-        sentences.append(f"For {len(people) - len(now)} of them no change that {report.quantized.name} accepts was found.")
+        sentences.append(f"For {len(people) - len(now)} of them no change that {report.model_names[1]} accepts was found.")
     gap, lost = report.recourse_gap, report.recourse_lost_rate
     if not math.isnan(gap):
         sentences.append(

@@ -104,8 +104,8 @@ def test_the_verdict_comes_first_in_words_and_counts(report: AuditReport, letter
     broken, total = len(report.broken), report.metrics.counts["with_recourse"]
     verdict = report.verdict(gate)
     assert verdict[0] == "Not kept: 1 of 2 limits broken."
-    assert verdict[1].startswith(f"Of {total} people who were refused and for whom recourse on Cut was computed, {broken} (")
-    assert verdict[1].endswith("would be refused again by Cut after doing it. Limit: 2 %. Not kept.")
+    assert verdict[1].startswith(f"Of {total} people who were refused and for whom recourse on the first Cut was computed, {broken} (")
+    assert verdict[1].endswith("would be refused again by the second Cut after doing it. Limit: 2 %. Not kept.")
     assert verdict[2].endswith("Limit: 90 %. Kept.")
     advice = letters_report.issued
     assert advice is not None
