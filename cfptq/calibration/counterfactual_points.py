@@ -225,7 +225,7 @@ def describe_minimal_cost_left_out(solver: PointSolver, people: int, most: int, 
     wanted, searched = min(people, MAX_MINIMAL_COST_PEOPLE), min(people, most if most >= MIN_MINIMAL_COST_PEOPLE else 0)
     if searched < wanted:
         return f"To bound the work, minimal-cost recourse was searched for {searched} of {wanted} people. "
-    combined = MinimalCost(combination_runs=solver.runs).limit_combinations(solver.space)
+    combined = MinimalCost(combination_runs=solver.combination_runs).limit_combinations(solver.space)
     missing = searched - len(minimal.source)
     if combined is not None and missing > 0 and combined < missing:
         return f"To bound the work, {missing} people for whom no descent found minimal-cost recourse have none. "
@@ -269,6 +269,14 @@ class PointSolver:
     progress: bool
     runs: int | None = None
 
+    @property
+    def combination_runs(self) -> int | None:
+        """Rows that the model may be run on to try columns and pairs of columns one by one, None for no limit.
+
+        Action sets of tables have no limit, because their points cost no decoder.
+        """
+        return None if isinstance(self.space, ActionSet) else self.runs
+
     def solve(self, rows: Tensor, source: Tensor, method: Method, weight: float = 1.0) -> RecoursePoints:
         """Solve recourse for ``rows`` and keep those that have some. ``source`` names the factual row that each belongs to."""
         if len(rows) == 0:
@@ -305,7 +313,7 @@ def solve_minimal_cost(solver: PointSolver, people: Tensor, most: int) -> Recour
         most: people to solve.
     """
     chosen = people[solver.sample(len(people), most if most >= MIN_MINIMAL_COST_PEOPLE else 0)]
-    return solver.solve(solver.factual.rows[chosen], chosen, MinimalCost(combination_runs=solver.runs), MINIMAL_COST_WEIGHT)
+    return solver.solve(solver.factual.rows[chosen], chosen, MinimalCost(combination_runs=solver.combination_runs), MINIMAL_COST_WEIGHT)
 
 
 def solve_single_features(solver: PointSolver, people: Tensor) -> RecoursePoints:
@@ -317,9 +325,9 @@ def solve_single_features(solver: PointSolver, people: Tensor) -> RecoursePoints
     """
     rows = solver.factual.rows
     most = MAX_SINGLE_FEATURE_PEOPLE
-    if solver.runs is not None:
+    if solver.combination_runs is not None:
         columns = sum(len(feature) for feature in solver.space.feature_columns)
-        most = min(most, solver.runs // (RUNS_PER_COLUMN * max(1, columns)))
+        most = min(most, solver.combination_runs // (RUNS_PER_COLUMN * max(1, columns)))
     chosen = people[solver.sample(len(people), most)]
     if len(chosen) == 0:
         return RecoursePoints(_empty_recourse(rows, solver.space, MinimalCost()), chosen, MINIMAL_COST_WEIGHT)

@@ -41,6 +41,8 @@ from cfptq.network.onnx.session import PRECISE, PRECISION_OPTION
 CALIBRATION_ROWS, FURTHER_ROWS = 192, 512
 #: Largest difference between our reading and ONNX Runtime's run, as a share of the largest output (or of 1).
 READING, READING_OF_HALVES = 1e-4, 2e-2
+#: Blocks with jumps, on the other side of which float rounding may put a row, and the share of rows for which it may.
+JUMPS, ROWS_AT_JUMPS, ROWS_AT_JUMPS_OF_HALVES = {"shrink", "thresholdedrelu"}, 0.005, 0.02
 #: Decision 6: share of rows whose logits agree, the difference up to which they do, and the margin from which on decisions are equal.
 MIN_AGREEMENT, LOGIT_TOLERANCE, CLEAR_MARGIN = 0.999, 1e-3, 0.05
 #: Distance from the middle between two integers, as a share of the integers, within which rounding is a tie.
@@ -95,8 +97,10 @@ def compare_reading(spec: GraphSpec, path: Path) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         read = OnnxModule(path)(people)
     assert read.shape == original.shape, "(a) our reading has another shape"
-    off = float((read - original).abs().max()) / max(1.0, float(original.abs().max()))
-    assert off <= (READING_OF_HALVES if spec.kind == "half" else READING), f"(a) our reading differs by {off:.2g}"
+    off = (read - original).abs().reshape(len(people), -1).amax(dim=1) / max(1.0, float(original.abs().max()))
+    wrong = float((off > (READING_OF_HALVES if spec.kind == "half" else READING)).double().mean())
+    allowed = 0.0 if not JUMPS & set(spec.blocks) else ROWS_AT_JUMPS_OF_HALVES if spec.kind == "half" else ROWS_AT_JUMPS
+    assert wrong <= allowed, f"(a) our reading differs by {float(off.max()):.2g} in {wrong:.2%} of the rows"
     return people, original
 
 

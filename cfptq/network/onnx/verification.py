@@ -29,8 +29,8 @@ HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 JUMPS = frozenset(
     (
         *("ArgMax", "ArgMin", "Binarizer", "Cast", "CastLike", "Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater"),
-        *("GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod", "OneHot", "OneHotEncoder", "QuantizeLinear", "Round", "Sign"),
-        *("ThresholdedRelu", "TopK", "Where"),
+        *("GreaterOrEqual", "Hardmax", "LabelEncoder", "Less", "LessOrEqual", "Mod", "OneHot", "OneHotEncoder", "QuantizeLinear", "Round"),
+        *("Shrink", "Sign", "ThresholdedRelu", "TopK", "Where"),
     )
 )
 #: Largest share of rows that may differ in a graph with jumps.

@@ -74,3 +74,13 @@ def test_a_fixed_batch_that_cannot_be_freed_is_refused_by_name() -> None:
     model = graph([node("Expand", "c s", "e"), node("Concat", "x e", "y", axis=1)], {"c": drawn(1, 2), "s": [4, 2]}, batch=4)
     with pytest.raises(ModelError, match="dynamic batch"):
         check_reading(OnnxModule(model), rows(30, 6))
+
+
+@pytest.mark.parametrize("operator", ["Shrink", "ThresholdedRelu"])
+def test_a_row_on_the_other_side_of_a_jump_is_no_difference(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ours jumps one rounding step later, as another kernel may. One row lies between.
+    border = 0.5 if operator == "Shrink" else 1.0
+    monkeypatch.setitem(operators.OPERATORS, ("", operator), lambda entry, x: torch.where(x > border + 1e-6, x, torch.zeros_like(x)))
+    x = rows(400, 6).abs() + 2
+    x[7, 3] = border + 5e-7
+    check_reading(OnnxModule(graph([node(operator, "x", "y")], {})), x)
