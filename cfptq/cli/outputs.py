@@ -56,7 +56,7 @@ def show_quickstart(result: QuickstartResult) -> None:
     say(f"Data set: {result.source}.")
     show(" ".join(result.sentences))
     show(result.table())
-    show("VD: share of advice that fails. drift: change of the favourable rate. 0 is best for both.")
+    show("VD: share of advice that fails. BD: mean of VD and of advice that holds a step too early. drift: change of the favourable rate.")
     show(f"Details in {result.folder}: {', '.join(result.files)}, and the quantized models.")
     say("Next, judge a file as an auditor would:", f"  {result.audit_command()}")
 
