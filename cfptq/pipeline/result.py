@@ -21,7 +21,7 @@ from cfptq.backends.onnxruntime import OPSET_INT2, Storage
 from cfptq.backends.prepared_model import build_prepared_module
 from cfptq.backends.quantize_static import RowReader, build_quantize_static_arguments
 from cfptq.errors import DataError, ModelError
-from cfptq.io.arguments import BOOLEAN, COUNT, PATH, check_arguments, number, one_of
+from cfptq.io.arguments import BOOLEAN, COUNT, PATH, check_arguments, number, one_of, optional
 from cfptq.io.tables import as_html
 from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network, OnnxModule, Predictor, as_predictor
 from cfptq.network.onnx.interface import OnnxInterface
@@ -358,7 +358,7 @@ class Result:
             opset=opset,
         )
 
-    @check_arguments(path=PATH, storage=STORAGE, weight_only=BOOLEAN, opset=COUNT, check=BOOLEAN)
+    @check_arguments(path=PATH, storage=STORAGE, weight_only=BOOLEAN, opset=COUNT, check=BOOLEAN, packed=optional(BOOLEAN))
     def to_onnx(
         self,
         path: str | os.PathLike[str],
@@ -367,6 +367,7 @@ class Result:
         weight_only: bool = False,
         opset: int = OPSET_INT2,
         check: bool = False,
+        packed: bool | None = None,
     ) -> None:
         """Write the quantized model as an ONNX file with int8 activations, packed weights and a dynamic batch.
 
@@ -379,11 +380,14 @@ class Result:
                 file has opset 21 where that suffices.
             check: run the file without saturation and compare it with the fake-quantized module before it is put in place. A
                 ``cfptq.errors.SaturationWarning`` says where ONNX Runtime's default session decides calibration rows otherwise.
+            packed: the earlier name of ``storage``. True means "packed" and False "plain". By default ``storage`` decides.
 
         Raises:
             ModelError: the file disagrees with the plan (``check=True``), or the opset lacks what the plan needs.
             FileError: the file cannot be written.
         """
+        if packed is not None:
+            storage = "packed" if packed else "plain"
         model = self.onnx_model(storage=storage, weight_only=weight_only, opset=opset)
         if not check:
             write_onnx(model, path)

@@ -109,3 +109,11 @@ def test_another_granularity_and_wrong_widths_are_refused() -> None:
         replace(layer, bits=(4, 4))
     with pytest.raises(ModelError, match="the range of 2 bits"):
         replace(layer, bits=(2,) * 12, integers=torch.full_like(layer.integers, 2))
+
+
+def test_the_earlier_name_of_the_storage_writes_the_same_bytes(tmp_path: Path) -> None:
+    result = calibrated()
+    for packed, storage in ((True, "packed"), (False, "plain")):
+        result.to_onnx(tmp_path / "old.onnx", packed=packed)
+        result.to_onnx(tmp_path / "new.onnx", storage=storage)
+        assert (tmp_path / "old.onnx").read_bytes() == (tmp_path / "new.onnx").read_bytes()
