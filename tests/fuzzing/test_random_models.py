@@ -211,10 +211,10 @@ def test_random_graphs_are_read_right() -> None:
 
 
 def test_random_graphs_are_quantized_right() -> None:
-    found = fuzz(st.tuples(graphs, settings_of_calibrate), check_graph, 5, KEPT)
+    found = fuzz(st.tuples(graphs, settings_of_calibrate), check_graph, 3, KEPT)
     assert not found.faults, str(found)
 
 
 def test_random_modules_are_captured_and_quantized_right() -> None:
-    found = fuzz(st.tuples(modules, settings_of_calibrate), check_module, 3)
+    found = fuzz(st.tuples(modules, settings_of_calibrate), check_module, 2)
     assert not found.faults, str(found)
