@@ -286,9 +286,10 @@ def evaluate_in_detail(
         "favourable_rate_drift": Mean(favourable_changes(reference.decisions, after, reference.target)),
     }
     projected = reference.projected
-    at_recourse = decide_points(f_q, projected.points)
+    # Models do not run on no rows, which is what is left where nobody is rejected.
+    recourse_logits = f_q.logits(projected.points) if len(projected) else logits[:0]
+    at_recourse, margins = decide(recourse_logits), target_margin(recourse_logits, projected.target)
     failures = target_failures(at_recourse, projected.target, projected.found)
-    margins = target_margin(f_q.logits(projected.points), projected.target) if len(projected) else projected.margin
     equal_rate = equalize_rate(target_margin(logits, reference.target), int((reference.decisions == reference.target).sum()))
     boundary_statistics, uncrossed = build_boundary_statistics(reference.last_steps, reference.crossings, f_q, failures)
     people_statistics: dict[str, Statistic] = {

@@ -65,6 +65,23 @@ def check_lengths(**arrays: NDArray[Any]) -> None:
         raise DataError(f"The arrays must have one entry per person, but {listed}.")
 
 
+def leave_out_missing(values: Floats, found: Values | None) -> Floats:
+    """Return ``values`` (N,) with NaN for the people who have no recourse.
+
+    Args:
+        values: (N,) one number per person.
+        found: (N,) True where a person has recourse. None leaves nobody out.
+
+    Raises:
+        DataError: the lengths differ, or ``found`` does not hold truth values.
+    """
+    if found is None:
+        return values
+    had = as_mask(found, "found")
+    check_lengths(values=values, found=had)
+    return np.where(had, values, np.nan)
+
+
 def nan_mean(values: Floats) -> float:
     """Return the mean of the entries that are not NaN, or NaN if there are none."""
     kept = values[~np.isnan(values)]

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cfptq.errors import DataError
-from cfptq.metrics.arrays import Floats, Values, as_mask, as_vector, check_lengths, nan_mean
+from cfptq.metrics.arrays import Floats, Values, as_vector, check_lengths, leave_out_missing, nan_mean
+from cfptq.metrics.validity import target_failures
 
 
 def premature_acceptances(decisions: Values, target: Values, found: Values | None = None) -> Floats:
@@ -30,14 +31,7 @@ def premature_acceptances(decisions: Values, target: Values, found: Values | Non
     Raises:
         DataError: the lengths differ.
     """
-    given, wanted = as_vector(decisions, "decisions"), as_vector(target, "target")
-    check_lengths(decisions=given, target=wanted)
-    accepted: Floats = (given == wanted).astype(np.float64)
-    if found is not None:
-        had = as_mask(found, "found")
-        check_lengths(decisions=given, found=had)
-        accepted[~had] = np.nan
-    return accepted
+    return 1.0 - target_failures(decisions, target, found)
 
 
 def premature_validity(decisions: Values, target: Values, found: Values | None = None) -> float:
@@ -152,12 +146,7 @@ def target_failures_at_equal_rate(margins: Values, threshold: MarginThreshold, f
     Raises:
         DataError: the lengths differ.
     """
-    failed: Floats = 1.0 - threshold.accept(margins)
-    if found is not None:
-        had = as_mask(found, "found")
-        check_lengths(margins=failed, found=had)
-        failed[~had] = np.nan
-    return failed
+    return leave_out_missing(1.0 - threshold.accept(margins), found)
 
 
 def validity_drop_at_equal_rate(margins: Values, margins_of_rows: Values, accepted: float, found: Values | None = None) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cfptq.metrics.arrays import Floats, Values, as_mask, as_vector, check_lengths, nan_mean
+from cfptq.metrics.arrays import Floats, Values, as_mask, as_vector, check_lengths, leave_out_missing, nan_mean
 
 
 def target_failures(decisions: Values, target: Values, found: Values | None = None) -> Floats:
@@ -26,12 +26,7 @@ def target_failures(decisions: Values, target: Values, found: Values | None = No
     """
     given, wanted = as_vector(decisions, "decisions"), as_vector(target, "target")
     check_lengths(decisions=given, target=wanted)
-    failed: Floats = (given != wanted).astype(np.float64)
-    if found is not None:
-        had = as_mask(found, "found")
-        check_lengths(decisions=given, found=had)
-        failed[~had] = np.nan
-    return failed
+    return leave_out_missing((given != wanted).astype(np.float64), found)
 
 
 def validity_drop(decisions: Values, target: Values, found: Values | None = None) -> float:
@@ -104,9 +99,7 @@ def lost_recourse(found_f: Values, found_q: Values) -> Floats:
     """
     before, after = as_mask(found_f, "found_f"), as_mask(found_q, "found_q")
     check_lengths(found_f=before, found_q=after)
-    lost: Floats = (~after).astype(np.float64)
-    lost[~before] = np.nan
-    return lost
+    return leave_out_missing((~after).astype(np.float64), before)
 
 
 def recourse_lost_rate(found_f: Values, found_q: Values) -> float:
