@@ -46,6 +46,9 @@ OURS = "faithful"
 #: Methods whose figures by group are kept, for the tables of subgroups.
 WITH_GROUPS = ("mixed-ptq", "cf-ptq", OURS)
 
+#: Counts of each method that are kept. The others are those of the full-precision model, or follow from figures.
+COUNTS = ("rows", "with_recourse", "without_crossing", "decided_otherwise_by_default_session")
+
 #: Figure -> heading and decimals, in the order of the tables.
 FIGURES: Mapping[str, tuple[str, int]] = {
     "average_bits": ("bits", 2),
@@ -128,6 +131,7 @@ def _shorten(method: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out intervals over people, which the intervals over seeds replace, and most groups."""
     left_out = {"ci95", "notes"} | (set() if method in WITH_GROUPS else {"groups"})
     kept = {key: value for key, value in entry.items() if key not in left_out}
+    kept["counts"] = {name: entry["counts"][name] for name in COUNTS}
     for grouping in kept.get("groups", {}).values():
         grouping["groups"] = {
             name: {key: value for key, value in group.items() if key != "ci95"} for name, group in grouping["groups"].items()
