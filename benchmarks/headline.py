@@ -30,6 +30,7 @@ import reporting
 import cfptq
 from cfptq.allocation import BitAllocation, Budget, LayerScores, Widths
 from cfptq.allocation.budget import resolve_widths
+from cfptq.network.onnx.session import describe_runtime
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.method_presets import METHODS
 from cfptq.quantize.formats import WIDTHS
@@ -120,7 +121,6 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     run = {
         "seed": seed,
         "network": experiment.network.to_dict(),
-        "runtime": dict(comparison.runtime),
         "fp32": dict(comparison.fp32),
         "methods": entries,
     }
@@ -128,8 +128,8 @@ def measure(name: str, seed: int) -> dict[str, Any]:
 
 
 def _shorten(method: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out intervals over people, which the intervals over seeds replace, and most groups."""
-    left_out = {"ci95", "notes"} | (set() if method in WITH_GROUPS else {"groups"})
+    """Leave out intervals over people, which the intervals over seeds replace, the presets' kept structure, and most groups."""
+    left_out = {"ci95", "notes", "keep"} | (set() if method in WITH_GROUPS else {"groups"})
     kept = {key: value for key, value in entry.items() if key not in left_out}
     kept["counts"] = {name: entry["counts"][name] for name in COUNTS}
     for grouping in kept.get("groups", {}).values():
@@ -265,7 +265,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
         started = time.perf_counter()
         runs.append(measure(name, seed))
         print(f"{name} seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-    content = {"schema": 1, "dataset": name, "budget": BUDGET, "runs": runs, "summary": summarize_runs(name, runs)}
+    content = {
+        "schema": 1, "dataset": name, "budget": BUDGET, "runtime": describe_runtime(), "runs": runs, "summary": summarize_runs(name, runs)
+    }  # fmt: skip
     if chosen.seeds is None:
         reporting.write_results(out, content)
     print("\n".join((*headline({name: content}), *markdown({name: content}))))
