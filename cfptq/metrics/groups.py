@@ -27,7 +27,7 @@ class Disparity:
     Attributes:
         worst_group: name of the group with the largest value; None if no group has a value.
         worst: the largest value; NaN if no group has a value.
-        gap: largest minus smallest value; NaN if no group has a value.
+        gap: largest minus smallest value; NaN if fewer than two groups have a value, because one group alone shows no gap.
     """
 
     worst_group: str | None
@@ -69,7 +69,7 @@ def disparity(values: Mapping[str, float]) -> Disparity:
     if not known:
         return Disparity(None, math.nan, math.nan)
     worst = max(known, key=lambda name: known[name])
-    return Disparity(worst, known[worst], known[worst] - min(known.values()))
+    return Disparity(worst, known[worst], known[worst] - min(known.values()) if len(known) > 1 else math.nan)
 
 
 def _format_label(label: Any) -> str:

@@ -47,9 +47,14 @@ def test_worst_group_and_gap_of_the_papers_table_9() -> None:
 
 
 def test_groups_without_a_value_do_not_count() -> None:
-    summary = disparity({"a": math.nan, "b": 0.1})
-    assert (summary.worst_group, summary.worst, summary.gap) == ("b", 0.1, 0.0)
+    summary = disparity({"a": math.nan, "b": 0.1, "c": 0.4})
+    assert (summary.worst_group, summary.worst, summary.gap) == ("c", 0.4, pytest.approx(0.3))
     nobody = disparity({"a": math.nan})
     assert nobody.worst_group is None
     assert math.isnan(nobody.worst)
     assert math.isnan(nobody.gap)
+
+
+def test_one_group_alone_has_no_gap() -> None:
+    alone = disparity({"a": math.nan, "b": 0.1})
+    assert (alone.worst_group, alone.worst) == ("b", 0.1) and math.isnan(alone.gap)
