@@ -42,7 +42,7 @@ from scipy.stats import t as student_t
 
 import cfptq
 from cfptq.auditing import Protocol, ReferenceRecourse, evaluate, reference_recourse
-from cfptq.auditing.evaluation import GROUP_METRICS
+from cfptq.auditing.group_metrics import GROUP_METRICS
 from cfptq.experiments.recipe import Experiment
 from cfptq.network import Predictor, target_margin
 from cfptq.network.onnx.session import describe_runtime

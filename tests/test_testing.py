@@ -49,7 +49,7 @@ def test_a_broken_limit_is_an_assertion_error_with_the_gates_sentences(model: nn
 
 def test_settings_of_the_audit_are_passed_on(model: nn.Module, harsh: nn.Module) -> None:
     issued = PEOPLE.assign(income=10_000.0, debt=0.0)
-    with pytest.raises(AssertionError, match="issued advice"):
+    with pytest.raises(AssertionError, match="the letters"):
         assert_recourse_preserved(model, lambda rows: -model(rows), PEOPLE, ACTION_SET, max_vd=0.02, issued=issued, protocol=QUICK)
 
 

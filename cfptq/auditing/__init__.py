@@ -5,13 +5,15 @@ runs both for a pair of models and checks advice that was already issued.
 """
 
 from cfptq.auditing.audit import run_audit
-from cfptq.auditing.evaluation import Grouping, GroupMetrics, RecourseMetrics, evaluate
+from cfptq.auditing.evaluation import evaluate
 from cfptq.auditing.gate import Gate
+from cfptq.auditing.group_metrics import Grouping, GroupMetrics
 from cfptq.auditing.inputs import split_by_group
 from cfptq.auditing.issued import IssuedAdvice, LetterOutcome, check_issued
 from cfptq.auditing.letters import Letters, read_letters
 from cfptq.auditing.margin_estimate import MarginEstimate, estimate_margins
 from cfptq.auditing.protocol import Protocol, ReferenceRecourse, reference_recourse
+from cfptq.auditing.recourse_metrics import RecourseMetrics
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.io.json import canonicalize, to_canonical_json
 

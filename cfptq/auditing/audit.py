@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cfptq import __version__
 from cfptq.actions import ActionSet, Remark
 from cfptq.actions.action_space import ActionSpace
 from cfptq.actions.columns import as_matrix
@@ -23,7 +25,8 @@ from cfptq.auditing.issued import IssuedAdvice, check_issued
 from cfptq.auditing.letters import Letters, read_letters
 from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, reference_recourse, solve_rows
 from cfptq.auditing.report import AuditedModel, AuditReport
-from cfptq.errors import ActionSetError, DataError, FileError
+from cfptq.errors import ActionSetError, DataError
+from cfptq.io.files import compute_file_sha256
 from cfptq.network.head import Head, decide, target_margin
 from cfptq.network.onnx.session import describe_runtime
 from cfptq.network.predictor import Model, Predictor, as_predictor, choose_outputs, describe_reading, find_recorded_threshold
@@ -94,14 +97,14 @@ def run_audit(
     )
     if labels is not None:
         labels = parse_labels(labels, columns, before.n_classes)
-    split_by_group(groups, columns)  # Groups that do not fit are refused before the long part.
+    members = split_by_group(groups, columns)  # Groups that do not fit are refused before the long part.
     advice, letters = None, None
     if issued is not None:
         logits = before.logits(columns)
         classes = resolve_target(wanted, columns, logits)
         accepted = decide(logits) == classes
         letters = read_letters(issued, rows, columns, space, id)
-        advice = check_issued(before, after, letters, columns, classes, accepted, space, protocol, seed)
+        advice = check_issued(before, after, letters, columns, classes, accepted, space, protocol, seed, members)
         if strict:
             _refuse_letters(advice)
     teacher = reference_recourse(before, columns, space, wanted, protocol, seed, threads=threads, progress=progress)
@@ -119,10 +122,10 @@ def run_audit(
         issued=advice,
         protocol=protocol,
         seed=seed,
-        runtime=describe_runtime(),
+        runtime={**describe_runtime(), "cfptq": __version__, "torch": torch.__version__, "python": platform.python_version()},
         remarks=remarks,
         consequences=consequences,
-        digests={"people": _hash_tensor(columns), **({"action set": _hash_text(repr(space))} if isinstance(space, ActionSet) else {})},
+        digests=_hash_inputs(columns, letters, space),
     )
 
 
@@ -159,6 +162,16 @@ def _follow_letters(
     margins = target_margin(before.logits(points), classes[persons]), target_margin(after.logits(points), classes[persons])
     is_broken = torch.isin(persons, broken)
     return describe_consequences(columns, points, persons, is_broken, space, frame, letters.keys, costs, margins)
+
+
+def _hash_inputs(columns: Tensor, letters: Letters | None, space: ActionSpace) -> dict[str, str]:
+    """Return the digests of what was audited, by name."""
+    digests = {"people": _hash_tensor(columns)}
+    if letters is not None:
+        digests["letters"] = _hash_tensor(letters.points)
+    if isinstance(space, ActionSet):
+        digests["action set"] = _hash_text(repr(space))
+    return digests
 
 
 def _hash_tensor(columns: Tensor) -> str:
@@ -210,8 +223,4 @@ def _choose_target(target: Target | None, space: ActionSpace) -> Target:
 def _hash_file(model: Model) -> str | None:
     if not isinstance(model, str | os.PathLike):
         return None
-    try:
-        with open(model, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FileError(f"Cannot read {os.fspath(model)}: {error.strerror}. Give the path of a readable file.") from error
+    return compute_file_sha256(model)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cfptq.actions import Remark
 from cfptq.auditing.affected import Consequences
-from cfptq.auditing.evaluation import Grouping, RecourseMetrics
 from cfptq.auditing.gate import Finding, Gate, judge
+from cfptq.auditing.group_metrics import Grouping
 from cfptq.auditing.issued import IssuedAdvice
 from cfptq.auditing.protocol import Protocol
+from cfptq.auditing.recourse_metrics import RecourseMetrics
 from cfptq.errors import ConfigurationError
+from cfptq.io.printable import escape_unprintable
 from cfptq.metrics import Interval
 
 
@@ -50,7 +52,8 @@ class AuditFindings:
         runtime: Processor, version of ONNX Runtime and session option that the metrics were computed with.
         remarks: How columns of people were read, where their owner may have meant something else.
         consequences: The people affected, what they were told and what it costs them now. JSON leaves them out.
-        digests: SHA-256 digests of people and action set, by name.
+        digests: SHA-256 digests of people, letters and action set, by name.
+        readings: How the files of tables were read, one sentence each.
     """
 
     full_precision: AuditedModel
@@ -64,6 +67,7 @@ class AuditFindings:
     remarks: tuple[Remark, ...] = ()
     consequences: Consequences = field(default_factory=Consequences)
     digests: Mapping[str, str] = field(default_factory=dict)
+    readings: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -200,7 +204,8 @@ class AuditFindings:
             max_disagreement: Largest boundary disagreement of projected-gradient recourse allowed, a share within [0, 1]. None sets no
                 limit.
             max_crg: Largest absolute recourse gap allowed, a share within [0, 1]. None sets no limit.
-            max_group_gap: Largest gap between groups allowed, in Validity Drop and in boundary disagreement. None sets no limit.
+            max_group_gap: Largest gap between groups allowed, in Validity Drop (that of issued advice if there is any) and in boundary
+                disagreement. None sets no limit.
             level: Confidence level of the intervals, whose farther end is judged. None judges the estimates.
 
         Raises:
@@ -214,33 +219,45 @@ class AuditFindings:
             raise ConfigurationError("max_group_gap needs groups, and none were given. Give groups= or --group.")
         if self.issued is None:
             method = self.fp32.get("recourse_method", "projected-gradient")
-            validity = self._find(f"Validity Drop of {method} recourse", "validity_drop")
+            meaning = "share of people whom the second model refuses where the first accepts them"
+            validity = self._find(f"Validity Drop of {method} recourse", "validity_drop", meaning)
         else:
-            validity = Finding("Validity Drop of the issued advice", self.issued.validity_drop, self.issued.ci95["validity_drop"])
+            meaning = "share of people whom the second model refuses after they did what their letter says"
+            validity = Finding("Validity Drop of the letters", self.issued.validity_drop, self.issued.ci95["validity_drop"], meaning)
         limits = [
             (validity, max_vd, "max_vd"),
-            (self._find("Boundary disagreement", "boundary_disagreement"), max_disagreement, "max_disagreement"),
-            (self._find("Recourse gap", "recourse_gap"), max_crg, "max_crg"),
-            (self._find("Drift of the favourable rate", "favourable_rate_drift"), max_drift, "max_drift"),
+            (
+                self._find("Boundary disagreement", "boundary_disagreement", "how often the models disagree where refusal ends"),
+                max_disagreement,
+                "max_disagreement",
+            ),
+            (self._find("Recourse gap", "recourse_gap", "how much more the cheapest way to acceptance costs"), max_crg, "max_crg"),
+            (self._find("Drift of the favourable rate", "favourable_rate_drift", "change of the share accepted"), max_drift, "max_drift"),
         ]
         if max_group_gap is not None:
             limits += [(finding, max_group_gap, "max_group_gap") for finding in self._find_gaps()]
         return judge(limits, level)
 
-    def _find(self, name: str, metric: str) -> Finding:
-        return Finding(name, getattr(self, metric), self.ci95[metric])
+    def _find(self, name: str, metric: str, meaning: str) -> Finding:
+        return Finding(name, getattr(self, metric), self.ci95[metric], meaning)
 
     def _find_gaps(self) -> list[Finding]:
         """Return the largest gap between groups of each attribute, of Validity Drop or boundary disagreement."""
+        meaning = "largest difference between two groups"
         found = []
         for attribute, grouping in self.groups.items():
             counted = [group for name, group in grouping.groups.items() if name not in grouping.too_small]
-            candidates = []
-            for metric, words in (("validity_drop", "Validity Drop"), ("boundary_disagreement", "boundary disagreement")):
-                gap = getattr(grouping, metric).gap if len(counted) > 1 else math.nan
-                ends = [group.ci95[metric] for group in counted]
-                bound = max((high for _, high in ends), default=math.nan) - min((low for low, _ in ends), default=math.nan)
-                candidates.append(Finding(f"Gap between groups of {attribute} in {words}", gap, (0.0, bound)))
+            gaps = [("boundary disagreement", grouping.boundary_disagreement, [group.ci95["boundary_disagreement"] for group in counted])]
+            if self.issued is None:
+                gaps.insert(0, ("Validity Drop", grouping.validity_drop, [group.ci95["validity_drop"] for group in counted]))
+            else:
+                letters = self.issued.groups[attribute]
+                ends = [group.ci95 for name, group in letters.groups.items() if name not in letters.too_small]
+                gaps.insert(0, ("the Validity Drop of letters", letters.validity_drop, ends))
+            candidates = [
+                Finding(f"Gap between groups of {attribute} in {words}", disparity.gap, (0.0, _measure_reach(ends)), meaning)
+                for words, disparity, ends in gaps
+            ]
             defined = [finding for finding in candidates if not math.isnan(finding.value)]
             found.append(max(defined, key=lambda finding: finding.value) if defined else candidates[0])
         return found
@@ -253,6 +270,11 @@ class AuditFindings:
 
     @property
     def model_names(self) -> tuple[str, str]:
-        """Names of the two models for sentences, which differ."""
-        first, second = self.full_precision.name, self.quantized.name
+        """Names of the two models for sentences, which differ and are safe to show."""
+        first, second = escape_unprintable(self.full_precision.name), escape_unprintable(self.quantized.name)
         return (first, second) if first != second else (f"the first {first}", f"the second {second}")
+
+
+def _measure_reach(ends: Sequence[Interval]) -> float:
+    """Return the distance between the lowest and the highest end of intervals, NaN for none."""
+    return max((high for _, high in ends), default=math.nan) - min((low for low, _ in ends), default=math.nan)

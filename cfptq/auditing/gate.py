@@ -30,11 +30,13 @@ class Finding:
         name: Name of the measure, which begins a sentence.
         value: The value, NaN where it is undefined.
         interval: Confidence interval of the value.
+        meaning: The measure in words that need no knowledge of its name.
     """
 
     name: str
     value: float
     interval: Interval
+    meaning: str = ""
 
 
 @dataclass(frozen=True)

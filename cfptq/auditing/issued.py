@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from cfptq.actions import ActionSet, Remark
 from cfptq.actions.action_space import ActionSpace
+from cfptq.auditing.advice_groups import AdviceGrouping, evaluate_advice_groups
 from cfptq.auditing.evaluation import decide_points
-from cfptq.auditing.letters import Key, Letters
+from cfptq.auditing.joining import Key
+from cfptq.auditing.letters import Letters
 from cfptq.auditing.protocol import Protocol
+from cfptq.auditing.wording import format_count
 from cfptq.errors import DataError
 from cfptq.io.json import canonicalize
 from cfptq.metrics import Interval, Proportion, bootstrap_intervals, evaluate_statistic, premature_acceptances, target_failures
@@ -75,6 +78,7 @@ class IssuedAdvice:
         unmatched: Keys of letters that no person has.
         without_key: Row numbers of letters whose key is empty.
         without_letter: Keys, or row numbers, of refused people who have no letter.
+        groups: Outcome by group, by the name of the attribute.
         remarks: How letters were read, where their sender may have meant something else.
         notes: Sentences on the table of letters.
     """
@@ -94,6 +98,7 @@ class IssuedAdvice:
     unmatched: tuple[Key, ...] = ()
     without_key: tuple[int, ...] = ()
     without_letter: tuple[Key, ...] = ()
+    groups: Mapping[str, AdviceGrouping] = field(default_factory=dict)
     remarks: tuple[Remark, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -107,17 +112,29 @@ class IssuedAdvice:
         """Letters that the full-precision model itself does not grant."""
         return tuple(letter for letter in self.letters if not letter.held_before)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        plain = {**vars(self), "letters": [asdict(letter) for letter in self.letters]}
-        result: dict[str, Any] = canonicalize({**plain, "remarks": [remark.to_dict() for remark in self.remarks]})
+    def to_dict(self, include_people: bool = False, smallest: int = 0) -> dict[str, Any]:
+        """Return plain values for JSON.
+
+        Args:
+            include_people: List keys, row numbers and the outcome of each letter. Otherwise they are counted.
+            smallest: Fewest people of a group that is listed.
+        """
+        lists = ("letters", "refused", "broken", "unmatched", "without_key", "without_letter")
+        plain = {name: value for name, value in vars(self).items() if name not in (*lists, "groups", "remarks")}
+        plain["counts"] = {name: len(getattr(self, name)) for name in (*lists, "forbidden", "not_granted")}
+        plain["groups"] = {attribute: grouping.to_dict(smallest) for attribute, grouping in self.groups.items()}
+        plain["remarks"] = [remark.to_dict() for remark in self.remarks]
+        if include_people:
+            plain |= {name: getattr(self, name) for name in lists}
+            plain["letters"] = [asdict(letter) for letter in self.letters]
+        result: dict[str, Any] = canonicalize(plain)
         return result
 
     def describe(self) -> str:
         """Describe the outcome in words."""
-        sentences = [f"Of {self.promised} people with issued advice, {self.kept} still get what they were promised."]
+        sentences = [f"Of {format_count(self.promised, 'people')} with letters, {self.kept} still get what they were promised."]
         if self.refused:
-            sentences.append(f"The new model broke the advice of {len(self.broken)}. Refused: {self._name_people(self.refused)}.")
+            sentences.append(f"The second model broke the promises of {len(self.broken)}. Refused: {self._name_people(self.refused)}.")
         return " ".join([*sentences, *self.findings()])
 
     def findings(self, names_people: bool = True) -> tuple[str, ...]:
@@ -132,28 +149,32 @@ class IssuedAdvice:
 
         found = [f"Letters were joined to people by {self.joined_by}."]
         if never := self.promised - self.kept_before:
-            found.append(f"For {never} people the advice did not hold on the full-precision model either.")
+            found.append(f"None of the letters of {format_count(never, 'people')} holds on the first model either.")
         if self.not_granted:
-            count = _count(len(self.not_granted), "letter")
-            found.append(f"{count} the full-precision model itself does not grant{name(self._name(self.not_granted))}")
+            words = f"{format_count(len(self.not_granted), 'letters')} would be refused by the first model itself"
+            found.append(f"{words}{name(self._name(self.not_granted))}")
         if self.forbidden:
             rules = Counter(rule for letter in self.forbidden for rule in letter.forbidden)
             named = ", ".join(f"{rule} ({number})" for rule, number in rules.most_common())
             found.append(
-                f"{_count(len(self.forbidden), 'letter')} ask for what the action set does not allow: {named}. "
+                f"{format_count(len(self.forbidden), 'letters')} asked for what the action set does not allow: {named}. "
                 f"They are judged like the others{name(self._name(self.forbidden))}"
             )
         if self.accepted_already:
-            found.append(f"{_count(self.accepted_already, 'letter')} went to people whom the full-precision model accepts as they are.")
-        several = len(self.letters) - self.promised
-        if several:
-            found.append(f"There are {len(self.letters)} letters to {self.promised} people. A promise counts as kept if one letter holds.")
+            found.append(f"{format_count(self.accepted_already, 'letters')} went to people whom the first model accepts as they are.")
+        if len(self.letters) > self.promised:
+            found.append(
+                f"There are {format_count(len(self.letters), 'letters')} to {format_count(self.promised, 'people')}. "
+                "A promise counts as kept if one of a person's letters holds."
+            )
         if self.unmatched:
-            found.append(f"{_count(len(self.unmatched), 'letter')} name nobody in the table of people{name(_list(self.unmatched))}")
+            found.append(f"{format_count(len(self.unmatched), 'letters')} named nobody in the table of people{name(_list(self.unmatched))}")
         if self.without_key:
-            found.append(f"{_count(len(self.without_key), 'letter')} have an empty key{name('rows ' + _list(self.without_key))}")
+            found.append(f"{format_count(len(self.without_key), 'letters')} had an empty key{name('rows ' + _list(self.without_key))}")
         if self.without_letter:
-            found.append(f"{len(self.without_letter)} refused people have no letter{name(_list(self.without_letter))}")
+            found.append(
+                f"{format_count(len(self.without_letter), 'people')} were refused and got no letter{name(_list(self.without_letter))}"
+            )
         return (*found, *self.notes, *(f"Letters, {remark}" for remark in self.remarks))
 
     def _name_people(self, rows: Sequence[int]) -> str:
@@ -178,6 +199,7 @@ def check_issued(
     space: ActionSpace,
     protocol: Protocol,
     seed: int = 0,
+    groups: Mapping[str, Mapping[str, NDArray[np.int64]]] | None = None,
 ) -> IssuedAdvice:
     """Check the points that people were told to reach on both models.
 
@@ -193,6 +215,7 @@ def check_issued(
         space: Action space of the rows.
         protocol: Resamples and level of the intervals.
         seed: Seed of the intervals.
+        groups: Row numbers by the name of the attribute and of the group.
 
     Raises:
         DataError: No letter asks for a change.
@@ -254,6 +277,9 @@ def check_issued(
         unmatched=letters.unmatched,
         without_key=letters.without_key,
         without_letter=tuple(str(row) if letters.keys is None else letters.keys[row] or f"row {row}" for row in silent),
+        groups={
+            attribute: evaluate_advice_groups(members, people, broken, protocol, seed) for attribute, members in (groups or {}).items()
+        },
         remarks=letters.remarks,
         notes=letters.notes,
     )
@@ -270,10 +296,6 @@ def _find_premature_acceptances(
         last_refused[refused] = between[refused]
         refuses |= refused
     return premature_acceptances(decide_points(f_q, last_refused), target, granted & refuses.numpy())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _list(entries: Sequence[Any]) -> str:

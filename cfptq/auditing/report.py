@@ -16,7 +16,7 @@ from cfptq.auditing.gate import Gate
 from cfptq.auditing.html import format_html
 from cfptq.auditing.plots import Plot, draw_plots
 from cfptq.auditing.sections import SMALLEST_SHOWN, build_sections, describe_verdict, format_markdown
-from cfptq.auditing.tables import build_grid_table, build_groups_table, build_metrics_table
+from cfptq.auditing.tables import build_grid_table, build_metrics_table
 from cfptq.io.atomic import write_text
 from cfptq.io.csv import write_csv
 from cfptq.io.json import canonicalize, to_canonical_json
@@ -35,32 +35,46 @@ class AuditReport(AuditFindings):
     Its attributes are those of ``AuditFindings``.
     """
 
-    def to_dict(self, gate: Gate | None = None) -> dict[str, Any]:
-        """Return the report as plain values, the verdict first.
+    def to_dict(self, gate: Gate | None = None, *, include_people: bool = False) -> dict[str, Any]:
+        """Return the report as plain values, in the order of its other forms.
+
+        The same inputs and seed give the same values on the same machine with the same versions.
 
         Args:
             gate: Outcome against limits, from ``gate``. None states no limit.
-
-        The same inputs and seed give the same values on the same machine with the same versions.
+            include_people: List each person affected, keys and row numbers, and groups of any size. Otherwise they are counted.
         """
+        smallest = 0 if include_people else SMALLEST_SHOWN
+        measures = self.metrics.to_dict()
+        groups = measures.pop("groups")
+        for grouping in groups.values():
+            grouping["groups"] = {name: group for name, group in grouping["groups"].items() if group["with_recourse"] >= smallest}
+        features = [vars(entry) for entry in self.consequences.features if entry.told >= smallest]
+        affected = self.broken if self.issued is None else self.issued.broken
+        breakdown: dict[str, Any] = {"count": len(affected), "features": features}
+        if include_people:
+            breakdown |= {"broken": affected, "people": [vars(person) for person in self.consequences.people]}
         result: dict[str, Any] = canonicalize(
             {
                 "schema": SCHEMA,
                 "verdict": {"sentences": describe_verdict(self, gate), **(Gate(()) if gate is None else gate).to_dict()},
-                "models": {"fp32": vars(self.full_precision), "quantized": vars(self.quantized)},
-                "seed": self.seed,
-                "protocol": asdict(self.protocol),
-                "runtime": self.runtime,
-                "digests": self.digests,
-                "remarks": [remark.to_dict() for remark in self.remarks],
-                "issued": None if self.issued is None else self.issued.to_dict(),
+                "issued": None if self.issued is None else self.issued.to_dict(include_people, smallest),
+                "affected": breakdown,
+                "groups": groups,
                 "fp32": self.fp32,
-                "quantized": {**self.metrics.to_dict(), "broken": self.broken},
+                "quantized": measures,
+                "models": {"fp32": vars(self.full_precision), "quantized": vars(self.quantized)},
+                "digests": self.digests,
+                "seed": self.seed,
+                "runtime": self.runtime,
+                "protocol": asdict(self.protocol),
+                "readings": self.readings,
+                "remarks": [remark.to_dict() for remark in self.remarks],
             }
         )
         return result
 
-    def to_json(self, path: str | os.PathLike[str], gate: Gate | None = None) -> None:
+    def to_json(self, path: str | os.PathLike[str], gate: Gate | None = None, *, include_people: bool = False) -> None:
         """Write ``to_dict`` as JSON by an atomic write.
 
         The same inputs and seed give the same bytes on the same machine with the same versions.
@@ -68,11 +82,12 @@ class AuditReport(AuditFindings):
         Args:
             path: File to write. An existing file is replaced.
             gate: Outcome against limits, from ``gate``. None states no limit.
+            include_people: List each person affected, and keys and row numbers. These are personal data.
 
         Raises:
             FileError: The folder does not exist or cannot be written.
         """
-        write_text(path, to_canonical_json(self.to_dict(gate)))
+        write_text(path, to_canonical_json(self.to_dict(gate, include_people=include_people)))
 
     def to_markdown(self, gate: Gate | None = None, *, include_people: bool = False) -> str:
         """Return the report as Markdown.
@@ -123,21 +138,21 @@ class AuditReport(AuditFindings):
         """Return the metrics as a Rich table."""
         return build_metrics_table(self.metrics, self.fp32, self.issued, self.protocol.level, self.title)
 
-    def render(self, gate: Gate | None = None) -> Group:
+    def render(self, gate: Gate | None = None, *, include_people: bool = False, names_people: bool = True) -> Group:
         """Return the report for a terminal, the verdict first.
 
         Args:
             gate: Outcome against limits, from ``gate``. None states no limit.
+            include_people: Show a row for each person affected, and groups of any size.
+            names_people: Name a few people by their keys or rows in sentences, as where letters name nobody.
         """
         parts: list[RenderableType] = [Text(self.title, style="bold")]
-        for section in build_sections(self, gate, names_people=True):
+        for section in build_sections(self, gate, include_people, names_people):
             if section.name == "pointers":
                 continue
             parts.append(Text(f"\n{section.title}", style="bold"))
             parts.extend(Text(sentence) for sentence in section.sentences)
-            if section.name == "groups":
-                parts.extend(build_groups_table(attribute, grouping) for attribute, grouping in self.groups.items())
-            elif section.name == "measures":
+            if section.name == "measures":
                 parts.append(self.table())
             elif section.name != "verdict":
                 parts.extend(build_grid_table(grid.headers, grid.rows, grid.numeric, grid.caption) for grid in section.grids)

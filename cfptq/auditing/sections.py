@@ -11,11 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cfptq.auditing.evaluation import GroupMetrics
 from cfptq.auditing.findings import AuditFindings
 from cfptq.auditing.gate import Gate, Ruling
-from cfptq.auditing.tables import format_interval, format_number, list_measures
-from cfptq.metrics import Interval
+from cfptq.auditing.group_metrics import GroupMetrics
+from cfptq.auditing.tables import list_measures
+from cfptq.auditing.wording import (
+    format_cost,
+    format_count,
+    format_interval,
+    format_number,
+    format_percent,
+    format_percent_interval,
+    format_percent_range,
+)
+from cfptq.io.printable import escape_unprintable
+from cfptq.metrics import Disparity
 
 #: Fewest people of a group or feature that a report without personal rows breaks down.
 SMALLEST_SHOWN = 10
@@ -61,6 +71,26 @@ TERMS = (
     ("Recourse", "A change that a refused person can make and that leads to acceptance."),
     ("Disparate impact", "A gap between groups. The groups' table shows it for recourse."),
 )
+
+
+LETTER_GROUP_HEADERS = ("Group", "With letters", "Held on the first model", "Refused again", "Share", "Interval")
+GROUP_HEADERS = (
+    "Group", "People", "Measured", "With recourse", "Validity Drop", "Interval", "Boundary disagreement", "Recourse gap", "Drift",
+    "Accuracy",
+)  # fmt: skip
+#: Sentence where no promise is broken.
+NOBODY = "Nobody would be refused again after doing what they were told."
+#: Names of digests and of facts about the run, as a reader knows them.
+DIGESTS = {"people": "People as the models see them", "letters": "Letters as the models see them", "action set": "Action set"}
+RUNTIME = {
+    "processor": "Processor",
+    "int8_saturates": "8-bit products overflow here in ONNX Runtime's default session",
+    "onnxruntime": "ONNX Runtime",
+    "session.x64quantprecision": "Option session.x64quantprecision of these runs (1 rules overflow out)",
+    "cfptq": "cfptq",
+    "torch": "PyTorch",
+    "python": "Python",
+}
 
 
 @dataclass(frozen=True)
@@ -109,12 +139,12 @@ def build_sections(
         names_people: Name a few people by their keys or rows in sentences. ``include_people`` by default.
     """
     names_people = include_people if names_people is None else names_people
-    return (
+    sections = (
         Section("verdict", "Verdict", describe_verdict(report, gate), _grid_of_limits(gate)),
         Section("affected", "Who is affected", *_describe_affected(report, include_people, names_people)),
         Section("cost", "What it costs them now", _describe_cost(report)),
         Section("groups", "Groups", *_describe_groups(report, include_people)),
-        Section("measures", "All measures", (_describe_counts(report),), (_grid_of_measures(report),)),
+        Section("measures", "All measures", _describe_counts(report), (_grid_of_measures(report),)),
         Section("checked", "What was checked and what was not", _describe_checks(report), (_grid_of_facts(report),)),
         Section(
             "pointers",
@@ -126,22 +156,21 @@ def build_sections(
             ),
         ),
     )
+    return tuple(_make_printable(section) for section in sections)
 
 
-def format_percent(value: float) -> str:
-    """Return a share as a percentage with one decimal, or more below 0.1 %."""
-    if math.isnan(value):
-        return "undefined"
-    percent = 100 * value
-    return f"{percent:.1f} %" if abs(percent) >= 0.1 or percent == 0 else f"{percent:.2g} %"
-
-
-def format_percent_interval(interval: Interval, level: float) -> str:
-    """Return an interval of a share in words."""
-    low, high = interval
-    if math.isnan(low):
-        return "no interval"
-    return f"{100 * level:g} % interval {100 * low:.1f} to {100 * high:.1f} %"
+def _make_printable(section: Section) -> Section:
+    """Return a section whose text from data holds nothing that a terminal would obey."""
+    grids = tuple(
+        Grid(
+            tuple(map(escape_unprintable, grid.headers)),
+            tuple(tuple(map(escape_unprintable, row)) for row in grid.rows),
+            grid.numeric,
+            escape_unprintable(grid.caption),
+        )
+        for grid in section.grids
+    )
+    return Section(section.name, section.title, tuple(map(escape_unprintable, section.sentences)), grids)
 
 
 def describe_verdict(report: AuditFindings, gate: Gate | None) -> tuple[str, ...]:
@@ -154,8 +183,8 @@ def describe_verdict(report: AuditFindings, gate: Gate | None) -> tuple[str, ...
         unjudged = sum(ruling.outcome == "not judged" for ruling in rulings)
         words = {
             "kept": f"Kept: {_all_of(len(rulings))}.",
-            "broken": f"Not kept: {broken} of {len(rulings)} limits broken.",
-            "not judged": f"Not judged: {unjudged} of {len(rulings)} limits could not be judged.",
+            "broken": f"Not kept: {broken} of {format_count(len(rulings), 'limits')} broken.",
+            "not judged": f"Not judged: {unjudged} of {format_count(len(rulings), 'limits')} could not be judged.",
         }
         sentences.append(words[gate.outcome] + bound)
     else:
@@ -167,7 +196,8 @@ def describe_verdict(report: AuditFindings, gate: Gate | None) -> tuple[str, ...
         never, promised = report.issued.promised - report.issued.kept_before, report.issued.promised
         if never:
             sentences.append(
-                f"For {never} of {promised} people with letters, {report.model_names[0]} itself would refuse them after doing it."
+                f"Of {format_count(promised, 'people')} with letters, {never:,} would be refused by {report.model_names[0]} itself after "
+                "doing what their letter says. They are left out of the share above."
             )
     return tuple(sentences)
 
@@ -178,31 +208,34 @@ def _all_of(count: int) -> str:
 
 def _describe_headline(report: AuditFindings) -> str:
     level, advice, metrics = report.protocol.level, report.issued, report.metrics
+    first, second = report.model_names
     if advice is not None:
         total, broken, share, interval = advice.kept_before, len(advice.broken), advice.validity_drop, advice.ci95["validity_drop"]
-        whom = f"people who were told what to change and whom {report.model_names[0]} accepts after doing it"
+        whom = f"people who were told what to change and whom {first} accepts after doing it"
     else:
         total, broken = metrics.counts["with_recourse"], len(metrics.broken)
         share, interval = metrics.validity_drop, metrics.ci95["validity_drop"]
-        whom = f"people who were refused and for whom recourse on {report.model_names[0]} was computed"
+        whom = f"people who were refused by {first} and for whom a change was computed that it accepts (recourse)"
     if total == 0:
         return f"There are no {whom}, so nothing can be said about promises."
     return (
-        f"Of {total} {whom}, {broken} ({format_percent(share)}; {format_percent_interval(interval, level)}) would be refused again by "
-        f"{report.model_names[1]} after doing it."
+        f"Of {total:,} {whom}, {broken:,} ({format_percent(share)}; {format_percent_interval(interval, level)}) would be refused again by "
+        f"{second} after doing it."
     )
 
 
 def _describe_ruling(ruling: Ruling) -> str:
-    low, high = ruling.finding.interval
-    words = f"{ruling.finding.name}: {format_percent(ruling.finding.value)}"
-    return f"{words}." if math.isnan(low) else f"{words} (interval {100 * low:.1f} to {100 * high:.1f} %)."
+    finding, (low, high) = ruling.finding, ruling.finding.interval
+    meaning = f" ({finding.meaning})" if finding.meaning else ""
+    words = f"{finding.name}{meaning}: {format_percent(finding.value)}"
+    return f"{words}." if math.isnan(low) else f"{words}, interval {100 * low:.1f} to {100 * high:.1f} %."
 
 
 def _end(ruling: Ruling | None) -> str:
     if ruling is None:
         return ""
-    return f" Limit: {100 * ruling.limit:g} %. {({'kept': 'Kept', 'broken': 'Not kept', 'not judged': 'Not judged'})[ruling.outcome]}."
+    outcome = {"kept": "Kept", "broken": "Not kept", "not judged": "Not judged, because the value is undefined"}[ruling.outcome]
+    return f" Limit: {100 * ruling.limit:g} %. {outcome}."
 
 
 def _grid_of_limits(gate: Gate | None) -> tuple[Grid, ...]:
@@ -222,12 +255,11 @@ def _grid_of_limits(gate: Gate | None) -> tuple[Grid, ...]:
 
 
 def _describe_affected(report: AuditFindings, include_people: bool, names_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
-    people = report.consequences.people
-    count = len(report.issued.broken if report.issued is not None else report.broken)
-    sentences = [f"{count} people would be refused again after doing what they were told." if count else "Nobody is affected."]
-    advice = report.issued
+    people, advice = report.consequences.people, report.issued
+    count = len(advice.broken if advice is not None else report.broken)
+    sentences = [f"{format_count(count, 'people')} would be refused again after doing what they were told." if count else NOBODY]
     if advice is not None:
-        sentences.append(f"{advice.kept} of {advice.promised} people with letters still get what they were promised.")
+        sentences.append(f"{advice.kept:,} of {format_count(advice.promised, 'people')} with letters still get what they were promised.")
         sentences.extend(advice.findings(names_people))
     grids: list[Grid] = []
     shown = [entry for entry in report.consequences.features if include_people or entry.told >= SMALLEST_SHOWN]
@@ -237,7 +269,7 @@ def _describe_affected(report: AuditFindings, include_people: bool, names_people
         grids.append(Grid(("Feature", "Told to change it", "Refused again", "Share"), rows, (1, 2, 3), caption))
     hidden = len(report.consequences.features) - len(shown)
     if hidden:
-        sentences.append(f"{hidden} features with fewer than {SMALLEST_SHOWN} people are not broken down.")
+        sentences.append(f"Left out of the breakdown: {format_count(hidden, 'features')} with fewer than {SMALLEST_SHOWN} people.")
     if include_people and people:
         persons = tuple(
             (person.key or f"row {person.row}", person.told, "refused again", format_cost(person.cost_told), format_cost(person.cost_now))
@@ -249,65 +281,79 @@ def _describe_affected(report: AuditFindings, include_people: bool, names_people
     return tuple(sentences), tuple(grids)
 
 
-def format_cost(value: float) -> str:
-    """Return a cost with three significant digits, or a dash if there is none."""
-    return "-" if math.isnan(value) else f"{value:.3g}"
-
-
 def _describe_cost(report: AuditFindings) -> tuple[str, ...]:
-    people = report.consequences.people
+    people, (first, second) = report.consequences.people, report.model_names
     sentences = []
     now = sorted(person.cost_now for person in people if not math.isnan(person.cost_now))
     told = sorted(person.cost_told for person in people if not math.isnan(person.cost_told))
     if now:
         before = f" What they were told cost a median of {format_cost(told[len(told) // 2])}." if told else ""
         sentences.append(
-            f"The cheapest change that {report.model_names[1]} accepts costs the people affected a median of "
-            f"{format_cost(now[len(now) // 2])}, in units of the action set's cost.{before}"
+            f"The cheapest change that {second} accepts costs the people affected a median of {format_cost(now[len(now) // 2])}.{before}"
         )
     if people and len(now) < len(people):
-        sentences.append(f"For {len(people) - len(now)} of them no change that {report.model_names[1]} accepts was found.")
+        sentences.append(f"For {len(people) - len(now):,} of them no change was found that {second} accepts.")
     gap, lost = report.recourse_gap, report.recourse_lost_rate
     if not math.isnan(gap):
         sentences.append(
-            f"Over everybody measured, the cheapest recourse costs {abs(100 * gap):.1f} % {'more' if gap >= 0 else 'less'} on average, and "
-            f"{format_percent(lost)} of people have no recourse left."
+            f"Over all refused people who were measured, affected or not, the cheapest change that leads to acceptance costs "
+            f"{abs(100 * gap):.1f} % {'more' if gap >= 0 else 'less'} on {second} than on {first}, on average. "
+            f"{format_percent(lost)} of those who had such a change have none any more."
         )
-    return tuple(sentences) or ("The cost of recourse on the new model was not computed.",)
+    if not sentences:
+        return ("What acceptance costs on the second model was not computed.",)
+    return (*sentences, "A cost counts how far features move, in the units and weights that the action set declares.")
 
 
 def _describe_groups(report: AuditFindings, include_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
     if not report.groups:
-        return ("No groups were given, so that disparate impact was not examined.",), ()
-    sentences, grids = [], []
+        return ("No groups were given, so that disparate impact (one group hit harder than another) was not examined.",), ()
+    sentences: list[str] = []
+    grids: list[Grid] = []
     for attribute, grouping in report.groups.items():
-        worst, gap = grouping.validity_drop, grouping.validity_drop.gap
-        if worst.worst_group is None:
-            sentences.append(f"By {attribute}: no group has enough people with recourse to name the worst.")
-        else:
-            known = len(grouping.groups) - len(grouping.too_small) > 1
-            words = f"The gap between groups is {format_percent(gap)}." if known else "No other group has enough people to compare."
-            sentences.append(
-                f"By {attribute}: the largest Validity Drop is that of {worst.worst_group}, {format_percent(worst.worst)}. {words}"
+        if report.issued is not None:
+            letters = report.issued.groups[attribute]
+            sentences.append(_describe_worst(f"By {attribute}, letters", "share of broken letters", letters.validity_drop))
+            told = {name: group for name, group in letters.groups.items() if include_people or group.kept_before >= SMALLEST_SHOWN}
+            sentences.extend(_describe_hidden(f"By {attribute}, letters", len(letters.groups) - len(told)))
+            outcomes: tuple[tuple[str, ...], ...] = tuple(
+                (
+                    name,
+                    str(group.promised),
+                    str(group.kept_before),
+                    str(group.broken),
+                    format_percent(group.validity_drop),
+                    format_percent_range(group.ci95),
+                )
+                for name, group in told.items()
             )
+            grids.append(Grid(LETTER_GROUP_HEADERS, outcomes, tuple(range(1, 6)), f"Letters by {attribute}"))
+        label = f"By {attribute}" if report.issued is None else f"By {attribute}, computed changes"
+        sentences.append(_describe_worst(label, "Validity Drop", grouping.validity_drop))
         shown = {name: group for name, group in grouping.groups.items() if include_people or group.with_recourse >= SMALLEST_SHOWN}
-        hidden = len(grouping.groups) - len(shown)
-        if hidden:
-            sentences.append(f"By {attribute}: {hidden} groups with recourse for fewer than {SMALLEST_SHOWN} people are not shown.")
-        headers = (
-            "Group",
-            "Rows",
-            "Measured",
-            "With recourse",
-            "Boundary disagreement",
-            "Validity Drop",
-            "Interval",
-            "Recourse gap",
-            "Drift",
-        )
+        sentences.extend(_describe_hidden(label, len(grouping.groups) - len(shown)))
         rows = tuple(_row_of_group(name, group) for name, group in shown.items())
-        grids.append(Grid(headers, rows, tuple(range(1, len(headers))), f"By {attribute}"))
+        grids.append(Grid(GROUP_HEADERS, rows, tuple(range(1, 10)), label))
     return tuple(sentences), tuple(grids)
+
+
+def _describe_worst(label: str, measure: str, disparity: Disparity) -> str:
+    """Say which group has the largest value, and how far the groups lie apart."""
+    if disparity.worst_group is None:
+        return f"{label}: no group has enough people to name the worst."
+    if math.isnan(disparity.gap):
+        gap = "No other group has enough people to compare, so the gap between groups is undefined."
+    else:
+        gap = f"The gap between groups is {format_percent(disparity.gap)}."
+    if disparity.worst == 0:
+        return f"{label}: the {measure} is 0 in every group with enough people. {gap}"
+    return f"{label}: the largest {measure} is that of {disparity.worst_group}, {format_percent(disparity.worst)}. {gap}"
+
+
+def _describe_hidden(label: str, hidden: int) -> list[str]:
+    if not hidden:
+        return []
+    return [f"{label}, not shown: {format_count(hidden, 'groups')} with fewer than {SMALLEST_SHOWN} people to judge by."]
 
 
 def _row_of_group(name: str, group: GroupMetrics) -> tuple[str, ...]:
@@ -316,21 +362,35 @@ def _row_of_group(name: str, group: GroupMetrics) -> tuple[str, ...]:
         str(group.rows),
         str(group.people),
         str(group.with_recourse),
-        format_number(group.values["boundary_disagreement"]),
         format_number(group.validity_drop),
         format_interval(group.ci95["validity_drop"]),
+        format_number(group.values["boundary_disagreement"]),
         format_number(group.recourse_gap, True),
         format_number(group.values["favourable_rate_drift"], True),
+        format_number(group.values["accuracy"]),
     )
 
 
-def _describe_counts(report: AuditFindings) -> str:
-    counts = report.metrics.counts
-    return (
-        f"{counts['rows']} rows, {counts['rejected']} rejected, {counts['people']} measured, {counts['with_recourse']} with recourse. "
-        f"Direction undefined for {counts['direction_undefined']}. "
-        f"The quantized model has no boundary near the last step of {counts['without_crossing']}."
-    )
+def _describe_counts(report: AuditFindings) -> tuple[str, ...]:
+    counts, (first, second) = report.metrics.counts, report.model_names
+    sentences = [
+        f"{first} refuses {counts['rejected']:,} of {format_count(counts['rows'], 'people')} in the table. Measured were "
+        f"{counts['people']:,} of them: a change that {first} accepts, called recourse, was searched and found for "
+        f"{counts['with_recourse']:,}."
+    ]
+    if report.issued is not None:
+        sentences.append("The first three rows are about the letters. All others are about this computed recourse.")
+    if counts["direction_undefined"]:
+        sentences.append(
+            f"Direction similarity leaves out {format_count(counts['direction_undefined'], 'people')}, of whom one of the models asks "
+            "for no change."
+        )
+    if counts["without_crossing"]:
+        sentences.append(
+            f"{second} does not change its decision within four steps of the last one for "
+            f"{format_count(counts['without_crossing'], 'people')}. They count as four steps in the crossing shift."
+        )
+    return tuple(sentences)
 
 
 def _grid_of_measures(report: AuditFindings) -> Grid:
@@ -345,14 +405,17 @@ def _grid_of_measures(report: AuditFindings) -> Grid:
 
 
 def _describe_checks(report: AuditFindings) -> tuple[str, ...]:
+    first, second = report.model_names
     checked = (
-        "Letters were run through both models as they were sent."
+        f"Checked: each letter was run through {first} and {second} as it was sent."
         if report.issued is not None
-        else "No letters were given. Recourse was computed on the first model and run through the second."
+        else f"Checked: no letters were given, so changes that {first} accepts were computed and run through {second}."
     )
     return (
         checked,
-        "Not checked: whether people can really make a change, whether it causes what the data show, and people who are not in the table.",
+        "Not checked: whether people can really make a change, whether the change causes what the data show, and people who are not in "
+        "the table.",
+        *report.readings,
         *report.notes,
     )
 
@@ -362,13 +425,15 @@ def _grid_of_facts(report: AuditFindings) -> Grid:
     for label, model in (("First model", report.full_precision), ("Second model", report.quantized)):
         facts.append((label, model.name))
         facts.append((f"{label}, SHA-256", model.sha256 or "not a file"))
-    facts.extend((f"{name}, SHA-256", digest) for name, digest in report.digests.items())
-    facts.append(("Seed", report.seed))
-    facts.extend((name, value) for name, value in report.runtime.items())
+    facts.extend((f"{DIGESTS.get(name, name)}, SHA-256", digest) for name, digest in report.digests.items())
+    facts.append(("Seed of the draw of people, the searches and the intervals", report.seed))
+    facts.extend((RUNTIME.get(name, name), value) for name, value in report.runtime.items())
     return Grid(("What", "Value"), tuple((str(name), _as_text(value)) for name, value in facts), caption="Models, data and versions")
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 
 

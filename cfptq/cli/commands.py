@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
@@ -27,9 +28,10 @@ from cfptq.cli.outputs import (
     write_model_and_plan,
 )
 from cfptq.cli.table_files import TableFormat, load_table, read_table
-from cfptq.errors import CfptqError, ConfigurationError, FileError
+from cfptq.errors import CfptqError, ConfigurationError
 from cfptq.io.atomic import check_writable, make_folder
-from cfptq.io.files import describe_os_error
+from cfptq.io.files import compute_file_sha256, describe_os_error
+from cfptq.io.printable import escape_unprintable
 
 P = ParamSpec("P")
 
@@ -78,11 +80,12 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except CfptqError as error:
-            typer.echo(f"cfptq: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"cfptq: {escape_unprintable(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(COULD_NOT_RUN) from None
         except OSError as error:
             named = f" {error.filename}" if error.filename else ""
-            typer.echo(f"cfptq: {FileError(f'This process cannot read or write{named}: {describe_os_error(error)}.')}", err=True)
+            message = f"This process cannot read or write{named}: {describe_os_error(error)}."
+            typer.echo(f"cfptq: {escape_unprintable(message)}", err=True)
             raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
             _end_interrupted()
@@ -394,7 +397,7 @@ def audit(
     html: Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML file. Needs cfptq[report].")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder to write the plots to as SVG, made if it is missing.")] = None,
     include_people: Annotated[
-        bool, typer.Option("--include-people", help="Show each person affected, and groups of any size, in Markdown and HTML.")
+        bool, typer.Option("--include-people", help="Show each person affected, keys, and groups of any size, in all forms of the report.")
     ] = False,
     state: Annotated[
         Path | None, typer.Option("--state", help=".safetensors state of the first model, where a function builds it.")
@@ -425,7 +428,10 @@ def audit(
         raise ConfigurationError(f"--state-after needs one second model, got {len(after)}. Audit them one by one.")
     actions = read_action_set(action_set)
     dialect = TableFormat(sep, decimal, thousands, encoding)
-    tables = [load_table(path, dialect, text=id) for path in (people, issued) if path is not None]
+    paths = [path for path in (people, issued) if path is not None]
+    tables = [load_table(path, dialect, text=id) for path in paths]
+    readings = tuple(f"Read {table.reading}" for table in tables if table.reading)
+    digests = {f"File {path.name}": compute_file_sha256(path) for path in (*paths, action_set)}
     judged = []
     for model in after:
         report = api.audit(
@@ -445,10 +451,10 @@ def audit(
             protocol=Protocol() if level is None else Protocol(level=level),
             seed=seed,
         )
+        report = replace(report, readings=readings, digests={**report.digests, **digests})
         judged.append((report, report.gate(**limits, level=level)))
-    readings = [table.reading for table in tables if table.reading]
     write_audit_files(judged, json=json, junit=junit, csv=csv, html=html, plots=plots, include_people=include_people)
-    show_audit(judged, form, readings, include_people)
+    show_audit(judged, form, include_people)
     outcomes = {gate.outcome for _, gate in judged}
     if "broken" in outcomes:
         raise typer.Exit(BROKEN)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, RenderableType
 
 from cfptq.io.atomic import atomic_write
+from cfptq.io.printable import escape_unprintable
 
 if TYPE_CHECKING:
     from cfptq.auditing import AuditReport, Gate
@@ -35,14 +36,14 @@ def show(renderable: RenderableType) -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH_CHARACTERS)
-    console.print(renderable)
+    console.print(escape_unprintable(renderable) if isinstance(renderable, str) else renderable)
 
 
 def say(*lines: str) -> None:
     """Print lines as they are, without markup and without line breaks."""
     console = Console(markup=False, emoji=False, highlight=False)
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(escape_unprintable(line), soft_wrap=True)
 
 
 def show_comparison(folder: Path, comparison: Comparison) -> None:
@@ -86,19 +87,20 @@ def show_result(result: Result, path: Path) -> None:
     say(*result.notes, f"{path}: {path.stat().st_size / 1024:.1f} KiB")
 
 
-def show_audit(judged: Sequence[tuple[AuditReport, Gate]], form: ReportFormat, readings: Sequence[str], include_people: bool) -> None:
+def show_audit(judged: Sequence[tuple[AuditReport, Gate]], form: ReportFormat, include_people: bool) -> None:
     """Print the reports of an audit, those of several models after a line for each.
+
+    Output that is kept, such as a log, names nobody unless it is asked for. A terminal shows a few keys where letters need a look.
 
     Args:
         judged: Each report with its outcome against limits.
         form: Form of the reports.
-        readings: How tables were read, in sentences.
-        include_people: Show each person affected, and groups of any size, in Markdown.
+        include_people: Show each person affected, keys, and groups of any size.
     """
     if form is ReportFormat.JSON:
         from cfptq.io.json import to_canonical_json
 
-        print(to_canonical_json(_collect(judged)), end="")
+        print(to_canonical_json(_collect(judged, include_people)), end="")
         return
     if form is ReportFormat.MARKDOWN:
         print("\n".join(report.to_markdown(gate, include_people=include_people) for report, gate in judged))
@@ -106,8 +108,9 @@ def show_audit(judged: Sequence[tuple[AuditReport, Gate]], form: ReportFormat, r
     if len(judged) > 1:
         say(*(f"{report.title}: {gate.outcome if gate.rulings else 'no limit'}. {report.verdict(gate)[1]}" for report, gate in judged))
     for report, gate in judged:
-        show(report.render(gate))
-        say(*readings, str(gate))
+        names_people = include_people or Console().is_terminal
+        show(report.render(gate, include_people=include_people, names_people=names_people))
+        say(str(gate))
 
 
 def write_audit_files(
@@ -122,7 +125,7 @@ def write_audit_files(
 ) -> None:
     """Write the files that an audit was asked for.
 
-    With several models, JSON holds a list, and the names of the others get the model's name.
+    With several models, JSON holds a list, and the other files' names end in the model's name.
 
     Args:
         judged: Each report with its outcome against limits.
@@ -131,32 +134,40 @@ def write_audit_files(
         csv: File of the people affected.
         html: File of the page.
         plots: Folder of the plots.
-        include_people: Show each person affected, and groups of any size, on the page and in plots.
+        include_people: Show each person affected, keys, and groups of any size.
     """
     from cfptq.auditing.gate import format_junit
     from cfptq.io.atomic import make_folder, write_text
     from cfptq.io.json import to_canonical_json
 
     if json is not None:
-        write_text(json, to_canonical_json(_collect(judged)))
+        write_text(json, to_canonical_json(_collect(judged, include_people)))
     if junit is not None:
         write_text(junit, format_junit([(report.title, gate) for report, gate in judged]))
-    for report, gate in judged:
-        name = report.quantized.name
+    endings = choose_endings([report.quantized.name for report, _ in judged])
+    for (report, gate), ending in zip(judged, endings, strict=True):
         if csv is not None:
-            report.to_csv(name_file(csv, name, len(judged)))
+            report.to_csv(name_file(csv, ending))
         if html is not None:
-            report.to_html(name_file(html, name, len(judged)), gate, include_people=include_people)
+            report.to_html(name_file(html, ending), gate, include_people=include_people)
         for plot in report.plots(include_people=include_people) if plots is not None else ():
             assert plots is not None
-            write_text(name_file(make_folder(plots) / f"{plot.name}.svg", name, len(judged)), plot.svg)
+            write_text(name_file(make_folder(plots) / f"{plot.name}.svg", ending), plot.svg)
 
 
-def name_file(path: Path, model: str, count: int) -> Path:
-    """Return the file for one of ``count`` models, with the model's name in it if there are several."""
-    return path if count == 1 else path.with_name(f"{path.stem}-{Path(model).stem}{path.suffix}")
+def choose_endings(models: Sequence[str]) -> list[str]:
+    """Return what the file names of several models end in, all different, and "" for one model alone."""
+    if len(models) == 1:
+        return [""]
+    stems = [Path(model).stem for model in models]
+    return [f"-{stem}" if stems.count(stem) == 1 else f"-{number}-{stem}" for number, stem in enumerate(stems, start=1)]
 
 
-def _collect(judged: Sequence[tuple[AuditReport, Gate]]) -> object:
-    reports = [report.to_dict(gate) for report, gate in judged]
+def name_file(path: Path, ending: str) -> Path:
+    """Return the path with an ending before its suffix."""
+    return path.with_name(f"{path.stem}{ending}{path.suffix}")
+
+
+def _collect(judged: Sequence[tuple[AuditReport, Gate]], include_people: bool) -> object:
+    reports = [report.to_dict(gate, include_people=include_people) for report, gate in judged]
     return reports[0] if len(reports) == 1 else {"schema": reports[0]["schema"], "reports": reports}

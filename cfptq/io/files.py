@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -64,6 +65,20 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
             # No more is read than the size that was checked, even if the file grows meanwhile.
             return file.read(min(os.fstat(file.fileno()).st_size, max_bytes))
     except (OSError, MemoryError) as error:
+        raise FileError(f"This process cannot read {source}: {describe_os_error(error)}.") from error
+
+
+def compute_file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 digest of a regular file in hexadecimal.
+
+    Raises:
+        FileError: there is no such file, it is no regular file, or it cannot be read.
+    """
+    source = check_regular_file(path)
+    try:
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
         raise FileError(f"This process cannot read {source}: {describe_os_error(error)}.") from error
 
 

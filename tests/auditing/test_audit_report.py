@@ -51,7 +51,7 @@ def test_promises_are_counted_and_broken_rows_named() -> None:
     assert advice.broken == (0, 2)
     assert advice.validity_drop == pytest.approx(2 / 3)
     assert advice.kept_rate == pytest.approx(1 / 3)
-    assert "Of 3 people with issued advice, 1 still get" in advice.describe()
+    assert "Of 3 people with letters, 1 still get" in advice.describe()
     assert "Refused: rows 0, 2." in advice.describe()
 
 
@@ -60,7 +60,7 @@ def test_advice_that_never_held_is_told_apart_from_advice_that_quantization_brok
     assert advice is not None
     assert (advice.refused, advice.broken) == ((0, 1), (1,))
     assert advice.validity_drop == 0.5
-    assert "For 1 people the advice did not hold on the full-precision model either" in advice.describe()
+    assert "None of the letters of 1 person holds on the first model either" in advice.describe()
 
 
 def test_people_without_advice_are_missing_rows() -> None:
@@ -152,7 +152,7 @@ def test_the_gate_judges_issued_advice_where_there_is_any() -> None:
     kept = run_audit(Cut(0.0), Cut(0.25), ROWS, Plane(), issued=people(0.9, 0.9, 0.9, 2.0))
     assert kept.validity_drop > 0.5
     assert kept.gate(max_vd=0.02).held
-    assert "issued advice" in kept.gate(max_vd=0.02).reasons[0]
+    assert "Validity Drop of the letters" in kept.gate(max_vd=0.02).reasons[0]
 
 
 def test_the_gate_does_not_pass_what_it_cannot_see() -> None:
@@ -179,10 +179,10 @@ def test_the_report_prints_what_an_analyst_looks_for() -> None:
         "Drift of the favourable rate",
         "95 % interval",
         "By [sex]",
-        "Worst Validity Drop",
+        "The gap between groups is",
     ):
         assert words in text
-    assert text.index("Issued advice kept") < text.index("Validity Drop, mismatch")
+    assert text.index("Letters kept") < text.index("Validity Drop, mismatch")
     assert f"{report.validity_drop:.4f}" in text
     assert isinstance(report.table(), Table)
     assert "Nobody needs recourse" in str(run_audit(Cut(0.0), Cut(0.0), people(1.0, 2.0), Plane())).replace("\n", " ")

@@ -18,7 +18,7 @@ import data_sets  # noqa: E402
 import reporting  # noqa: E402
 import subgroups  # noqa: E402
 
-from cfptq.auditing.evaluation import GROUP_METRICS  # noqa: E402
+from cfptq.auditing.group_metrics import GROUP_METRICS  # noqa: E402
 
 FIRST, SECOND = [0.04, 0.06, 0.05, 0.09], [0.02, 0.05, 0.01, 0.04]
 
