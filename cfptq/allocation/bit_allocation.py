@@ -20,7 +20,11 @@ class BitAllocation:
     Attributes:
         names: layer names, L of them, distinct.
         parameters: n_l, the number of weights of each layer.
-        bits: b_l, each one of 2, 3, 4, 7 and 8, or a tuple with a width from 2 to 8 for each output channel.
+        bits: b_l, each one of 2, 3, 4, 7 and 8, or a tuple with a width from 2 to 8 for each output channel, 0 for a dropped one.
+        kept_inputs: for each layer, False for each input channel that the layer before drops, whose weights take no bits, or an empty
+            tuple where it drops none. Empty where no layer drops any.
+        fine_inputs: for each layer, True for each input column with one bit more than its channel and False for each with one bit less, or
+            an empty tuple. Empty where no layer is split.
 
     Raises:
         BudgetError: lengths differ, a name occurs twice, a layer has no weights, or there is no such width.
@@ -29,10 +33,14 @@ class BitAllocation:
     names: tuple[str, ...]
     parameters: tuple[int, ...]
     bits: tuple[Bits, ...]
+    kept_inputs: tuple[tuple[bool, ...], ...] = ()
+    fine_inputs: tuple[tuple[bool, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("names", "parameters"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field in ("kept_inputs", "fine_inputs"):
+            object.__setattr__(self, field, tuple(map(tuple, getattr(self, field))))
         object.__setattr__(self, "bits", tuple(tuple(own) if isinstance(own, Sequence) else own for own in self.bits))
         if not len(self.names) == len(self.parameters) == len(self.bits) > 0:
             raise BudgetError(
@@ -53,8 +61,8 @@ class BitAllocation:
 
     @property
     def total_bits(self) -> int:
-        """Bits of all weights, Σ n_l b_l."""
-        return sum(count_bits(b, n) for n, b in zip(self.parameters, self.bits, strict=True))
+        """Bits of all weights, Σ n_l b_l. The weights of a dropped input channel take none."""
+        return sum(count_bits(b, n, *inputs) for n, b, inputs in zip(self.parameters, self.bits, self.inputs, strict=True))
 
     @property
     def average_bits(self) -> float:
@@ -67,7 +75,13 @@ class BitAllocation:
 
         Channels are stored as ``cfptq.quantize.storage`` says, each layer with a permutation.
         """
-        return sum(count_layer_bytes(b, n, is_sortable=False) for n, b in zip(self.parameters, self.bits, strict=True))
+        return sum(count_layer_bytes(b, n, False, *inputs) for n, b, inputs in zip(self.parameters, self.bits, self.inputs, strict=True))
+
+    @property
+    def inputs(self) -> tuple[tuple[tuple[bool, ...], tuple[bool, ...]], ...]:
+        """``kept_inputs`` and ``fine_inputs`` of every layer."""
+        none = ((),) * len(self.names)
+        return tuple(zip(self.kept_inputs or none, self.fine_inputs or none, strict=True))
 
     def __getitem__(self, name: str) -> Bits:
         """Return the width of one layer, or one for each of its channels."""

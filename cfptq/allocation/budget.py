@@ -160,10 +160,11 @@ def assign_lowest_bits(
                     "portable=False."
                 )
             raise BudgetError(f"Cannot pin layer {name!r} to {bits!r} bits. {hint}")
-    start = [pins.get(name, own[0]) for name, own in zip(names, candidates, strict=True)]
+    # A budget must pay for channels that are not dropped.
+    start = [pins.get(name, next(bits for bits in own if bits)) for name, own in zip(names, candidates, strict=True)]
     if sum(budget.cost(n, b) for n, b in zip(parameters, start, strict=True)) > budget.ceiling(parameters):
         least = budget.least(parameters, start)
-        lowest = min(own[0] for own in candidates)
+        lowest = min(bits for own in candidates for bits in own if bits)
         pinned_to = ", ".join(f"{name} pinned to {bits}" for name, bits in pins.items())
         needed = f"The lowest width ({lowest} bits) everywhere takes {least}."
         if pins:
@@ -180,10 +181,10 @@ def resolve_widths(names: Sequence[str], widths: Widths) -> list[list[int]]:
         widths: candidate widths in bits, the same for all layers or by layer name.
 
     Raises:
-        BudgetError: a layer has none, has one twice, or has one that is not from 2 to 8.
+        BudgetError: a layer has none, has one twice, or has one that is neither 0 nor from 2 to 8.
     """
     found = [sorted(widths[name] if isinstance(widths, Mapping) else widths) for name in names]
     for own in found:
-        if not own or not set(own) <= set(CHANNEL_WIDTHS) or len(set(own)) != len(own):
+        if not any(own) or not set(own) <= set(CHANNEL_WIDTHS) or len(set(own)) != len(own):
             raise BudgetError(f"Candidate widths must be distinct and among {CHANNEL_WIDTHS}, got {tuple(own)}.")
     return found

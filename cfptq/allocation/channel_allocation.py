@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from cfptq.allocation.bit_allocation import BitAllocation
 from cfptq.allocation.budget import Budget, BudgetUnit, Widths, assign_lowest_bits, resolve_widths
 from cfptq.allocation.channel_scores import ChannelScores
-from cfptq.quantize.formats import Bits
+from cfptq.quantize.formats import Bits, count_bits
+from cfptq.quantize.split_inputs import MAX_SPLIT_BITS
 from cfptq.quantize.storage import count_layer_bytes
 
 #: Channels times amounts of the budget up to which dynamic programming finds the optimum.
@@ -35,7 +36,7 @@ class ChannelProblem:
 
     Attributes:
         layer: position of each channel's layer, (U,).
-        sizes: number of weights of each channel, (U,).
+        costs: bits of each channel at each width, (U, W).
         ratio: score of each channel per weight, (U,).
         widths: every candidate width, ascending, W of them.
         is_allowed: True for each candidate width of a channel, (U, W). A pinned channel has one.
@@ -43,7 +44,7 @@ class ChannelProblem:
     """
 
     layer: Integers
-    sizes: Integers
+    costs: Integers
     ratio: Floats
     widths: tuple[int, ...]
     is_allowed: NDArray[np.bool_]
@@ -55,9 +56,16 @@ class ChannelProblem:
         lowest: Integers = self.is_allowed.argmax(axis=1)
         return lowest
 
+    @property
+    def lowest_kept(self) -> Integers:
+        """Position of each channel's lowest candidate that does not drop it, (U,)."""
+        is_kept = self.is_allowed & (np.asarray(self.widths) > 0)
+        lowest: Integers = np.where(is_kept.any(axis=1), is_kept.argmax(axis=1), self.lowest)
+        return lowest
+
     def count_bits(self, choice: Integers) -> int:
         """Count the bits of all weights at a choice of widths, (U,)."""
-        return int((self.sizes * np.asarray(self.widths)[choice]).sum())
+        return int(self.costs[np.arange(len(choice)), choice].sum())
 
     def sum_benefit(self, choice: Integers) -> float:
         """Return the total benefit of a choice of widths, (U,)."""
@@ -72,9 +80,9 @@ class ChannelProblem:
         """Spend the bits that a choice leaves on the channels with the largest score per weight, each widened as far as it can be."""
         choice, left = choice.copy(), ceiling - self.count_bits(choice)
         for channel in np.argsort(-self.ratio, kind="stable").tolist():
-            size, own = int(self.sizes[channel]), np.flatnonzero(self.is_allowed[channel])
+            costs, own = self.costs[channel].tolist(), np.flatnonzero(self.is_allowed[channel])
             for place in own[own > choice[channel]].tolist():
-                cost = size * (self.widths[place] - self.widths[choice[channel]])
+                cost = costs[place] - costs[choice[channel]]
                 if cost > left:
                     break
                 choice[channel], left = place, left - cost
@@ -82,7 +90,7 @@ class ChannelProblem:
 
     def choose_greedily(self, ceiling: int) -> Integers:
         """Widen the channels with the largest score per weight first, from the lowest widths on."""
-        return self.spend_rest(self.lowest, ceiling)
+        return self.spend_rest(self.lowest_kept, ceiling)
 
     def choose_best(self, ceiling: int) -> Integers:
         """Choose the widths with the largest benefit, exactly where a table of all amounts is small."""
@@ -95,23 +103,25 @@ class ChannelProblem:
     @cached_property
     def _unit(self) -> int:
         """Greatest common divisor of all costs above the lowest widths, in bits."""
-        widths, lowest = np.asarray(self.widths), self.lowest
-        steps = {
-            (int(n), int(b - widths[low])) for n, low, row in zip(self.sizes, lowest, self.is_allowed, strict=True) for b in widths[row]
-        }
-        return reduce(gcd, (n * b for n, b in steps), 0) or 1
+        steps = np.unique(self._steps[self.is_allowed])
+        return reduce(gcd, steps.tolist(), 0) or 1
+
+    @property
+    def _steps(self) -> Integers:
+        """Bits of each channel at each width above those at its lowest candidate, (U, W)."""
+        steps: Integers = self.costs - np.take_along_axis(self.costs, self.lowest[:, None], axis=1)
+        return steps
 
     def _count_entries(self, ceiling: int) -> int:
-        return len(self.sizes) * ((ceiling - self.count_bits(self.lowest)) // self._unit + 1)
+        return len(self.costs) * ((ceiling - self.count_bits(self.lowest)) // self._unit + 1)
 
     def _fill_table(self, ceiling: int) -> Integers:
         """Choose the widths with the largest benefit by dynamic programming over the bits that are spent."""
-        lowest, widths = self.lowest, np.asarray(self.widths)
-        amounts = (ceiling - self.count_bits(lowest)) // self._unit + 1
+        amounts = (ceiling - self.count_bits(self.lowest)) // self._unit + 1
         reached = np.zeros(amounts)
-        chosen = np.empty((len(self.sizes), amounts), dtype=np.int8)
-        costs = self.sizes[:, None] * (widths - widths[lowest][:, None]) // self._unit
-        for channel in range(len(self.sizes)):
+        chosen = np.empty((len(self.costs), amounts), dtype=np.int8)
+        costs = self._steps // self._unit
+        for channel in range(len(self.costs)):
             best, place_of_best = np.full(amounts, -np.inf), np.zeros(amounts, dtype=np.int8)
             for place in np.flatnonzero(self.is_allowed[channel]).tolist():
                 cost = int(costs[channel, place])
@@ -122,8 +132,8 @@ class ChannelProblem:
                 better = candidate >= best[cost:]
                 best[cost:][better], place_of_best[cost:][better] = candidate[better], place
             reached, chosen[channel] = best, place_of_best
-        choice, left = np.empty(len(self.sizes), dtype=np.int64), amounts - 1
-        for channel in range(len(self.sizes) - 1, -1, -1):
+        choice, left = np.empty(len(self.costs), dtype=np.int64), amounts - 1
+        for channel in range(len(self.costs) - 1, -1, -1):
             choice[channel] = chosen[channel, left]
             left -= int(costs[channel, choice[channel]])
         return choice
@@ -132,19 +142,19 @@ class ChannelProblem:
     def _hull_steps(self) -> tuple[Integers, Integers, Integers, Floats]:
         """Channel, place reached, bits and benefit of each step along the hulls, by falling benefit a bit."""
         steps = []
-        for channel, (size, row, benefit) in enumerate(zip(self.sizes.tolist(), self.is_allowed, self.benefit, strict=True)):
+        for channel, (spent, row, benefit) in enumerate(zip(self.costs.tolist(), self.is_allowed, self.benefit, strict=True)):
             places = np.flatnonzero(row).tolist()
             here = 0
             while here < len(places) - 1:
                 gains = [
-                    (benefit[places[there]] - benefit[places[here]]) / (size * (self.widths[places[there]] - self.widths[places[here]]))
+                    (benefit[places[there]] - benefit[places[here]]) / (spent[places[there]] - spent[places[here]])
                     for there in range(here + 1, len(places))
                 ]
                 best = max(gains)
                 if best <= 0:
                     break
                 there = here + 1 + max(number for number, gain in enumerate(gains) if gain == best)
-                cost = size * (self.widths[places[there]] - self.widths[places[here]])
+                cost = spent[places[there]] - spent[places[here]]
                 steps.append((-best, channel, places[there], cost, benefit[places[there]] - benefit[places[here]]))
                 here = there
         steps.sort(key=lambda step: step[0])
@@ -179,15 +189,23 @@ class ChannelProblem:
 
 
 def build_channel_problem(
-    scores: ChannelScores, budget: Budget | float, widths: Widths, pinned: Mapping[str, int] | None = None
+    scores: ChannelScores,
+    budget: Budget | float,
+    widths: Widths,
+    pinned: Mapping[str, int] | None = None,
+    kept_inputs: Sequence[Sequence[bool]] = (),
 ) -> ChannelProblem:
     """Build the problem of a set of scores.
+
+    A channel of 0 bits is a candidate only where the effect of dropping it was measured. The channel of a layer that matters most is never
+    dropped.
 
     Args:
         scores: scores of all channels.
         budget: a ``Budget``, or average bits.
         widths: candidate widths in bits, the same for all layers or by layer name.
         pinned: width that a layer keeps in all of its channels, by layer name.
+        kept_inputs: kept input channels of each layer, as ``BitAllocation`` has them, once it is decided which channels are dropped.
 
     Raises:
         BudgetError: the budget does not pay for the lowest widths and the pins, or a pin names no layer or no candidate width.
@@ -197,16 +215,47 @@ def build_channel_problem(
     all_widths = tuple(sorted(set().union(*candidates)))
     counts = [len(own) for own in scores.channels]
     layer = np.repeat(np.arange(len(counts)), counts)
-    sizes = np.repeat([n // count for n, count in zip(scores.parameters, counts, strict=True)], counts)
+    none = ((),) * len(counts)
+    inputs = kept_inputs or none
+    sizes = [n // count for n, count in zip(scores.parameters, counts, strict=True)]
+    costs = np.array(
+        [
+            [count_bits(bits, size, kept, fine) for bits in all_widths]
+            for size, kept, fine in zip(sizes, inputs, scores.fine_inputs or none, strict=True)
+        ]
+    )[layer]
     allowed = np.array(
-        [[bits in own and pins.get(name, bits) == bits for bits in all_widths] for name, own in zip(scores.names, candidates, strict=True)]
+        [
+            [bits in own and pins.get(name, bits) == bits and not (fine and bits > MAX_SPLIT_BITS) for bits in all_widths]
+            for name, own, fine in zip(scores.names, candidates, scores.fine_inputs or none, strict=True)
+        ]
     )
     is_allowed = allowed[layer]
     measured = scores.channel_benefits(all_widths)
+    if all_widths[0] == 0:
+        can_drop = np.concatenate([_find_droppable(scores, own, inputs) for own in range(len(counts))])
+        is_allowed[:, 0] &= can_drop
+        if kept_inputs:
+            is_allowed[can_drop, 1:] = False
     # A wider candidate has at least the benefit of a narrower one of the same channel.
     benefit = np.maximum.accumulate(np.where(is_allowed, measured, -np.inf), axis=1)
     channels = np.concatenate([np.asarray(own, dtype=float) for own in scores.channels])
-    return ChannelProblem(layer, sizes, channels / sizes, all_widths, is_allowed, np.where(is_allowed, benefit, 0.0))
+    ratio = channels / np.repeat(sizes, counts)
+    return ChannelProblem(layer, costs, ratio, all_widths, is_allowed, np.where(is_allowed, benefit, 0.0))
+
+
+def _find_droppable(scores: ChannelScores, layer: int, inputs: Sequence[Sequence[bool]]) -> NDArray[np.bool_]:
+    """Return True for each channel of a layer that may be dropped, or that is dropped where this is decided."""
+    consumer, count = scores.consumers[layer], len(scores.channels[layer])
+    if consumer is None or not scores.widths:
+        return np.zeros(count, dtype=bool)
+    if inputs[consumer]:
+        return ~np.asarray(inputs[consumer])
+    if any(inputs):
+        return np.zeros(count, dtype=bool)
+    droppable = np.ones(count, dtype=bool)
+    droppable[int(np.asarray(scores.damage[layer])[:, scores.widths.index(0)].argmax())] = False
+    return droppable
 
 
 def allocate_channels(
@@ -231,30 +280,36 @@ def allocate_channels(
     budget = Budget.of(budget)
     problem = build_channel_problem(scores, budget, widths, pinned)
 
-    def solve(ceiling: int) -> tuple[Bits, ...]:
-        return problem.to_bits(problem.spend_rest(choose(problem, ceiling), ceiling))
+    def solve(ceiling: int) -> BitAllocation:
+        bits = problem.to_bits(choose(problem, ceiling))
+        kept_inputs = scores.find_kept_inputs(bits)
+        # The columns that dropped channels feed take no bits, which are spent on the channels that are kept.
+        rest = build_channel_problem(scores, budget, widths, pinned, kept_inputs) if any(kept_inputs) else problem
+        bits = rest.to_bits(rest.spend_rest(choose(rest, ceiling), ceiling))
+        return BitAllocation(scores.names, scores.parameters, bits, kept_inputs if any(kept_inputs) else (), scores.fine_inputs)
 
     if budget.unit is not BudgetUnit.BYTES:
-        return BitAllocation(scores.names, scores.parameters, solve(budget.ceiling(scores.parameters)))
+        return solve(budget.ceiling(scores.parameters))
     # A file's bytes do not follow from the bits alone. The largest number of bits whose file fits is found by bisection.
     limit = budget.ceiling(scores.parameters)
-    lowest = problem.count_bits(problem.lowest)
-    fitting, best = lowest, problem.to_bits(problem.lowest)
+    lowest = problem.count_bits(problem.lowest_kept)
+    fitting, best = lowest, BitAllocation(scores.names, scores.parameters, problem.to_bits(problem.lowest_kept), (), scores.fine_inputs)
     beyond = max(lowest, 8 * limit) + 1
     while beyond - fitting > 1:
         middle = (fitting + beyond) // 2
-        bits = solve(middle)
-        if count_file_bytes(scores, bits) <= limit:
-            fitting, best = middle, bits
+        allocation = solve(middle)
+        if count_file_bytes(scores, allocation) <= limit:
+            fitting, best = middle, allocation
         else:
             beyond = middle
-    return BitAllocation(scores.names, scores.parameters, best)
+    return best
 
 
-def count_file_bytes(scores: ChannelScores, bits: Sequence[Bits]) -> int:
+def count_file_bytes(scores: ChannelScores, allocation: BitAllocation) -> int:
     """Count the bytes of the weights in a file at some widths of the channels, with permutations and the cost of each container."""
     return sum(
-        count_layer_bytes(own, n, is_sortable) for own, n, is_sortable in zip(bits, scores.parameters, scores.is_sortable, strict=True)
+        count_layer_bytes(own, n, consumer is not None, *inputs)
+        for own, n, consumer, inputs in zip(allocation.bits, scores.parameters, scores.consumers, allocation.inputs, strict=True)
     )
 
 
@@ -266,6 +321,6 @@ def sum_channel_benefit(scores: ChannelScores, allocation: BitAllocation, widths
         allocation: widths of all channels.
         widths: candidate widths in bits, the same for all layers or by layer name.
     """
-    problem = build_channel_problem(scores, Budget.total(allocation.total_bits), widths)
+    problem = build_channel_problem(scores, Budget.average(max(resolve_widths(scores.names, widths)[0])), widths)
     bits = np.concatenate([np.asarray(own) for own in allocation.bits])
     return problem.sum_benefit(np.searchsorted(problem.widths, bits))

@@ -12,7 +12,7 @@ from torch import Tensor
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import ModelError
 from cfptq.network import Network
-from cfptq.quantize import CHANNEL_WIDTHS, find_sortable_layers
+from cfptq.quantize import CHANNEL_WIDTHS, Bits, find_sortable_layers
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class ChannelScores(LayerScores):
 
     Attributes:
         channels: score of each channel, finite and at least 0, one tuple for each layer.
-        is_sortable: True for each layer whose channels a file may hold in another order.
+        consumers: position of the layer that alone takes the channels of each layer, whose file may hold them in another order, or None.
+        fine_inputs: True for each input column with one bit more than its channel and False for each with one bit less, a tuple for each
+            layer that is empty where no column differs. Empty where no layer is split.
         widths: the measured widths in bits, ascending. Empty where the benefit of a width is score times bits (eq. 24).
         damage: effect of rounding each channel at each width, at least 0, one tuple of (channels, widths) for each layer.
 
@@ -30,18 +32,20 @@ class ChannelScores(LayerScores):
     """
 
     channels: tuple[tuple[float, ...], ...] = ()
-    is_sortable: tuple[bool, ...] = ()
+    consumers: tuple[int | None, ...] = ()
+    fine_inputs: tuple[tuple[bool, ...], ...] = ()
     widths: tuple[int, ...] = ()
     damage: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "channels", tuple(map(tuple, self.channels)))
-        object.__setattr__(self, "is_sortable", tuple(self.is_sortable))
+        object.__setattr__(self, "consumers", tuple(self.consumers))
+        object.__setattr__(self, "fine_inputs", tuple(map(tuple, self.fine_inputs)))
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "damage", tuple(tuple(map(tuple, layer)) for layer in self.damage))
-        if len(self.channels) != len(self.names) or len(self.is_sortable) != len(self.names):
-            raise ModelError(f"channels and is_sortable must have one entry for each of {len(self.names)} layers.")
+        if len(self.channels) != len(self.names) or len(self.consumers) != len(self.names):
+            raise ModelError(f"channels and consumers must have one entry for each of {len(self.names)} layers.")
         for name, size, own in zip(self.names, self.parameters, self.channels, strict=True):
             values = np.asarray(own, dtype=float)
             if not len(own) or size % len(own) or not (np.isfinite(values).all() and (values >= 0).all()):
@@ -63,14 +67,15 @@ class ChannelScores(LayerScores):
             note: remark on the measurement for the reader, or "".
         """
         sortable = find_sortable_layers(network)
+        names = [layer.name for layer in network.layers]
         return cls(
-            names=tuple(layer.name for layer in network.layers),
+            names=tuple(names),
             parameters=tuple(layer.parameters for layer in network.layers),
             scores=tuple(float(own.double().sum()) for own in channels),
             kind=kind,
             note=note,
             channels=tuple(tuple(own.tolist()) for own in channels),
-            is_sortable=tuple(layer.name in sortable for layer in network.layers),
+            consumers=tuple(names.index(sortable[name]) if name in sortable else None for name in names),
         )
 
     @classmethod
@@ -83,14 +88,15 @@ class ChannelScores(LayerScores):
                 ``cfptq.quantize.CHANNEL_WIDTHS``.
             kind: the measured quantity in words.
         """
-        plain = cls.from_channels(network, [own[:, 0] for own in damage], kind)
+        narrowest = CHANNEL_WIDTHS.index(2)
+        plain = cls.from_channels(network, [own[:, narrowest] for own in damage], kind)
         return cls(
             plain.names,
             plain.parameters,
             plain.scores,
             kind,
             channels=plain.channels,
-            is_sortable=plain.is_sortable,
+            consumers=plain.consumers,
             widths=CHANNEL_WIDTHS,
             damage=tuple(tuple(map(tuple, own.tolist())) for own in damage),
         )
@@ -114,6 +120,18 @@ class ChannelScores(LayerScores):
         damage: NDArray[np.float64] = np.concatenate([np.asarray(own, dtype=float) for own in self.damage])
         chosen: NDArray[np.float64] = damage[:, [self.widths.index(bits) for bits in widths]]
         return -chosen
+
+    def find_kept_inputs(self, bits: Sequence[Bits]) -> tuple[tuple[bool, ...], ...]:
+        """Return the kept input channels of every layer, as ``BitAllocation`` has them, where channels of 0 bits are dropped.
+
+        Args:
+            bits: widths of each layer.
+        """
+        found: list[tuple[bool, ...]] = [()] * len(self.names)
+        for own, consumer in zip(bits, self.consumers, strict=True):
+            if consumer is not None and not isinstance(own, int) and 0 in own:
+                found[consumer] = tuple(width > 0 for width in own)
+        return tuple(found)
 
     def benefits(self, widths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """Return the benefit of each layer at each width, where all of its channels have that width."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from cfptq.quantize import (
     sample_affordable_rows,
 )
 from cfptq.quantize.calibration_set import CalibrationSet
+from cfptq.quantize.split_inputs import MAX_SPLIT_BITS
 
 #: Multiply-adds that one pass of the network over the rows may take. Beyond, rows are sampled.
 MAX_PASS_MACS = 2**30
@@ -38,6 +40,7 @@ def score_by_margin_change(
     *,
     decision: DecisionRule | None = None,
     granularity: Granularity = "layer",
+    fine_inputs: Mapping[str, tuple[bool, ...]] | None = None,
     progress: bool = True,
 ) -> LayerScores:
     """Score each layer or channel at each width by the mean squared change of the target margin when it alone is rounded.
@@ -51,11 +54,12 @@ def score_by_margin_change(
         calibration: rows, weights and targets.
         decision: head of the network's raw output and decision threshold. None infers the head.
         granularity: what is scored, a layer or an output channel.
+        fine_inputs: fine columns of layers whose columns are split, by the name of the layer, for channels. None splits none.
         progress: show a bar when it takes long.
     """
     kept, weights = sample_affordable_rows(network, calibration.weights, MAX_PASS_MACS, MIN_ROWS)
     if granularity == "channel":
-        return _score_channels(network, calibration.rows[kept], calibration.target[kept], weights, decision, progress)
+        return _score_channels(network, calibration.rows[kept], calibration.target[kept], weights, decision, fine_inputs or {}, progress)
     run = RecordedRun(network, calibration.rows[kept])
     known, target = decision or DecisionRule(infer_head(run.output)), calibration.target[kept]
 
@@ -77,7 +81,13 @@ def score_by_margin_change(
 
 
 def _score_channels(
-    network: Network, rows: Tensor, target: Tensor, weights: Tensor, decision: DecisionRule | None, progress: bool
+    network: Network,
+    rows: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    decision: DecisionRule | None,
+    fine_inputs: Mapping[str, tuple[bool, ...]],
+    progress: bool,
 ) -> ChannelScores:
     """Score every output channel on rows, their targets and weights."""
     known = decision or DecisionRule(infer_head(run_in_chunks(network, rows)))
@@ -86,8 +96,11 @@ def _score_channels(
         return target_margin(known.class_logits(output), target[chunk])
 
     def round_layer(layer: Layer, inputs: Tensor) -> Iterable[RoundedWeight]:
-        form = ActivationFormat(layer.input, 32)
-        return round_at_widths(build_layer_problem(network, layer, CHANNEL_WIDTHS[0], inputs, inputs, form, weights), CHANNEL_WIDTHS)
+        form, fine = ActivationFormat(layer.input, 32), fine_inputs.get(layer.name, ())
+        problem = build_layer_problem(network, layer, CHANNEL_WIDTHS[0], inputs, inputs, form, weights, fine)
+        widths = [min(width, MAX_SPLIT_BITS) if fine else width for width in CHANNEL_WIDTHS]
+        return (rounded.join_columns(fine) for rounded in round_at_widths(problem, widths))
 
     damage = measure_channel_effects(network, rows, weights / weights.sum(), compute_margins, round_layer, progress)
-    return ChannelScores.from_channel_damage(network, damage, "margin change")
+    scores = ChannelScores.from_channel_damage(network, damage, "margin change")
+    return replace(scores, fine_inputs=tuple(fine_inputs.get(name, ()) for name in scores.names)) if fine_inputs else scores

@@ -16,7 +16,8 @@ def allocate_uniformly(
 ) -> BitAllocation:
     """Give all layers that are not pinned the widest width that the budget pays for.
 
-    The width is the same for all channels of a layer. Where layers have different candidates, all take the candidate at the same position.
+    The width is the same for all channels of a layer, and none is dropped. Where layers have different candidates, all take the candidate
+    at the same position.
 
     Args:
         scores: names and sizes of the layers. Their scores are not used.
@@ -28,7 +29,7 @@ def allocate_uniformly(
         BudgetError: the budget does not pay for the lowest widths and the pins, or a pin names no layer or no candidate width.
     """
     budget = Budget.of(budget)
-    candidates = resolve_widths(scores.names, widths)
+    candidates = [[bits for bits in own if bits] for own in resolve_widths(scores.names, widths)]
     pins = dict(pinned or {})
     best = assign_lowest_bits(scores.names, scores.parameters, budget, widths, pins)
     for position in range(1, max(map(len, candidates))):
@@ -37,5 +38,5 @@ def allocate_uniformly(
             best = bits
     if isinstance(scores, ChannelScores):
         spread = tuple((width,) * len(own) for width, own in zip(best, scores.channels, strict=True))
-        return BitAllocation(scores.names, scores.parameters, spread)
+        return BitAllocation(scores.names, scores.parameters, spread, (), scores.fine_inputs)
     return BitAllocation(scores.names, scores.parameters, tuple(best))

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from cfptq.backends.onnxruntime import Storage, to_onnx_model
 from cfptq.network import Network
-from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, container_bits, widest_bits
+from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, check_matches, container_bits
 
 #: Operator domain of MatMulNBits.
 DOMAIN = "com.microsoft"
@@ -86,7 +86,7 @@ def _build_nodes(gemm: onnx.NodeProto, layer: LayerPlan, accuracy_level: int) ->
     settings: dict[str, Any] = {
         "K": inputs,
         "N": outputs,
-        "bits": container_bits(widest_bits(layer.bits)),
+        "bits": container_bits(layer.held_bits),
         "block_size": _choose_block(layer),
     }
     names = [gemm.input[0], f"{layer.name}.weight_packed", f"{layer.name}.weight_scales"]
@@ -101,7 +101,7 @@ def _build_tensors(layer: LayerPlan) -> list[onnx.TensorProto]:
 
     Integers are unsigned, with 0 stored as half the range, and packed lowest bits first. There is one scale a block.
     """
-    bits, block = container_bits(widest_bits(layer.bits)), _choose_block(layer)
+    bits, block = container_bits(layer.held_bits), _choose_block(layer)
     integers = layer.integers.numpy().astype(np.int16)
     outputs, inputs = integers.shape
     blocks = -(-inputs // block)

@@ -21,7 +21,7 @@ from cfptq.backends.prepared_model import build_float_module, build_prepared_mod
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network, capture
 from cfptq.network.serialize import digest
-from cfptq.quantize import QuantizationPlan, container_bits, widest_bits
+from cfptq.quantize import QuantizationPlan, container_bits
 
 try:
     from neural_compressor.common import logger
@@ -166,7 +166,7 @@ def build_static_config(plan: QuantizationPlan) -> Any:
     """
     config = StaticQuantConfig()
     for layer in plan.layers:
-        if container_bits(widest_bits(layer.bits)) != 8 or plan.input_format(layer).bits != 8:
+        if container_bits(layer.held_bits) != 8 or plan.input_format(layer).bits != 8:
             config.set_local([layer.name, _format_exported_name(layer.name)], StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
     return config
 

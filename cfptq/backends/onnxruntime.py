@@ -36,6 +36,7 @@ from cfptq.quantize import (
     quantize_weights,
     sort_channels,
 )
+from cfptq.quantize.split_inputs import COARSE_STEP, split_bits
 from cfptq.quantize.storage import ChannelGroup, group_channels
 
 #: Form of the weights in a file.
@@ -112,7 +113,15 @@ def order_for_file(network: Network, plan: QuantizationPlan, opset: int = OPSET_
     if plan.granularity == "layer":
         return plan
     types = _list_types(opset)
-    return sort_channels(network, plan, lambda layer: [channel for group in _group(layer, types) for channel in group.channels])
+    return sort_channels(network, plan, lambda layer: _order_channels(layer, types))
+
+
+def _order_channels(layer: LayerPlan, types: Sequence[int]) -> list[int]:
+    """Return the channels of a sortable layer in the order of its file, without dropped ones."""
+    if layer.fine_inputs:
+        # Both halves of the columns have their containers in this order.
+        return [place for width, place in sorted(zip(layer.channel_bits, range(len(layer.scale)), strict=True)) if width]
+    return [channel for group in _group(layer, types) for channel in group.channels]
 
 
 def build_prepared_onnx_model(network: Network, plan: QuantizationPlan) -> onnx.ModelProto:
@@ -201,7 +210,9 @@ def _needs_int2(layer: LayerPlan, newest: int) -> bool:
     """Return True if a file of opset ``newest`` stores some of the layer's integers, or parts of them, in INT2 or UINT2."""
     if isinstance(layer.bits, int):
         return layer.bits == 2
-    return newest >= OPSET_INT2 and any(2 in (group.container.high, *group.container.low) for group in _group(layer, _list_types(newest)))
+    types = _list_types(newest)
+    halves = _group_halves(layer, types) if layer.fine_inputs else (_group(layer, types),)
+    return newest >= OPSET_INT2 and any(2 in (group.container.high, *group.container.low) for groups in halves for group in groups)
 
 
 def _list_types(opset: int) -> tuple[int, ...]:
@@ -212,6 +223,16 @@ def _list_types(opset: int) -> tuple[int, ...]:
 def _group(layer: LayerPlan, types: Sequence[int]) -> tuple[ChannelGroup, ...]:
     """Return the channels of each container of a layer, in a file with some integer types."""
     return group_channels(layer.channel_bits, layer.parameters // len(layer.scale), layer.is_sortable, types)
+
+
+def _group_halves(layer: LayerPlan, types: Sequence[int]) -> tuple[tuple[ChannelGroup, ...], tuple[ChannelGroup, ...]]:
+    """Return the channels of each container of a split layer's fine columns, and of its coarse columns."""
+    fine, coarse = split_bits(layer.channel_bits)
+    columns = sum(layer.fine_inputs)
+    return (
+        group_channels(fine, columns, layer.is_sortable, types),
+        group_channels(coarse, len(layer.fine_inputs) - columns, layer.is_sortable, types),
+    )
 
 
 def _choose_container(bits: int, opset: int) -> npt.DTypeLike:
@@ -253,6 +274,8 @@ class _QdqEditor:
             # A node needs no name, and in the file of a small network names cost more than a container.
             for node in nodes:
                 node.ClearField("name")
+            # The shapes of hidden tensors may have changed with dropped channels.
+            del graph.value_info[:]
         used = {name for node in nodes for name in node.input}
         del graph.node[:]
         graph.node.extend(nodes)
@@ -304,7 +327,10 @@ class _QdqEditor:
     def _add_weight(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
         opset = self.model.opset_import[0].version
         kind: npt.DTypeLike = np.int8
-        if self.packed and not isinstance(layer.bits, int):
+        if self.packed and layer.fine_inputs:
+            name, nodes = self._unpack_split(layer, _list_types(opset))
+            before.extend(nodes)
+        elif self.packed and not isinstance(layer.bits, int):
             groups = _group(layer, _list_types(opset))
             name, nodes = self.unpacker.build(_to_array(layer.integers), groups)
             before.extend(nodes)
@@ -333,6 +359,16 @@ class _QdqEditor:
         # Integer kernels require explicit zero points, although all are 0.
         zero_name = self._store(f"{layer.name}.weight_zero_point", np.zeros(layer.scale.numel(), np.int8))
         return self._dequantize([name, scale_name, zero_name], f"{layer.name}.weight_grid", before)
+
+    def _unpack_split(self, layer: LayerPlan, types: Sequence[int]) -> tuple[str, list[onnx.NodeProto]]:
+        """Store both halves of a split layer's columns, and build the nodes that put them together."""
+        integers, fine = _to_array(layer.integers), np.asarray(layer.fine_inputs)
+        fine_groups, coarse_groups = _group_halves(layer, types)
+        left, nodes = self.unpacker.build(integers[:, fine], fine_groups)
+        right, more = self.unpacker.build(integers[:, ~fine] // COARSE_STEP, coarse_groups, COARSE_STEP)
+        order = np.concatenate([np.flatnonzero(fine), np.flatnonzero(~fine)])
+        whole, last = self.unpacker.join_columns(left, right, order)
+        return whole, [*nodes, *more, *last]
 
     def _add_biases(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> list[str]:
         """Store the layer's bias, and return one name for each step of its input (none where it has no bias)."""

@@ -42,18 +42,19 @@ class Unpacker:
         self._constants: dict[tuple[str, bytes], str] = {}
         self._nodes: list[onnx.NodeProto] = []
 
-    def build(self, integers: npt.NDArray[np.int8], groups: Sequence[ChannelGroup]) -> tuple[str, list[onnx.NodeProto]]:
+    def build(self, integers: npt.NDArray[np.int8], groups: Sequence[ChannelGroup], factor: int = 1) -> tuple[str, list[onnx.NodeProto]]:
         """Store a layer's integers group by group, and build the nodes that put them together.
 
         Args:
             integers: the layer's integers, (out, ...).
             groups: the channels of each container.
+            factor: power of two that the integers are multiplied by when they are unpacked.
 
         Returns:
             The name of the INT8 tensor, of the shape of ``integers``, and the nodes.
         """
         self._nodes = []
-        parts = [self._unpack_group(integers[list(group.channels)], group.container) for group in groups]
+        parts = [self._unpack_group(integers[list(group.channels)], group.container, factor) for group in groups]
         whole = parts[0] if len(parts) == 1 else self._add("Concat", parts, axis=0)
         order = np.concatenate([group.channels for group in groups])
         if not (np.diff(order) == 1).all():
@@ -64,20 +65,39 @@ class Unpacker:
             whole = self._add("Gather", [whole, index], axis=0)
         return whole, self._nodes
 
-    def _unpack_group(self, integers: npt.NDArray[np.int8], container: Container) -> str:
-        """Store the integers of one container, and return the name of the INT8 tensor."""
-        left = sum(container.low)
+    def join_columns(self, left: str, right: str, columns: npt.NDArray[np.int64]) -> tuple[str, list[onnx.NodeProto]]:
+        """Build the nodes that put two tensors side by side and their columns in order.
+
+        Args:
+            left: name of an INT8 tensor, (out, m).
+            right: name of an INT8 tensor, (out, n).
+            columns: place in the result of each column of both, (m + n,).
+
+        Returns:
+            The name of the INT8 tensor, (out, m + n), and the nodes.
+        """
+        self._nodes = []
+        whole = self._add("Concat", [left, right], axis=1)
+        place = np.argsort(columns).astype(INDEX_TYPES[count_index_bytes(len(columns))])
+        index = self._store(place)
+        if place.dtype != np.int32:
+            index = self._add("Cast", [index], to=TensorProto.INT32)
+        return self._add("Gather", [whole, index], axis=1), self._nodes
+
+    def _unpack_group(self, integers: npt.NDArray[np.int8], container: Container, factor: int) -> str:
+        """Store the integers of one container, and return the name of the INT8 tensor, in which they are multiplied by a power of two."""
+        left, shift = sum(container.low), factor.bit_length() - 1
         high = self._store((integers >> left).astype(TYPES[container.high]))
-        if not left:
+        if not left and not shift:
             return high if container.high == 8 else self._add("Cast", [high], to=TensorProto.INT8)
         # Bytes hold the bits of the two's complement, so that the parts are joined by their bits.
         joined = self._add("Cast", [high], to=TensorProto.UINT8)
-        joined = self._add("BitShift", [joined, self._share_number(left)], direction="LEFT")
+        joined = self._add("BitShift", [joined, self._share_number(left + shift)], direction="LEFT")
         for bits in container.low:
             left -= bits
             part = self._unpack_bytes(((integers >> left) & (2**bits - 1)).astype(np.uint8), bits)
-            if left:
-                part = self._add("BitShift", [part, self._share_number(left)], direction="LEFT")
+            if left + shift:
+                part = self._add("BitShift", [part, self._share_number(left + shift)], direction="LEFT")
             joined = self._add("BitwiseOr", [joined, part])
         return self._add("Cast", [joined], to=TensorProto.INT8)
 

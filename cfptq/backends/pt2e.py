@@ -19,7 +19,7 @@ from cfptq.backends.prepared_model import build_float_module, calibrate_observer
 from cfptq.errors import MissingDependencyError, ModelError
 from cfptq.network import Network
 from cfptq.network.layers import get_layer_kind
-from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, integer_limit, widest_bits
+from cfptq.quantize import ActivationFormat, LayerPlan, QuantizationPlan, integer_limit
 
 try:
     from torchao.quantization.pt2e import ObserverBase
@@ -111,7 +111,7 @@ def _takes_parameter(node: fx.Node) -> bool:
 
 
 def _build_weight_spec(layer: LayerPlan) -> Any:
-    limit = integer_limit(widest_bits(layer.bits))
+    limit = integer_limit(layer.held_bits)
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=-limit,

@@ -35,6 +35,7 @@ from cfptq.quantize import (
     QuantizationPlan,
     Rounding,
     check_keep,
+    equalize_on_calibration,
     quantize,
     round_by_margins,
     round_compensated,
@@ -92,6 +93,8 @@ class Method:
         minimal_cost_points: minimal-cost recourse is among the rows "boundary". It takes most of the time on small networks.
         both_sides: generated rows on both sides of the boundary are among the rows "boundary": recombined people, their recourse, and
             points on the way back from it. At most 4,096 rows count then, drawn by weight.
+        split_inputs: half of the input columns of a linear layer with float input have one bit more than their channel, and the others one
+            bit less; see ``cfptq.quantize.split_inputs``. It needs widths of channels and the score "margin".
         equalize: scale hidden channels first, so that the weights around them use their range.
         equalization_exponent: α of the scale s = a^α / w^(1-α) of a channel, from 0 to 1, with a its largest activation and w the largest
             weight that it meets. 0.5 makes both equal. More lets channels share the activations' step better, at the weights' expense.
@@ -116,6 +119,7 @@ class Method:
     activations: Activations = field(default_factory=Activations)
     minimal_cost_points: bool = True
     both_sides: bool = False
+    split_inputs: bool = False
     equalize: bool = False
     equalization_exponent: float = 0.5
     sequential: bool = False
@@ -177,6 +181,13 @@ class Method:
         kept = self.activations
         return replace(self, activations=replace(kept, bits=bits or kept.bits, input_bits=input_bits or kept.input_bits))
 
+    def equalize_network(self, network: Network, calibration: CalibrationSet, decision: DecisionRule) -> Network:
+        """Return the network whose channels ``plan`` rounds where some weights are coarser than activations."""
+        if not self.equalize:
+            return network
+        coarse = {layer.name: 4 for layer in network.layers}
+        return equalize_on_calibration(network, calibration, coarse, self.activations, self.equalization_exponent, decision)
+
     def plan(
         self,
         network: Network,
@@ -211,6 +222,7 @@ class Method:
             equalization_exponent=self.equalization_exponent,
             sequential=self.sequential,
             decision=decision,
+            fine_inputs=dict(zip(allocation.names, allocation.fine_inputs, strict=True)) if allocation.fine_inputs else None,
             portable=portable,
             keep=self.keep,
             progress=progress,

@@ -35,6 +35,7 @@ from cfptq.network.predictor import ArtefactPredictor
 from cfptq.pipeline.inputs import check_seed
 from cfptq.pipeline.method import Method
 from cfptq.quantize import CalibrationSet
+from cfptq.quantize.column_importance import choose_fine_inputs
 from cfptq.recourse import RecourseBatch, Target
 
 #: Calibration rows that the model is run on to infer its head. More would change nothing.
@@ -159,7 +160,12 @@ class QuantizationTask:
             rows = self.boundary_set(method)[0] if is_boundary else self.augmented_set[0] if method.needs_recourse else self.factual_set
             # A user's own score may know of layers alone.
             granularity: dict[str, Any] = {"granularity": "channel"} if has_channels else {}
-            self._scores[key] = method.score_function(self.network, rows, decision=self.decision, progress=progress, **granularity)
+            network = self.network
+            if has_channels:
+                network = method.equalize_network(self.network, rows, self.decision)
+                if method.split_inputs:
+                    granularity["fine_inputs"] = choose_fine_inputs(network, rows, self.decision, method.activations)
+            self._scores[key] = method.score_function(network, rows, decision=self.decision, progress=progress, **granularity)
         return self._scores[key]
 
     @cached_property

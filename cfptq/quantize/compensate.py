@@ -14,8 +14,8 @@ import torch
 
 from cfptq.errors import ModelError
 from cfptq.quantize.coordinate_descent import descend_channels
-from cfptq.quantize.formats import clamp_to_limits, fake_quantize
-from cfptq.quantize.reconstruct import WEIGHT_CLIPS, compute_channel_scale
+from cfptq.quantize.formats import fake_quantize
+from cfptq.quantize.reconstruct import WEIGHT_CLIPS
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight
 from cfptq.quantize.row_sampling import CHUNK_ROWS
 
@@ -158,13 +158,13 @@ def round_compensated(problem: LayerProblem, factors: HessianFactors | None = No
     """
     factors = factors or factorize_hessian(problem)
     groups, k, out = factors.wanted.shape
-    full = compute_channel_scale(problem.weight, problem.limit).reshape(groups, out)
+    full = problem.compute_full_scale().reshape(groups, out)
     integers, scale = torch.empty(groups, out, k), torch.empty(groups, out)
     search = search and problem.weight.numel() // groups <= MAX_SEARCHED_WEIGHTS
     lowest, highest = order_bounds(problem, factors)
     for group in range(groups):
         bounds = lowest[group], highest[group]
-        found, scale[group] = _round_group(factors, group, full[group], _get_group_limit(problem, group, groups), bounds, search)
+        found, scale[group] = _round_group(factors, group, full[group], bounds, search)
         integers[group][:, factors.order[group]] = found.mT
     rounded = integers * scale[:, :, None]
     bias = factors.moments.wanted_mean - (rounded @ factors.moments.seen_mean[:, :, None])[:, :, 0]
@@ -205,23 +205,14 @@ def _compute_mean_and_variance(problem: LayerProblem) -> tuple[torch.Tensor, tor
 def _round_plainly(problem: LayerProblem, mean: torch.Tensor, variance: torch.Tensor) -> RoundedWeight:
     """Round to nearest at the clips that ``_choose_clips`` gives, and let the bias remove the mean error."""
     weight = problem.grouped(problem.weight)
-    full = compute_channel_scale(problem.weight, problem.limit).reshape(weight.shape[:2])
-    clips = [
-        _choose_clips(*parts, _get_group_limit(problem, group, len(full)))
-        for group, parts in enumerate(zip(weight.mT, variance, full, strict=True))
-    ]
+    full = problem.compute_full_scale().reshape(weight.shape[:2])
+    lowest, highest = (problem.grouped(bound) for bound in problem.bounds)
+    clips = [_choose_clips(*parts) for parts in zip(weight.mT, variance, full, lowest.mT, highest.mT, strict=True)]
     scale = full * torch.stack(clips)
-    lowest, highest = problem.bounds
-    integers = torch.round(weight / scale[:, :, None]).clamp_(problem.grouped(lowest), problem.grouped(highest))
+    integers = torch.round(weight / scale[:, :, None]).clamp_(lowest, highest)
     mean_error = ((weight - integers * scale[:, :, None]) @ mean[:, :, None]).flatten()
     bias = mean_error if problem.bias is None else problem.bias + mean_error
     return RoundedWeight(integers.reshape(problem.weight.shape).to(torch.int8), scale.flatten(), bias)
-
-
-def _get_group_limit(problem: LayerProblem, group: int, groups: int) -> int | torch.Tensor:
-    """Return the largest integer of one group's channels, one number or one for each, (out / groups,)."""
-    limit = problem.limit
-    return limit if isinstance(limit, int) else limit.reshape(groups, -1)[group]
 
 
 def order_bounds(problem: LayerProblem, factors: HessianFactors) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,7 +228,6 @@ def _round_group(
     factors: HessianFactors,
     group: int,
     full: torch.Tensor,
-    limit: int | torch.Tensor,
     bounds: tuple[torch.Tensor, torch.Tensor],
     search: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,14 +236,13 @@ def _round_group(
     Args:
         factors: the layer's factors.
         group: position of the group.
-        full: scales that put each channel's largest weight on ``limit``, (out,).
-        limit: the largest integer, or one for each channel, (out,).
+        full: scales at which no weight is clipped, (out,).
         bounds: the least and the largest value of each integer, (k, out) each.
         search: search clips and integers.
     """
     wanted, hessian, propagation = factors.wanted[group], factors.hessian[group], factors.propagation[group]
     if not search:
-        scale = full * _choose_clips(wanted, factors.variance[group], full, limit)
+        scale = full * _choose_clips(wanted, factors.variance[group], full, *bounds)
         return _round_columns(wanted, propagation, scale, *bounds), scale
     # The same column of every candidate clip is rounded in one step.
     candidates = full * torch.tensor(WEIGHT_CLIPS[::2])[:, None]
@@ -268,14 +257,16 @@ def _round_group(
     return integers, scale
 
 
-def _choose_clips(wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor, limit: int | torch.Tensor) -> torch.Tensor:
+def _choose_clips(
+    wanted: torch.Tensor, variance: torch.Tensor, full: torch.Tensor, lowest: torch.Tensor, highest: torch.Tensor
+) -> torch.Tensor:
     """Choose the clip of each channel at which plain rounding has the least error, with columns weighted by their variance."""
     every = slice(None, None, -(-wanted.numel() // MAX_CLIP_WEIGHTS))
-    wanted, variance = wanted[every], variance[every]
+    wanted, variance, lowest, highest = wanted[every], variance[every], lowest[every], highest[every]
     best, chosen = torch.full_like(full, torch.inf), torch.ones_like(full)
     for clip in WEIGHT_CLIPS[::4]:
         steps = full * clip
-        error = variance @ clamp_to_limits(torch.round(wanted / steps), limit).mul_(steps).sub_(wanted).square_()
+        error = variance @ torch.round(wanted / steps).clamp_(lowest, highest).mul_(steps).sub_(wanted).square_()
         chosen = torch.where(error < best, torch.full_like(chosen, clip), chosen)
         best = torch.minimum(error, best)
     return chosen

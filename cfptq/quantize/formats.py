@@ -12,6 +12,7 @@ import torch
 
 from cfptq.errors import ModelError
 from cfptq.io.arguments import is_finite_number
+from cfptq.quantize.split_inputs import count_split_bits
 
 #: Candidate widths of a layer, in bits (Section 4.3 of the paper).
 WIDTHS: tuple[int, ...] = (2, 3, 4, 8)
@@ -23,8 +24,9 @@ PORTABLE_WIDTHS: tuple[int, ...] = (2, 3, 4, 7)
 #: Every width that a weight can have, in bits.
 ALL_WIDTHS: tuple[int, ...] = (2, 3, 4, 7, 8)
 
-#: Candidate widths of an output channel, in bits. A file stores each exactly; see ``cfptq.quantize.storage``.
-CHANNEL_WIDTHS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+#: Candidate widths of an output channel, in bits. A file stores each exactly; see ``cfptq.quantize.storage``. A channel of 0 bits is
+#: dropped together with the columns that it feeds.
+CHANNEL_WIDTHS: tuple[int, ...] = (0, 2, 3, 4, 5, 6, 7, 8)
 
 #: Width of a layer's weights in bits, one number, or one for each output channel.
 Bits = int | tuple[int, ...]
@@ -42,14 +44,14 @@ FINE_ZERO_POINT = 128
 def integer_limit(bits: int) -> int:
     """Return the largest magnitude of a weight, 2^(bits-1) - 1.
 
-    This is the narrow symmetric range, which every toolchain holds.
+    This is the narrow symmetric range, which every toolchain holds. At 0 bits it holds 0 alone.
 
     Raises:
         ModelError: no weight can have this width.
     """
     if bits not in CHANNEL_WIDTHS:
         raise ModelError(f"A weight must have {', '.join(map(str, CHANNEL_WIDTHS))} bits, got {bits}.")
-    return int(2 ** (bits - 1) - 1)
+    return int(2 ** (bits - 1) - 1) if bits else 0
 
 
 def integer_limits(bits: Bits) -> int | torch.Tensor:
@@ -106,17 +108,24 @@ def widest_bits(bits: Bits) -> int:
 
 
 def narrowest_bits(bits: Bits) -> int:
-    """Return the width of a layer's narrowest channel, in bits."""
-    return bits if isinstance(bits, int) else min(bits)
+    """Return the width of a layer's narrowest channel that is not dropped, in bits."""
+    return bits if isinstance(bits, int) else min((width for width in bits if width), default=0)
 
 
-def count_bits(bits: Bits, parameters: int) -> int:
+def count_bits(bits: Bits, parameters: int, kept_inputs: Sequence[bool] = (), fine_inputs: Sequence[bool] = ()) -> int:
     """Count the bits of all weights of a layer.
 
     Args:
         bits: the layer's width, or one for each output channel.
         parameters: number of weights. Each channel has the same number.
+        kept_inputs: False for each input channel that is dropped, whose weights take no bits. Empty where none is.
+        fine_inputs: True for each input column with one bit more than its channel and False for each with one bit less. Empty where no
+            column differs.
     """
+    if fine_inputs:
+        return count_split_bits(spread_bits(bits, 1), fine_inputs) * (parameters // len(spread_bits(bits, 1)) // len(fine_inputs))
+    if kept_inputs:
+        parameters = parameters // len(kept_inputs) * sum(kept_inputs)
     return parameters * bits if isinstance(bits, int) else parameters // len(bits) * sum(bits)
 
 
@@ -144,7 +153,7 @@ def count_channels(bits: Sequence[int]) -> dict[int, int]:
 
 
 def layer_widths(feeds_integers: bool, portable: bool, granularity: Granularity = "layer") -> tuple[int, ...]:
-    """Return the candidate widths of a layer or of its output channels, in bits and ascending.
+    """Return the candidate widths of a layer or of its output channels, in bits and ascending. Channels that cannot be dropped lack 0.
 
     Args:
         feeds_integers: integer kernels run the layer.
@@ -152,7 +161,7 @@ def layer_widths(feeds_integers: bool, portable: bool, granularity: Granularity 
         granularity: what has a width of its own.
     """
     widths = PORTABLE_WIDTHS if feeds_integers and portable else WIDTHS
-    return widths if granularity == "layer" else (*CHANNEL_WIDTHS[:5], widths[-1])
+    return widths if granularity == "layer" else tuple(width for width in CHANNEL_WIDTHS if width <= widths[-1])
 
 
 def container_bits(bits: int) -> int:

@@ -31,7 +31,9 @@ from cfptq.quantize.formats import (
     layer_widths,
     read_bits,
     spread_bits,
+    widest_bits,
 )
+from cfptq.quantize.split_inputs import COARSE_STEP, MIN_SPLIT_HELD_BITS, find_integer_factors, limit_columns
 from cfptq.quantize.storage import count_layer_bytes
 
 #: Version of the file format of a plan with one width a layer, and of one with a width for each output channel. Both are read.
@@ -53,12 +55,15 @@ class LayerPlan:
     Attributes:
         name: the layer's name in the user's model.
         kind: "linear", "conv1d" or "conv2d".
-        bits: width of the integers, one of 2, 3, 4, 7 and 8, or a width from 2 to 8 for each output channel.
+        bits: width of the integers, one of 2, 3, 4, 7 and 8, or a width from 2 to 8 for each output channel, 0 for a dropped one.
         integers: int8, of the weight's shape, within the narrow symmetric range of ``bits``.
         scale: step of each output channel, float32, (out,).
         bias: float32, (out,), or None.
         input: name of the node whose tensor feeds the layer. Its format is among the plan's ``activations``.
         is_sortable: a file may hold the output channels in another order, because one other planned layer alone takes them.
+        kept_inputs: False for each input channel that the layer before drops. Its weights are 0 and take no bits. Empty where none is.
+        fine_inputs: True for each input column with one bit more than its channel, and False for each with one bit less, whose integers
+            are multiples of 4. Empty where no column differs; see ``cfptq.quantize.split_inputs``.
 
     Raises:
         ModelError: integers leave their range, or a shape, dtype or value is not as above.
@@ -72,6 +77,8 @@ class LayerPlan:
     bias: torch.Tensor | None
     input: str
     is_sortable: bool = False
+    kept_inputs: tuple[bool, ...] = ()
+    fine_inputs: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, int) and self.bits not in ALL_WIDTHS:
@@ -86,7 +93,17 @@ class LayerPlan:
         channels = self.integers.shape[:1]
         if not isinstance(self.bits, int) and len(self.bits) != channels[0]:
             raise ModelError(f"Layer {self.name!r} must have one width for each of {channels[0]} output channels, got {len(self.bits)}.")
-        beyond = self.integers.to(torch.int16).abs() > align_limits(self.bits, self.integers)
+        for name, inputs in (("kept_inputs", self.kept_inputs), ("fine_inputs", self.fine_inputs)):
+            if inputs and len(inputs) != self.integers.shape[1]:
+                raise ModelError(
+                    f"{name} of layer {self.name!r} must have one entry for each of {self.integers.shape[1]} input channels, got "
+                    f"{len(inputs)}."
+                )
+        if self.fine_inputs and bool((self.integers % find_integer_factors(self.fine_inputs)).any()):
+            raise ModelError(f"The integers of layer {self.name!r} must be multiples of {COARSE_STEP} in its coarse columns.")
+        if self.kept_inputs and bool(self.integers[:, ~torch.tensor(self.kept_inputs)].any()):
+            raise ModelError(f"The integers of layer {self.name!r} must be 0 in the columns of dropped channels.")
+        beyond = self.integers.to(torch.int16).abs() > self._limits
         if bool(beyond.any()):
             width = spread_bits(self.bits, channels[0])[int(beyond.flatten(1).any(dim=1).nonzero()[0])]
             raise ModelError(f"The integers of layer {self.name!r} must stay within ±{integer_limit(width)}, the range of {width} bits.")
@@ -94,6 +111,13 @@ class LayerPlan:
             raise ModelError(f"The scale of layer {self.name!r} must hold {channels[0]} positive float32 numbers.")
         if self.bias is not None and (self.bias.shape != channels or not bool(torch.isfinite(self.bias).all())):
             raise ModelError(f"The bias of layer {self.name!r} must hold {channels[0]} finite numbers.")
+
+    @property
+    def _limits(self) -> int | torch.Tensor:
+        """The largest magnitude of the integers, in a shape that broadcasts over them."""
+        if not self.fine_inputs:
+            return align_limits(self.bits, self.integers)
+        return limit_columns(self.channel_bits, self.fine_inputs) * find_integer_factors(self.fine_inputs)
 
     @property
     def parameters(self) -> int:
@@ -106,9 +130,20 @@ class LayerPlan:
         return spread_bits(self.bits, self.integers.shape[0])
 
     @property
+    def held_bits(self) -> int:
+        """Width whose range holds all integers. That of a split layer is one bit wider than its channels."""
+        widest = widest_bits(self.bits)
+        return max(widest + 1, MIN_SPLIT_HELD_BITS) if self.fine_inputs else max(widest, 2)
+
+    @property
     def total_bits(self) -> int:
         """Bits of all weights."""
-        return count_bits(self.bits, self.parameters)
+        return count_bits(self.bits, self.parameters, self.kept_inputs, self.fine_inputs)
+
+    @property
+    def stored_channels(self) -> int:
+        """Number of output channels in a packed file, which lacks dropped ones."""
+        return sum(width > 0 for width in self.channel_bits) if self.is_sortable else len(self.channel_bits)
 
     def weight(self) -> torch.Tensor:
         """Return the weight on its grid, float32."""
@@ -231,7 +266,11 @@ class QuantizationPlan:
     @property
     def candidate_widths(self) -> dict[str, tuple[int, ...]]:
         """Candidate widths of each layer, or of its channels, under this plan's activation formats, by name."""
-        return {layer.name: layer_widths(self.input_format(layer).feeds_integers, self.portable, self.granularity) for layer in self.layers}
+        widths = {}
+        for layer in self.layers:
+            own = layer_widths(self.input_format(layer).feeds_integers, self.portable, self.granularity)
+            widths[layer.name] = tuple(width for width in own if width or layer.is_sortable)
+        return widths
 
     @property
     def granularity(self) -> Granularity:
@@ -251,8 +290,11 @@ class QuantizationPlan:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the weights, scales and biases in a file, as ``cfptq.quantize.storage`` stores the weights."""
-        weights = sum(count_layer_bytes(layer.bits, layer.parameters, layer.is_sortable) for layer in self.layers)
-        return weights + sum(4 * layer.scale.numel() + (0 if layer.bias is None else 4 * layer.bias.numel()) for layer in self.layers)
+        weights = sum(
+            count_layer_bytes(layer.bits, layer.parameters, layer.is_sortable, layer.kept_inputs, layer.fine_inputs)
+            for layer in self.layers
+        )
+        return weights + sum(4 * layer.stored_channels * (1 if layer.bias is None else 2) for layer in self.layers)
 
     @cached_property
     def digest(self) -> str:
@@ -338,6 +380,8 @@ class QuantizationPlan:
                     bias=tensors.get(f"{it['name']}.bias"),
                     input=str(it["input"]),
                     is_sortable=bool(it.get("is_sortable", False)),
+                    kept_inputs=tuple(map(bool, it.get("kept_inputs", ()))),
+                    fine_inputs=tuple(map(bool, it.get("fine_inputs", ()))),
                 )
                 for it in head["layers"]
             )
@@ -362,10 +406,14 @@ class QuantizationPlan:
 
 def _describe_layer(layer: LayerPlan, has_channels: bool) -> dict[str, Any]:
     """Return one layer's entry in ``plan.json``."""
-    entry = {"name": layer.name, "kind": layer.kind, "input": layer.input}
+    entry: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "input": layer.input}
     if not has_channels:
         return {**entry, "bits": layer.bits}
-    return {**entry, "bits": list(layer.channel_bits), "is_sortable": layer.is_sortable}
+    entry = {**entry, "bits": list(layer.channel_bits), "is_sortable": layer.is_sortable}
+    for name, inputs in (("kept_inputs", layer.kept_inputs), ("fine_inputs", layer.fine_inputs)):
+        if inputs:
+            entry[name] = list(inputs)
+    return entry
 
 
 def _to_json(head: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from cfptq.network import DecisionRule, Layer, Network, target_margin
 from cfptq.network.serialize import digest
 from cfptq.quantize.activation_ranges import MarginRanges
 from cfptq.quantize.calibration_set import CalibrationSet
-from cfptq.quantize.channel_order import find_sortable_layers
+from cfptq.quantize.channel_order import find_kept_inputs, find_sortable_layers
 from cfptq.quantize.cross_layer_equalization import equalize_network
 from cfptq.quantize.formats import FINE_STEPS, ActivationFormat, Bits, Granularity, fake_quantize, layer_widths, narrowest_bits
 from cfptq.quantize.partial_run import LayerwiseRun
@@ -24,6 +24,7 @@ from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bia
 from cfptq.quantize.reconstruct import fit_activation_format, round_nearest
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight, Rounding
 from cfptq.quantize.row_sampling import every_nth, sample_affordable_rows
+from cfptq.quantize.split_inputs import find_column_factors
 from cfptq.quantize.structure import SignBounds, check_keep
 
 #: Weights fed by the model's input up to which a float input costs next to nothing at any batch size. Beyond, integer kernels pay.
@@ -86,6 +87,7 @@ def quantize(
     equalization_exponent: float = 0.5,
     sequential: bool = False,
     decision: DecisionRule | None = None,
+    fine_inputs: Mapping[str, tuple[bool, ...]] | None = None,
     portable: bool = False,
     keep: Sequence[str] = (),
     progress: bool = True,
@@ -105,6 +107,8 @@ def quantize(
         sequential: let each layer see the output of the quantized layers before it. Its target stays the full-precision output.
         decision: head of the network's raw output and decision threshold. With ``sequential``, ``rounding`` is then given the effect on
             margins. Activation ranges by margins need it too.
+        fine_inputs: True for each input column with one bit more than its channel and False for each with one bit less, by the name of
+            the layer; see ``cfptq.quantize.split_inputs``. None splits no layer.
         portable: the plan refuses weights beyond ±63 behind integer inputs, for processors without VNNI.
         keep: parts of the weights' structure that the integers keep, "zeros" and "signs"; see ``cfptq.quantize.structure``.
         progress: show a bar when it takes long.
@@ -119,19 +123,20 @@ def quantize(
         raise BudgetError(f"bits must name exactly the layers {', '.join(names)}, got {', '.join(bits)}.")
     kept, weights = sample_affordable_rows(network, calibration.weights, MAX_ROUNDING_MACS, MIN_ROUNDING_ROWS)
     rows = calibration.rows[kept]
-    input_bits, reason = _choose_input_bits(network, settings.input_bits)
+    input_bits, reason = choose_input_bits(network, settings.input_bits)
     ranged = None
     if settings.margin_ranges:
         if decision is None:
             raise ModelError("Activation ranges by margins need the decision rule. Pass decision=, or set margin_ranges=False.")
         ranged = MarginRanges(rows, weights, calibration.target[kept], decision)
     source = _equalize(network, rows, _find_fine_layers(bits, settings), equalization_exponent, ranged) if equalize else network
+    has_channels = any(not isinstance(width, int) for width in bits.values())
+    sortable = find_sortable_layers(network) if has_channels else ()
+    kept_inputs = find_kept_inputs(network, bits) if has_channels else {}
     ranges = {} if ranged is None else ranged.choose(source, _count_steps(network, settings, input_bits))
     wanted = source.observe(rows, {layer.input for layer in network.layers})
     prefix = LayerwiseRun(source, rows) if sequential else None
     probe = None if prefix is None or decision is None else _MarginProbe(prefix, source, rows, calibration.target[kept], decision)
-    has_channels = any(not isinstance(width, int) for width in bits.values())
-    sortable = find_sortable_layers(network) if has_channels else ()
     formats: dict[str, ActivationFormat] = {}
     layers: list[LayerPlan] = []
     for layer in track(network.layers, "rounding layers", enabled=progress):
@@ -144,14 +149,17 @@ def quantize(
             else:
                 formats[tensor] = _fit_format(source, tensor, values, format_bits, settings.clip)
         form, width = formats[tensor], bits[layer.name]
-        problem = build_layer_problem(source, layer, width, wanted[tensor], seen, form, weights)
+        fine = (fine_inputs or {}).get(layer.name, ())
+        problem = build_layer_problem(source, layer, width, wanted[tensor], seen, form, weights, fine)
         # The bounds are those of the weights as they were given. Equalization changes neither zeros nor signs.
-        signs = SignBounds.of(network.weight(layer.name), kept_structure)
+        inputs = kept_inputs.get(layer.name, ())
+        signs = SignBounds.of(network.weight(layer.name), kept_structure, inputs)
         problem = replace(problem, signs=signs, margins=None if probe is None else probe.margins(layer, problem))
-        rounded = rounding(problem)
+        rounded = rounding(problem).join_columns(fine)
         # A user's own rule may not know of bounds.
         integers = rounded.integers if signs is None else signs.clamp(rounded.integers)
-        planned = LayerPlan(layer.name, layer.kind, width, integers, rounded.scale, rounded.bias, tensor, layer.name in sortable)
+        is_sortable = layer.name in sortable
+        planned = LayerPlan(layer.name, layer.kind, width, integers, rounded.scale, rounded.bias, tensor, is_sortable, inputs, fine)
         layers.append(widen_steps_for_bias(planned, form))
         if prefix:
             prefix.set_output(fake_quantize(seen, form), layers[-1].weight(), layers[-1].deployed_bias(form))
@@ -206,11 +214,12 @@ def find_candidate_widths(
         portable: results must be right on processors without VNNI too.
         granularity: what has a width of its own.
     """
-    input_bits, _ = _choose_input_bits(network, activations.input_bits)
-    found = {}
+    input_bits, _ = choose_input_bits(network, activations.input_bits)
+    sortable, found = find_sortable_layers(network), {}
     for layer in network.layers:
         bits = input_bits if layer.input == network.input_name else activations.bits
-        found[layer.name] = layer_widths(bits in (8, "two-step"), portable, granularity)
+        widths = layer_widths(bits in (8, "two-step"), portable, granularity)
+        found[layer.name] = tuple(width for width in widths if width or layer.name in sortable)
     return found
 
 
@@ -231,10 +240,10 @@ class _MarginProbe:
         """Return LayerProblem's ``margins`` for the layer that was just reached."""
 
         def measure(rounded: RoundedWeight) -> tuple[torch.Tensor, torch.Tensor]:
-            inputs = fake_quantize(problem.seen, problem.form)
+            inputs, joined = fake_quantize(problem.seen, problem.form), rounded.join_columns(problem.fine_inputs)
             # Callers may have gradients switched off.
             with torch.inference_mode(False), torch.enable_grad():
-                output = self.prefix.compute_output(inputs, rounded.weight(), rounded.bias).requires_grad_()
+                output = self.prefix.compute_output(inputs, joined.weight(), joined.bias).requires_grad_()
                 margin = self._compute_margin(self.prefix.finish_with(output))
                 (slope,) = torch.autograd.grad(margin.sum(), output)
             return margin.detach() - self.wanted, flatten_positions(slope, layer)
@@ -259,6 +268,7 @@ def build_layer_problem(
     seen: torch.Tensor,
     form: ActivationFormat,
     row_weights: torch.Tensor,
+    fine_inputs: tuple[bool, ...] = (),
 ) -> LayerProblem:
     """Build the input of a rounding rule for one layer, without ``margins``.
 
@@ -270,21 +280,33 @@ def build_layer_problem(
         seen: inputs of the layer once the layers before it are quantized, (N, ...).
         form: format of the input tensor.
         row_weights: weight of each row, (N,).
+        fine_inputs: True for each input column with one bit more than its channel and False for each with one bit less, or empty.
     """
+    weight, patches = network.weight(layer.name), _build_patch_function(network, layer)
+    if fine_inputs:
+        weight, patches = _scale_columns(weight, patches, find_column_factors(fine_inputs))
     return LayerProblem(
         name=layer.name,
-        weight=network.weight(layer.name),
+        weight=weight,
         bias=network.bias(layer.name),
         inputs=inputs,
         seen=seen,
         form=form,
         bits=bits,
-        patches=_build_patch_function(network, layer),
+        patches=patches,
         row_weights=row_weights,
+        fine_inputs=fine_inputs,
     )
 
 
-def _choose_input_bits(network: Network, asked: InputBits) -> tuple[int | Literal["two-step"], str]:
+def _scale_columns(
+    weight: torch.Tensor, patches: Callable[[torch.Tensor], torch.Tensor], factors: torch.Tensor
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Multiply a weight's columns by factors and divide what meets them, so that one step suits all columns."""
+    return weight * factors, lambda inputs: patches(inputs) / factors
+
+
+def choose_input_bits(network: Network, asked: InputBits) -> tuple[int | Literal["two-step"], str]:
     """Choose the format of the model's input, and say why.
 
     Raises:

@@ -80,9 +80,9 @@ def compute_channel_scale(weight: torch.Tensor, limit: int | torch.Tensor) -> to
         limit: the largest integer, or one for each output channel, (out,).
 
     Returns:
-        float32, (out,). An all-zero channel has step 1.
+        float32, (out,). An all-zero channel has step 1. One of limit 0 has the step of limit 1.
     """
-    scale = weight.reshape(weight.shape[0], -1).abs().amax(dim=1) / limit
+    scale = weight.reshape(weight.shape[0], -1).abs().amax(dim=1) / (max(limit, 1) if isinstance(limit, int) else limit.clamp_min(1))
     return torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
 
 

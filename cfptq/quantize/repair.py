@@ -267,7 +267,7 @@ def _find_bounds(network: Network, plan: QuantizationPlan) -> tuple[Tensor, Tens
     """Return the least and the largest value of each integer of the last layer."""
     last = plan.layers[-1]
     limit = align_limits(last.bits, last.integers) * torch.ones(last.integers.shape)
-    signs = SignBounds.of(network.weight(last.name), plan.keep)
+    signs = SignBounds.of(network.weight(last.name), plan.keep, last.kept_inputs)
     return (-limit, limit) if signs is None else (-limit * signs.negative, limit * signs.positive)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
-from cfptq.quantize.formats import Bits, container_bits, count_channels
+from cfptq.quantize.formats import Bits, container_bits, count_channels, spread_bits
+from cfptq.quantize.split_inputs import split_bits
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ CONTAINERS = {
     8: Container(8, 8),
 }
 
+#: Bytes that the two halves of the columns take in a file for names and nodes beside those of their containers.
+SPLIT_BYTES = 190
+
 #: Bits of the integer types that current files have.
 INTEGER_TYPES = (2, 4, 8)
 
@@ -77,22 +81,35 @@ def group_channels(
 ) -> tuple[ChannelGroup, ...]:
     """Group the channels of a layer so that they take the fewest bytes, narrowest container first.
 
+    Channels of 0 bits are in no group if the layer is sortable, because its file has neither them nor the columns that they feed.
+
     Args:
         bits: width of each output channel.
         weights: number of weights of one channel.
         is_sortable: the file may hold the channels in another order, so that no permutation is stored.
         types: bits of the integer types that the file can have.
     """
-    counts = count_channels(bits)
+    counts = _count_stored(bits, is_sortable)
     widths = _choose_widths(tuple(counts.items()), weights, is_sortable, tuple(types))
     chosen = {width: min(wide for wide in widths if width <= wide) for width in counts}
+    if not is_sortable:
+        chosen[0] = min(widths)
     groups = [
-        ChannelGroup(CONTAINERS[wide], tuple(place for place, width in enumerate(bits) if chosen[width] == wide)) for wide in sorted(widths)
+        ChannelGroup(CONTAINERS[wide], tuple(place for place, width in enumerate(bits) if chosen.get(width) == wide))
+        for wide in sorted(widths)
     ]
     return tuple(group for group in groups if group.channels)
 
 
-def count_layer_bytes(bits: Bits, parameters: int, is_sortable: bool) -> int:
+def _count_stored(bits: Sequence[int], is_sortable: bool) -> dict[int, int]:
+    """Count the channels of each width that a file holds, narrowest first. Where dropped channels must stay, they take 2 bits."""
+    kept = [width for width in bits if width] if is_sortable else [width or 2 for width in bits]
+    return count_channels(kept)
+
+
+def count_layer_bytes(
+    bits: Bits, parameters: int, is_sortable: bool, kept_inputs: Sequence[bool] = (), fine_inputs: Sequence[bool] = ()
+) -> int:
     """Count the bytes of a layer's integers in a file.
 
     Channels of different widths also take bytes for names and nodes of their containers and, where their order is fixed, for a permutation.
@@ -100,11 +117,23 @@ def count_layer_bytes(bits: Bits, parameters: int, is_sortable: bool) -> int:
     Args:
         bits: the layer's width, or one for each output channel.
         parameters: number of weights. Each channel has the same number.
-        is_sortable: the file may hold the channels in another order.
+        is_sortable: the file may hold the channels in another order, and lacks dropped ones.
+        kept_inputs: False for each input channel that is dropped, whose weights a file does not hold. Empty where none is.
+        fine_inputs: True for each input column with one bit more than its channel and False for each with one bit less, or empty.
     """
+    if fine_inputs:
+        channels = len(spread_bits(bits, 1))
+        weights = parameters // channels // len(fine_inputs)
+        halves = [
+            count_layer_bytes(own, channels * weights * columns, is_sortable)
+            for own, columns in zip(split_bits(spread_bits(bits, 1)), (sum(fine_inputs), len(fine_inputs) - sum(fine_inputs)), strict=True)
+        ]
+        return sum(halves) + SPLIT_BYTES + len(fine_inputs) * count_index_bytes(len(fine_inputs))
+    if kept_inputs:
+        parameters = parameters // len(kept_inputs) * sum(kept_inputs)
     if isinstance(bits, int):
         return -(-parameters * container_bits(bits) // 8)
-    counts, weights = tuple(count_channels(bits).items()), parameters // len(bits)
+    counts, weights = tuple(_count_stored(bits, is_sortable).items()), parameters // len(bits)
     return _count_bytes(_choose_widths(counts, weights, is_sortable, INTEGER_TYPES), counts, weights, is_sortable)
 
 

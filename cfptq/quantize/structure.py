@@ -47,16 +47,19 @@ class SignBounds:
     positive: Tensor
 
     @staticmethod
-    def of(weight: Tensor, keep: Sequence[str]) -> SignBounds | None:
+    def of(weight: Tensor, keep: Sequence[str], kept_inputs: Sequence[bool] = ()) -> SignBounds | None:
         """Return the bounds that keep the structure of a weight, or None where nothing is kept.
 
         Args:
             weight: full-precision weight, (out, ...).
             keep: parts of the structure to keep, among ``STRUCTURE``.
+            kept_inputs: False for each input channel that is dropped, whose integers are 0. Empty where none is.
         """
-        if not keep:
+        if not keep and all(kept_inputs):
             return None
         zero = (weight == 0) & ("zeros" in keep)
+        if kept_inputs:
+            zero[:, ~torch.tensor(kept_inputs)] = True
         is_bound = "signs" in keep
         forbidden_below, forbidden_above = zero | ((weight > 0) & is_bound), zero | ((weight < 0) & is_bound)
         return SignBounds((~forbidden_below).to(torch.float32), (~forbidden_above).to(torch.float32))

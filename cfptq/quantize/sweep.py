@@ -121,11 +121,12 @@ def _sweep_layer(
     """Move the integers and bias of one layer. Return ``plan`` itself where nothing moves."""
     seen, slope = run.inputs[layer.name], run.slopes[layer.name]
     weights = target.least_squares_weights(run.margins)
+    start = RoundedWeight(plan.integers, plan.scale, plan.bias).split_columns(plan.fine_inputs)
     problem = replace(
-        build_layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), weights),
-        weight=plan.weight(),
+        build_layer_problem(network, layer, plan.bits, seen, seen, ActivationFormat(layer.input, 32), weights, plan.fine_inputs),
+        weight=start.weight(),
         bias=plan.bias,
-        signs=SignBounds.of(network.weight(layer.name), keep),
+        signs=SignBounds.of(network.weight(layer.name), keep, plan.kept_inputs),
     )
     groups, _, k = problem.grouped(problem.weight).shape
     parameters, positions = problem.weight.numel(), slope.shape[2]
@@ -133,9 +134,8 @@ def _sweep_layer(
     rows = min(MAX_SWEEP_MACS // (k * parameters), MAX_HELD_NUMBERS // numbers_per_row)
     if not is_descent_affordable(problem, rows):
         return plan
-    start = RoundedWeight(plan.integers, plan.scale, plan.bias)
     found = descend_on_margins(problem, factorize_hessian(problem), start, run.margins - target.margins, slope, rows)
-    return plan if found is start else replace(plan, integers=found.integers, bias=found.bias)
+    return plan if found is start else replace(plan, integers=found.join_columns(plan.fine_inputs).integers, bias=found.bias)
 
 
 class _QuantizedRun(fx.Interpreter):

@@ -98,7 +98,7 @@ def _perturb_layer(layer: LayerPlan, weight: Tensor, keep: tuple[str, ...], sett
         probability = (0.5 + (distance.abs().clamp(max=0.5) - 0.5) / settings.rounding).clamp_min(0)
         limit = align_limits(layer.bits, integers)
         integers = clamp_to_limits(torch.where(uniform < probability, integers + distance.sign(), integers), limit)
-        signs = SignBounds.of(weight, keep)
+        signs = SignBounds.of(weight, keep, layer.kept_inputs)
         integers = integers if signs is None else signs.clamp(integers)
     jitter = 1 + settings.steps * torch.randn(layer.scale.shape, generator=generator).clamp(-3, 3)
     return replace(layer, integers=integers.to(torch.int8), scale=layer.scale * jitter)

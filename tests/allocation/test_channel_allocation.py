@@ -47,7 +47,7 @@ def scores_of(layers: list[tuple[int, list[list[float]]]], widths: tuple[int, ..
         scores=tuple(sum(row[0] for row in damage) for _, damage in layers),
         kind="test",
         channels=tuple(tuple(row[0] for row in damage) for _, damage in layers),
-        is_sortable=(True,) * len(layers),
+        consumers=(*range(1, len(layers)), None),
         widths=widths,
         damage=tuple(tuple(map(tuple, damage)) for _, damage in layers),
     )
@@ -100,8 +100,8 @@ def test_no_choice_of_widths_within_the_budget_does_less_damage(layers: list[tup
 def test_the_table_finds_what_a_mixed_integer_program_finds_and_the_hulls_come_near(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = random_scores(np.random.default_rng(0), (30, 20, 2), (24, 30, 20))
     problem = build_channel_problem(scores, 3.5, WIDTHS)
-    ceiling, units = Budget.average(3.5).ceiling(scores.parameters), len(problem.sizes)
-    cost = problem.sizes[:, None] * np.array(WIDTHS)
+    ceiling, units = Budget.average(3.5).ceiling(scores.parameters), len(problem.costs)
+    cost = problem.costs
     solved = milp(
         -problem.benefit.ravel(),
         integrality=np.ones(problem.benefit.size),
@@ -115,7 +115,7 @@ def test_the_table_finds_what_a_mixed_integer_program_finds_and_the_hulls_come_n
     assert -total_damage(scores, exact) <= bound + 1e-9
     monkeypatch.setattr(module, "MAX_TABLE_ENTRIES", 0)
     relaxed = allocate_exactly(scores, 3.5, WIDTHS)
-    assert relaxed.total_bits <= ceiling and max(problem.sizes) * 5 > ceiling - relaxed.total_bits
+    assert relaxed.total_bits <= ceiling and problem.costs.max() > ceiling - relaxed.total_bits
     gap = compare_allocations(scores, 3.5, WIDTHS)
     assert 0 <= gap.distance_to_bound < 0.01 and gap.bound == pytest.approx(bound)
 
@@ -138,7 +138,7 @@ def test_a_budget_in_bytes_counts_what_the_file_stores() -> None:
     scores = random_scores(np.random.default_rng(2), (64, 64), (104, 64))
     for limit in (4000, 5500, 7000):
         found = allocate_exactly(scores, Budget.bytes(limit), WIDTHS)
-        assert limit - 60 <= count_file_bytes(scores, found.bits) <= limit
+        assert limit - 120 <= count_file_bytes(scores, found) <= limit
 
 
 def test_the_path_of_budgets_ends_at_the_widest_widths_without_damage() -> None:
@@ -196,7 +196,7 @@ def test_gradient_norms_of_channels_add_up_to_the_layers(score: object) -> None:
 def test_every_measured_score_has_a_damage_for_each_channel_and_width(score: object) -> None:
     network, calibration = small()
     found = score(network, calibration, granularity="channel", progress=False)  # type: ignore[operator]
-    assert [np.asarray(own).shape for own in found.damage] == [(8, 7), (2, 7)]
+    assert [np.asarray(own).shape for own in found.damage] == [(8, 8), (2, 8)]
     damage = np.concatenate([np.asarray(own) for own in found.damage])
     assert (damage >= 0).all() and damage[:, -1].sum() < damage[:, 0].sum()
 
@@ -204,7 +204,7 @@ def test_every_measured_score_has_a_damage_for_each_channel_and_width(score: obj
 def test_scores_of_channels_must_fit_their_layers() -> None:
     good = random_scores(np.random.default_rng(0))
     with pytest.raises(ModelError, match="one for each output channel"):
-        ChannelScores(good.names, good.parameters, good.scores, "test", channels=((1.0,) * 7, (1.0,) * 4), is_sortable=(True, True))
+        ChannelScores(good.names, good.parameters, good.scores, "test", channels=((1.0,) * 7, (1.0,) * 4), consumers=(None, None))
     with pytest.raises(ModelError, match="not at 8 bits"):
         good.channel_benefits((8,))
     with pytest.raises(BudgetError, match="equally large channels"):

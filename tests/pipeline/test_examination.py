@@ -58,7 +58,7 @@ def test_the_file_of_every_preset_keeps_zeros_and_signs(name: str, budget: float
     x = rows()
     network = model(x)
     result = cfptq.calibrate(network, [x], actions(x), method=name, budget=budget, progress=False)
-    result.to_onnx(tmp_path / "q.onnx")
+    result.to_onnx(tmp_path / "q.onnx", storage="plain")  # A packed file lacks dropped channels.
     file = onnx.load(tmp_path / "q.onnx")
     for layer in ("0", "2", "4"):
         weight = network.get_submodule(layer).weight.detach().numpy()

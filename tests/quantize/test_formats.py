@@ -29,7 +29,7 @@ def test_only_layers_that_integer_kernels_run_are_kept_from_eight_bits() -> None
     assert layer_widths(feeds_integers=False, portable=True) == layer_widths(feeds_integers=True, portable=False) == WIDTHS
 
 
-@pytest.mark.parametrize("bits", [0, 1, 9, 16])
+@pytest.mark.parametrize("bits", [-1, 1, 9, 16])
 def test_other_widths_are_refused(bits: int) -> None:
     with pytest.raises(ModelError, match="2, 3, 4, 5, 6, 7, 8"):
         integer_limit(bits)
