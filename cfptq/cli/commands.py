@@ -166,7 +166,7 @@ def calibrate(
     state: StateOption = None,
     label: LabelOption = None,
     method: Annotated[
-        str, typer.Option("--method", help="faithful, faithful-channel, cf-ptq, cf-ptq-calibration, cf-ptq-allocation, mixed-ptq, ptq.")
+        str, typer.Option("--method", help="faithful, cf-ptq, cf-ptq-calibration, cf-ptq-allocation, mixed-ptq, ptq.")
     ] = "faithful",
     budget: Annotated[float | None, typer.Option("--budget", help="Average bits per weight. 4 where no limit is given.")] = None,
     max_validity_drop: Annotated[

@@ -90,7 +90,8 @@ class Method:
         rounding: "nearest" (scales by eq. 22), "nearest-full-range", "compensated" (keeps each layer's output), "margin" (compensated,
             then by the decision's margin; needs ``sequential``), or a callable of the type ``cfptq.quantize.Rounding``.
         activations: formats of the tensors that feed quantized layers.
-        minimal_cost_points: minimal-cost recourse is among the rows "boundary". It takes most of the time on small networks.
+        minimal_cost_points: minimal-cost recourse is among the rows "boundary". It takes most of the time on small networks, and does not
+            lower the error of decisions near the boundary.
         both_sides: generated rows on both sides of the boundary are among the rows "boundary": recombined people, their recourse, and
             points on the way back from it. At most 4,096 rows count then, drawn by weight.
         split_inputs: half of the input columns of a linear layer with float input have one bit more than their channel, and the others one
@@ -142,6 +143,10 @@ class Method:
         if self.rounding in ("margin", round_by_margins) and not self.sequential:
             raise ConfigurationError(
                 f"rounding 'margin' of method {self.name!r} requires sequential=True. Set it, or choose rounding='compensated'."
+            )
+        if self.split_inputs and not (self.granularity == "channel" and self.score in ("margin", score_by_margin_change)):
+            raise ConfigurationError(
+                f"split_inputs of method {self.name!r} requires granularity='channel' and score='margin'. Set both, or split_inputs=False."
             )
         if not 0 <= self.equalization_exponent <= 1:
             raise ConfigurationError(

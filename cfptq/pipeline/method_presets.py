@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 from cfptq.errors import ConfigurationError
 from cfptq.pipeline.method import Method
 from cfptq.quantize import Activations
 
-#: The default.
+#: The default. ``benchmarks/rounding.py`` measures each of its parts.
 FAITHFUL = Method(
     "faithful",
     rows="boundary",
     score="margin",
+    granularity="channel",
     allocator="exact",
     rounding="margin",
-    activations=Activations(input_bits=None, clip=False),
+    activations=Activations(input_bits=None, clip=False, margin_ranges=True),
+    minimal_cost_points=False,
+    both_sides=True,
+    split_inputs=True,
     equalize=True,
+    equalization_exponent=0.75,
     sequential=True,
+    sweeps=1,
     drops_extreme_rows=True,
 )
 
-#: Preset name -> method: the default "faithful", the same with a width for each output channel, and the paper's training-free variants
-#: (Appendix F).
+#: Preset name -> method: the default "faithful", and the paper's training-free variants (Appendix F).
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         method.name: method
         for method in (
             FAITHFUL,
-            replace(FAITHFUL, name="faithful-channel", granularity="channel"),
             Method("ptq", rows="factual", score="factual", allocator="uniform"),
             Method("mixed-ptq", rows="factual", score="factual"),
             Method("cf-ptq-calibration", rows="augmented", score="factual"),
@@ -38,18 +41,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             Method("cf-ptq", rows="augmented", score="counterfactual"),
         )
     }
-)
-
-#: ``faithful`` with what brings rounding nearer to the boundary: rows on both of its sides, activation ranges by the error of margins, and
-#: a sweep on the real margins. Single-feature points stand for minimal-cost ones, which take most of the time.
-#: ``benchmarks/rounding.py`` measures each of them.
-BOUNDARY_ROUNDING = replace(
-    FAITHFUL,
-    name="boundary-rounding",
-    both_sides=True,
-    minimal_cost_points=False,
-    activations=Activations(input_bits=None, clip=False, margin_ranges=True),
-    sweeps=1,
 )
 
 

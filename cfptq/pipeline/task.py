@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cfptq.actions import ActionSet, ActionSpace
-from cfptq.allocation import LayerScores, Score
+from cfptq.allocation import LayerScores
 from cfptq.calibration import PAPER_TEACHER, build_augmented_set, build_boundary_set, build_factual_set, draw_rows
 from cfptq.errors import DataError, ModelWarning
 from cfptq.network import (
@@ -155,7 +155,10 @@ class QuantizationTask:
             progress: whether a progress bar may be shown.
         """
         is_boundary, has_channels = method.rows == "boundary", method.granularity == "channel"
-        key = method.score_function, (method.minimal_cost_points, method.both_sides) if is_boundary else None, has_channels
+        kinds = (method.minimal_cost_points, method.both_sides) if is_boundary else None
+        # Channels are scored on the network that is rounded, and so by how it is equalized.
+        rounded = (method.equalize, method.equalization_exponent, method.activations, method.split_inputs) if has_channels else None
+        key = method.score_function, kinds, rounded
         if key not in self._scores:
             rows = self.boundary_set(method)[0] if is_boundary else self.augmented_set[0] if method.needs_recourse else self.factual_set
             # A user's own score may know of layers alone.
@@ -169,7 +172,7 @@ class QuantizationTask:
         return self._scores[key]
 
     @cached_property
-    def _scores(self) -> dict[tuple[Score, tuple[bool, bool] | None, bool], LayerScores]:
+    def _scores(self) -> dict[tuple[Any, ...], LayerScores]:
         return {}
 
     def keep_rows(self, positions: torch.Tensor) -> QuantizationTask:

@@ -18,7 +18,7 @@ from cfptq.pipeline.method_presets import METHODS
 from cfptq.quantize import integer_limit
 from cfptq.training import QAT_METHODS
 
-CHANNEL = METHODS["faithful-channel"]
+CHANNEL = METHODS["faithful"]
 
 
 @cache
@@ -35,7 +35,7 @@ def people() -> tuple[nn.Module, torch.Tensor, ActionSet]:
 @cache
 def calibrated(**keywords: object) -> cfptq.Result:
     model, rows, space = people()
-    return cfptq.calibrate(model, [rows], space, **{"method": "faithful-channel", "budget": 3.5, "progress": False, **keywords})  # type: ignore[arg-type]
+    return cfptq.calibrate(model, [rows], space, **{"method": "faithful", "budget": 3.5, "progress": False, **keywords})  # type: ignore[arg-type]
 
 
 def test_every_channel_stays_within_its_width_and_the_plan_within_the_budget() -> None:
@@ -73,7 +73,7 @@ def test_training_starts_from_widths_of_channels(bits: str, tmp_path: Path) -> N
     model, rows, space = people()
     preset = QAT_METHODS["cfq-qat"]
     method = replace(
-        preset, name="own", start="faithful-channel", bits=bits, schedule=replace(preset.schedule, epochs=4, least_steps=0, search=0.5)
+        preset, name="own", start="faithful", bits=bits, schedule=replace(preset.schedule, epochs=4, least_steps=0, search=0.5)
     )
     result = cfptq.qat(model, [rows], space, method=method, budget=3.5, checkpoint=tmp_path / "run.safetensors", progress=False)
     assert result.plan.granularity == "channel" and result.plan.average_bits <= 3.5

@@ -14,18 +14,18 @@ from cfptq.actions import ActionSet, Continuous
 from cfptq.errors import ConfigurationError
 from cfptq.network import DecisionRule, Head, capture, decide, target_margin
 from cfptq.pipeline.method import Method
-from cfptq.pipeline.method_presets import BOUNDARY_ROUNDING, METHODS
-from cfptq.quantize import CalibrationSet, MarginTarget, fake_quantize_network, sweep_plan
+from cfptq.pipeline.method_presets import FAITHFUL, METHODS
+from cfptq.quantize import Activations, CalibrationSet, MarginTarget, fake_quantize_network, sweep_plan
 from cfptq.quantize.calibration_set import GENERATED
 
-FAITHFUL = METHODS["faithful"]
 #: Option -> the method without it, or with another exponent.
 WITHOUT: dict[str, Method] = {
-    "rows on both sides": replace(BOUNDARY_ROUNDING, both_sides=False),
-    "ranges by margins": replace(BOUNDARY_ROUNDING, activations=FAITHFUL.activations),
-    "sweep": replace(BOUNDARY_ROUNDING, sweeps=0),
-    "another exponent": replace(BOUNDARY_ROUNDING, equalization_exponent=0.75),
-    "minimal-cost points left out": replace(BOUNDARY_ROUNDING, minimal_cost_points=True),
+    "rows on both sides": replace(FAITHFUL, both_sides=False),
+    "ranges by margins": replace(FAITHFUL, activations=Activations(input_bits=None, clip=False)),
+    "sweep": replace(FAITHFUL, sweeps=0),
+    "another exponent": replace(FAITHFUL, equalization_exponent=0.5),
+    "minimal-cost points left out": replace(FAITHFUL, minimal_cost_points=True),
+    "widths of channels": replace(FAITHFUL, granularity="layer", split_inputs=False),
 }
 X = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
 
@@ -38,21 +38,28 @@ def calibrated(method: Method, rows: torch.Tensor = X, **keywords: Any) -> cfptq
     return cfptq.calibrate(model, [rows], space, method=method, budget=3.0, progress=False, **keywords)
 
 
-def test_presets_have_none_of_them() -> None:
+def test_presets_of_the_paper_have_none_of_them() -> None:
     for method in METHODS.values():
-        assert not method.both_sides and method.minimal_cost_points and method.sweeps == 0
-        assert method.equalization_exponent == 0.5 and not method.activations.margin_ranges
+        if method is not FAITHFUL:
+            assert not method.both_sides and method.sweeps == 0 and not method.split_inputs and method.granularity == "layer"
+            assert method.equalization_exponent == 0.5 and not method.activations.margin_ranges
+
+
+def test_columns_are_split_for_measured_channels_alone() -> None:
+    with pytest.raises(ConfigurationError, match="split_inputs of method 'faithful' requires granularity='channel'"):
+        replace(FAITHFUL, granularity="layer")
+    with pytest.raises(ConfigurationError, match="split_inputs=False"):
+        replace(FAITHFUL, score="counterfactual")
 
 
 def test_each_can_be_switched_off_and_matters() -> None:
     digests = {name: calibrated(method).plan.digest for name, method in WITHOUT.items()}
-    digests["all"] = calibrated(BOUNDARY_ROUNDING).plan.digest
+    digests["all"] = calibrated(FAITHFUL).plan.digest
     assert len(set(digests.values())) == len(digests)
 
 
 def test_all_together_err_far_less_than_nearest_rounding_on_rows_that_were_not_seen(tmp_path: Any) -> None:
-    # Whether they err less than faithful depends on the network. benchmarks/rounding.py averages over many.
-    result, before = calibrated(BOUNDARY_ROUNDING), calibrated(METHODS["ptq"])
+    result, before = calibrated(FAITHFUL), calibrated(METHODS["ptq"])
     fresh = torch.randn(2000, 6, generator=torch.Generator().manual_seed(1))
     target = torch.ones(2000, dtype=torch.int64)
     wanted = target_margin(result.network(fresh), target)
@@ -63,12 +70,12 @@ def test_all_together_err_far_less_than_nearest_rounding_on_rows_that_were_not_s
 
     assert error(result) < 0.5 * error(before)
     result.save(tmp_path / "plan")
-    assert cfptq.load(tmp_path / "plan").method == BOUNDARY_ROUNDING
+    assert cfptq.load(tmp_path / "plan").method == FAITHFUL
     assert result.calibration is not None and bool((result.calibration.origin == GENERATED).any())
 
 
 def test_one_outlier_among_the_rows_changes_no_decision() -> None:
-    method = replace(BOUNDARY_ROUNDING, drops_extreme_rows=False)
+    method = replace(FAITHFUL, drops_extreme_rows=False)
     rows = X.clone()
     rows[17, 2] *= 1000
     with pytest.warns(cfptq.errors.DataWarning):
@@ -81,7 +88,7 @@ def test_one_outlier_among_the_rows_changes_no_decision() -> None:
 
 
 def test_a_sweep_of_the_method_is_a_sweep_of_its_plan() -> None:
-    swept, before = calibrated(BOUNDARY_ROUNDING), calibrated(replace(BOUNDARY_ROUNDING, sweeps=0))
+    swept, before = calibrated(FAITHFUL), calibrated(replace(FAITHFUL, sweeps=0))
     assert before.calibration is not None
     goal, rule = MarginTarget.of(before.network, before.calibration, DecisionRule(Head.LOGITS)), DecisionRule(Head.LOGITS)
     by_hand = sweep_plan(before.network, before.plan, goal, rule)
