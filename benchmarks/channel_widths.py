@@ -41,12 +41,13 @@ BUDGETS = (3.0, 4.0, 5.0)
 #: Most people of one data set and seed.
 MAX_PEOPLE = 800
 
-FAITHFUL = METHODS["faithful"]
+#: Neither dropped channels nor split columns, which widths of layers cannot have.
+FAITHFUL = replace(METHODS["faithful"], granularity="layer", drops_channels=False, split_inputs=False)
 PAPER = replace(FAITHFUL, name="eq. 23", score="counterfactual", allocator="greedy")
 #: Name in the table -> method. The last two allocate by the paper's score.
 COMPARED = {
     "layers": FAITHFUL,
-    "channels": METHODS["faithful-channel"],
+    "channels": replace(FAITHFUL, granularity="channel"),
     "eq. 23, layers": PAPER,
     "eq. 23, channels": replace(PAPER, granularity="channel"),
 }

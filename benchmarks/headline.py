@@ -28,11 +28,12 @@ from typing import Any
 import reporting
 
 import cfptq
-from cfptq.allocation import BitAllocation, Budget, LayerScores, Widths
+from cfptq.allocation import BitAllocation, Budget, LayerScores, Widths, allocate_exactly
 from cfptq.allocation.budget import resolve_widths
 from cfptq.network.onnx.session import describe_runtime
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.method_presets import METHODS
+from cfptq.quantize import Activations
 from cfptq.quantize.formats import WIDTHS
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -44,6 +45,8 @@ EIGHT_BITS = ("ort-int8", "pt2e-int8", "fx-int8", "inc-int8")
 FOUR_BITS = ("ort-int4", "ptq", "mixed-ptq", "cf-ptq-calibration", "cf-ptq-allocation", "cf-ptq")
 SPENT = " (spent)"
 OURS = "faithful"
+#: The default at 3 average bits, and its form before it had widths of channels.
+AT_3_BITS, FORMER = "faithful at 3 bits", "faithful with layer widths"
 #: Methods whose figures by group are kept, for the tables of subgroups.
 WITH_GROUPS = ("mixed-ptq", "cf-ptq", OURS)
 
@@ -93,11 +96,31 @@ def spend_most(
     return BitAllocation(scores.names, scores.parameters, max(affordable, key=rank))
 
 
+def allocate_3_bits(
+    scores: LayerScores, budget: Budget | float, widths: Widths = WIDTHS, pinned: Mapping[str, int] | None = None
+) -> BitAllocation:
+    """Allocate 3 average bits exactly, whatever the budget."""
+    return allocate_exactly(scores, 3.0, widths, pinned)
+
+
 def list_methods() -> list[str | Method]:
     """List all rows of the table, those of the paper's greedy rule twice."""
     greedy = [METHODS[name] for name in FOUR_BITS if name in METHODS and METHODS[name].allocator == "greedy"]
     spent = [replace(method, name=method.name + SPENT, allocator=spend_most) for method in greedy]
-    return [*EIGHT_BITS, *FOUR_BITS, *spent, OURS]
+    ours = METHODS[OURS]
+    former = replace(
+        ours,
+        name=FORMER,
+        granularity="layer",
+        activations=Activations(input_bits=None, clip=False),
+        minimal_cost_points=True,
+        both_sides=False,
+        drops_channels=False,
+        split_inputs=False,
+        equalization_exponent=0.5,
+        sweeps=0,
+    )
+    return [*EIGHT_BITS, *FOUR_BITS, *spent, OURS, replace(ours, name=AT_3_BITS, allocator=allocate_3_bits), former]
 
 
 def measure(name: str, seed: int) -> dict[str, Any]:
@@ -169,7 +192,8 @@ def summarize_runs(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, An
             figure: reporting.summarize_difference(list_figures(OURS, figure), list_figures(other, figure), weigh(figure)).to_dict()
             for figure in PAIRED
         }
-        for other in best.values()
+        for other in (*best.values(), AT_3_BITS, FORMER)
+        if other in summary
     }
     drifts = [run["methods"][OURS]["favourable_rate_drift"] for run in runs]
     return {"methods": summary, "best": best, "paired": paired, "worst_drift": max(drifts, key=abs)}

@@ -1,13 +1,11 @@
-"""Measure options of rounding for the boundary against ``faithful``, at 4 and 3 bits, on networks of development seeds.
+"""Measure each part of ``faithful`` by leaving it out, at 4 average bits.
 
-Each variant is ``faithful`` with one option, or with all of them. Files are run in ONNX Runtime on the standard protocol's people. Ratios
-are of each data set's mean to that of ``faithful``, as the geometric mean over data sets, with 95 % intervals from drawing networks anew in
-pairs. Runs that the output holds already are not repeated, so that seeds can be added.
+All methods see the same calibration rows, and their files are judged on the same people under the standard protocol. Figures are of the
+first five reporting seeds (german: twenty splits, pooled). Ratios are of the mean without a part to the mean of the whole method, as the
+geometric mean over data sets, with 95 % intervals from drawing networks anew in pairs. A ratio above 1 means that the part pays.
 
-The committed runs are of an earlier state, in which the bound on combined moves held for tables too: their ``faithful`` differs a little
-from today's on bank, default and german. They hold five variants on seven networks.
-
-    CFPTQ_DATA_DIR=... python benchmarks/rounding.py --seeds 100 101
+    CFPTQ_DATA_DIR=... python benchmarks/rounding.py --reason "..."                # 40 minutes on two cores
+    CFPTQ_DATA_DIR=... python benchmarks/rounding.py --development --out trial.json
     python benchmarks/rounding.py --show
 """
 
@@ -15,166 +13,152 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import multiprocessing
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import headline
 import numpy as np
 import reporting
 import torch
 
-from cfptq.auditing import Protocol, evaluate, reference_recourse
-from cfptq.io.atomic import write_text
-from cfptq.network import as_predictor
+import cfptq
+from cfptq.network.onnx.session import describe_runtime
 from cfptq.pipeline.method import Method
-from cfptq.pipeline.method_presets import BOUNDARY_ROUNDING, METHODS
-from cfptq.pipeline.quantize_task import quantize_with
-from cfptq.pipeline.task import TaskSettings, build_task
+from cfptq.pipeline.method_presets import FAITHFUL
+from cfptq.quantize import Activations
 
 OUT = Path(__file__).parent / "results" / "rounding.json"
 DATASETS = ("adult", "bank", "default", "compas", "german")
-#: A split of german has few people, so that each of the others' seeds goes with several splits.
-GERMAN_SPLITS = 3
-BUDGETS = (4.0, 3.0)
-FAITHFUL = METHODS["faithful"]
-RANGES = replace(FAITHFUL.activations, margin_ranges=True)
+BUDGET = 4.0
+WHOLE = "faithful"
 
-#: Name -> method. The first one is what the others are compared with.
-VARIANTS: Mapping[str, Method] = {
-    "faithful": FAITHFUL,
-    "rows on both sides": replace(FAITHFUL, both_sides=True),
-    "without minimal-cost points": replace(FAITHFUL, minimal_cost_points=False),
-    "ranges by margins": replace(FAITHFUL, activations=RANGES),
-    "one sweep": replace(FAITHFUL, sweeps=1),
-    "exponent 0.75": replace(FAITHFUL, equalization_exponent=0.75),
-    "all but the exponent": BOUNDARY_ROUNDING,
-    "all": replace(BOUNDARY_ROUNDING, equalization_exponent=0.75),
-    "all but the exponent, with minimal-cost points": replace(BOUNDARY_ROUNDING, minimal_cost_points=True),
-    "channel widths": replace(FAITHFUL, granularity="channel"),
-    "channel widths, all but the exponent": replace(BOUNDARY_ROUNDING, granularity="channel"),
-    "channel widths, all": replace(BOUNDARY_ROUNDING, granularity="channel", equalization_exponent=0.75),
+#: Name -> method without one part.
+WITHOUT: Mapping[str, Method] = {
+    "widths of channels": replace(FAITHFUL, granularity="layer", drops_channels=False, split_inputs=False),
+    "dropped channels": replace(FAITHFUL, drops_channels=False),
+    "split input columns": replace(FAITHFUL, split_inputs=False),
+    "rows on both sides": replace(FAITHFUL, both_sides=False),
+    "ranges by margins": replace(FAITHFUL, activations=Activations(input_bits=None, clip=False)),
+    "the sweep": replace(FAITHFUL, sweeps=0),
+    "the exponent 0.75": replace(FAITHFUL, equalization_exponent=0.5),
+    "leaving out minimal-cost points": replace(FAITHFUL, minimal_cost_points=True),
+    "structure (keep nothing)": replace(FAITHFUL, keep=()),
 }
-METRICS = ("boundary_disagreement", "crossing_shift", "validity_drop_at_0.55", "seconds")
+#: Figures of the table. Ratios are formed of the first ones, and the others are means.
+RATIOS = ("boundary_disagreement", "crossing_shift.mean_abs")
+MEANS = ("premature_validity", "recourse_gap", "direction_similarity", "validity_drop_at.0.55", "favourable_rate_drift")
 
 
-def measure(name: str, seed: int, variants: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each variant and budget on one network."""
+def measure(network: tuple[str, int]) -> dict[str, Any]:
+    """Quantize one network by every method and judge the files."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    name, seed = network
+    started = time.perf_counter()
     experiment = reporting.load_experiment(name, seed)
-    columns, space = experiment.columns, experiment.action_set
-    settings = TaskSettings(max_rows=reporting.load_recipe(name).calibration.rows, seed=seed, progress=False)
-
-    def fresh() -> Any:
-        return build_task(experiment.model, [(columns.train, columns.train_labels)], space, settings)
-
-    task = fresh()
-    protocol = Protocol(confidences=(0.5, 0.55), resamples=1)
-    people = reference_recourse(task.predictor, columns.test, space, task.target, protocol, seed, progress=False)
-    for variant in variants:
-        task, method = fresh(), VARIANTS[variant]
-        for budget in BUDGETS:
-            started = time.process_time()
-            result = quantize_with(task, method, budget, progress=False)
-            seconds = time.process_time() - started
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "model.onnx"
-                result.to_onnx(path)
-                # Without the fake-quantized module the file has no gradient, and its own recourse is not searched.
-                deployed = as_predictor(path, example=columns.test[:2], head=result.head, threshold=result.threshold)
-                found = evaluate(task.predictor, deployed, people, columns.test, columns.test_labels, space, progress=False)
-            yield {
-                "dataset": name, "seed": seed, "variant": variant, "budget": budget,
-                "boundary_disagreement": round(found.boundary_disagreement, 6),
-                "premature_validity": round(found.premature_validity, 6),
-                "validity_drop": round(found.validity_drop, 6),
-                "crossing_shift": round(found.crossing_shift["mean_abs"], 6),
-                "validity_drop_at_0.55": round(found.validity_drop_at["0.55"], 6),
-                "drift": round(found.favourable_rate_drift, 6),
-                "flips": round(found.factual_flip_rate, 6),
-                "average_bits": round(result.plan.average_bits, 4),
-                "people": found.counts["with_recourse"],
-                # The first budget pays for the recourse too.
-                "seconds": round(seconds, 3),
-            }  # fmt: skip
+    columns = experiment.columns
+    comparison = cfptq.compare(
+        experiment.model,
+        [(columns.train, columns.train_labels)],
+        [(columns.test, columns.test_labels)],
+        experiment.action_set,
+        methods=[FAITHFUL, *(replace(method, name=part) for part, method in WITHOUT.items())],
+        budgets=[BUDGET],
+        max_rows=headline.CALIBRATION_ROWS,
+        seed=seed,
+        dataset=name,
+        progress=False,
+    )
+    figures = {
+        method: {figure: headline.get_figure(entry, figure) for figure in (*RATIOS, *MEANS)} for method, entry in comparison.methods.items()
+    }
+    people = comparison.methods[WHOLE]["counts"]["with_recourse"]
+    return {"dataset": name, "seed": seed, "people": people, "figures": figures, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def ratio_of(runs: Mapping[tuple[str, int], Mapping[str, Any]], base: Mapping[tuple[str, int], Mapping[str, Any]], metric: str) -> str:
-    """Compute the geometric mean over data sets of the ratio of means, with its interval."""
-    keys = sorted(set(runs) & set(base))
+def list_networks(is_development: bool) -> list[tuple[str, int]]:
+    """List the data sets and seeds to measure."""
+    if is_development:
+        return [(name, seed) for name in DATASETS for seed in ((0, 1, 2) if name in reporting.POOLED else (100, 101))]
+    return [(name, seed) for name in DATASETS for seed in list(reporting.REPORTING_SEEDS[name])[: 20 if name in reporting.POOLED else 5]]
 
-    def ratio(chosen: Sequence[tuple[str, int]]) -> float:
+
+def compute_ratio(runs: Sequence[Mapping[str, Any]], part: str, figure: str) -> tuple[float, float, float]:
+    """Compute the geometric mean over data sets of the ratio without a part to the whole, and its 95 % interval."""
+    by_name = [[run for run in runs if run["dataset"] == name] for name in DATASETS]
+    by_name = [own for own in by_name if own]
+
+    def compute(chosen: Sequence[Sequence[Mapping[str, Any]]]) -> float:
         logs = []
-        for name in DATASETS:
-            own = [key for key in chosen if key[0] == name]
-            above, below = (sum(each[key][metric] * each[key]["people"] for key in own) for each in (runs, base))
-            if above > 0 and below > 0:
-                logs.append(np.log(above / below))
+        for own in chosen:
+            without, whole = (sum(run["figures"][method][figure] * run["people"] for run in own) for method in (part, WHOLE))
+            if without > 0 and whole > 0:
+                logs.append(np.log(without / whole))
         return float(np.exp(np.mean(logs))) if logs else float("nan")
 
     generator = np.random.default_rng(0)
-    by_name = [[key for key in keys if key[0] == name] for name in DATASETS]
-    drawn = [ratio([own[i] for own in by_name if own for i in generator.integers(len(own), size=len(own))]) for _ in range(1000)]
-    return "{:.2f} [{:.2f}, {:.2f}]".format(ratio(keys), *np.nanquantile(drawn, [0.025, 0.975]))
+    drawn = [compute([[own[place] for place in generator.integers(len(own), size=len(own))] for own in by_name]) for _ in range(1000)]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return compute(by_name), float(low), float(high)
 
 
-def markdown(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield ratios to ``faithful``, and the means by data set."""
-    networks = len({(run["dataset"], run["seed"]) for run in runs})
-    for budget in BUDGETS:
-        table = {
-            variant: {(run["dataset"], run["seed"]): run for run in runs if run["variant"] == variant and run["budget"] == budget}
-            for variant in VARIANTS
-        }
-        yield f"\n**{budget:g} bits**, ratios to `faithful`, {networks} networks\n"
-        yield "| variant | BD | crossing shift | VD at 0.55 | largest drift |"
-        yield "|---" * 5 + "|"
-        for variant, own in table.items():
-            if own:
-                cells = [ratio_of(own, table["faithful"], metric) for metric in METRICS[:3]]
-                yield f"| {variant} | {' | '.join(cells)} | {max(abs(run['drift']) for run in own.values()):.4f} |"
-        yield f"\n**{budget:g} bits**, BD / crossing shift / VD at 0.55 / seconds\n"
-        yield f"| variant | {' | '.join(DATASETS)} |"
-        yield "|---" * (len(DATASETS) + 1) + "|"
-        for variant, own in table.items():
-            cells = []
-            for name in DATASETS:
-                chosen = [run for key, run in own.items() if key[0] == name]
-                means = (
-                    [np.average([run[metric] for run in chosen], weights=[run["people"] for run in chosen]) for metric in METRICS]
-                    if chosen
-                    else []
-                )
-                cells.append(" / ".join(f"{mean:.4f}" if place < 3 else f"{mean:.2f}" for place, mean in enumerate(means)))
-            yield f"| {variant} | {' | '.join(cells)} |"
+def compute_mean(runs: Sequence[Mapping[str, Any]], method: str, figure: str) -> float | None:
+    """Compute the mean over data sets of the mean over networks, each weighed by its people where splits are pooled."""
+    means = []
+    for name in DATASETS:
+        own = [(run["figures"][method][figure], run["people"]) for run in runs if run["dataset"] == name]
+        own = [(value, people) for value, people in own if value is not None]
+        if own:
+            weights = [people if name in reporting.POOLED else 1 for _, people in own]
+            means.append(float(np.average([value for value, _ in own], weights=weights)))
+    return float(np.mean(means)) if means else None
 
 
-def main() -> None:
-    """Run what is missing, or print the tables."""
+def markdown(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of parts."""
+    runs = content["runs"]
+    yield f"\n**Parts of `faithful`, {BUDGET:g} bits, {len(runs)} networks.** Ratios are without the part to the whole.\n"
+    headings = [headline.FIGURES[figure][0] for figure in MEANS]
+    yield f"| without | BD | shift | {' | '.join(headings)} |"
+    yield "|---" * (3 + len(MEANS)) + "|"
+    for method in (WHOLE, *WITHOUT):
+        ratios = ["1", "1"]
+        if method != WHOLE:
+            ratios = ["{:.2f} [{:.2f}, {:.2f}]".format(*compute_ratio(runs, method, figure)) for figure in RATIOS]
+        means = [compute_mean(runs, method, figure) for figure in MEANS]
+        cells = ["–" if mean is None else f"{mean:.4f}" for mean in means]
+        yield f"| {'nothing' if method == WHOLE else method} | {' | '.join((*ratios, *cells))} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write, or show what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
-    parser.add_argument("--datasets", nargs="+", default=DATASETS)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names of variants to run")
+    parser.add_argument("--development", action="store_true", help="measure networks of development seeds")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--show", action="store_true", help="print the tables")
-    arguments = parser.parse_args()
-    runs: list[dict[str, Any]] = json.loads(arguments.out.read_text())["runs"] if arguments.out.exists() else []
-    if arguments.show:
-        print("\n".join(markdown(runs)))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--show", action="store_true", help="print the table of the results file and leave")
+    reporting.add_reason(parser)
+    chosen = parser.parse_args(arguments)
+    if chosen.show:
+        print("\n".join(markdown(json.loads(chosen.out.read_text()))))
         return
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for seed in arguments.seeds:
-        for name in arguments.datasets:
-            splits = range(GERMAN_SPLITS * (seed % 20), GERMAN_SPLITS * (seed % 20 + 1)) if name == "german" else [seed]
-            for split in splits:
-                known = {run["variant"] for run in runs if (run["dataset"], run["seed"]) == (name, split)}
-                missing = [variant for variant in arguments.variants if variant not in known]
-                if missing:
-                    runs.extend(measure(name, split, missing))
-                    write_text(arguments.out, json.dumps({"schema": 1, "runs": runs}, indent=1) + "\n")
+    networks = list_networks(chosen.development)
+    seeds = {name: [seed for own, seed in networks if own == name] for name in DATASETS}
+    reporting.start_run(chosen.out, seeds, chosen.reason)
+    runs = []
+    with ProcessPoolExecutor(chosen.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for run in pool.map(measure, networks):
+            runs.append(run)
+            print(f"{run['dataset']} {run['seed']}: {run['seconds']:.0f} s", flush=True)
+    content = {"schema": 1, "budget": BUDGET, "runtime": describe_runtime(), "runs": runs}
+    reporting.write_results(chosen.out, content)
+    print("\n".join(markdown(content)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ fit, which bounds the distance to the optimum.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from math import gcd
 
@@ -22,6 +22,9 @@ from cfptq.allocation.channel_scores import ChannelScores
 from cfptq.quantize.formats import Bits, count_bits
 from cfptq.quantize.split_inputs import MAX_SPLIT_BITS
 from cfptq.quantize.storage import count_layer_bytes
+
+#: Least and largest average bits of a budget at which columns are split.
+MIN_SPLIT_AVERAGE, MAX_SPLIT_AVERAGE = 2.75, 6.0
 
 #: Channels times amounts of the budget up to which dynamic programming finds the optimum.
 MAX_TABLE_ENTRIES = 2**23
@@ -258,6 +261,25 @@ def _find_droppable(scores: ChannelScores, layer: int, inputs: Sequence[Sequence
     return droppable
 
 
+def _choose_split_layers(scores: ChannelScores, budget: Budget, widths: Widths, pinned: Mapping[str, int] | None) -> ChannelScores:
+    """Return the scores with the layers whose columns are split at this budget.
+
+    A pinned layer is not split. With little to spend, coarse columns would have no fewer bits than fine ones, and with much, all columns
+    can have as many bits as storage holds.
+    """
+    if not scores.fine_inputs:
+        return scores
+    pins = pinned or {}
+    bits = budget.ceiling(scores.parameters) * (8 if budget.unit is BudgetUnit.BYTES else 1)
+    chosen = replace(
+        scores, fine_inputs=tuple(() if name in pins else own for name, own in zip(scores.names, scores.fine_inputs, strict=True))
+    )
+    problem = build_channel_problem(chosen, budget, widths, pinned)
+    is_affordable = problem.count_bits(problem.lowest_kept) <= bits
+    is_split = is_affordable and MIN_SPLIT_AVERAGE <= bits / sum(scores.parameters) <= MAX_SPLIT_AVERAGE
+    return chosen if is_split and any(chosen.fine_inputs) else replace(scores, fine_inputs=())
+
+
 def allocate_channels(
     scores: ChannelScores,
     budget: Budget | float,
@@ -278,6 +300,7 @@ def allocate_channels(
         BudgetError: the budget does not pay for the lowest widths and the pins, or a pin names no layer or no candidate width.
     """
     budget = Budget.of(budget)
+    scores = _choose_split_layers(scores, budget, widths, pinned)
     problem = build_channel_problem(scores, budget, widths, pinned)
 
     def solve(ceiling: int) -> BitAllocation:
@@ -321,6 +344,7 @@ def sum_channel_benefit(scores: ChannelScores, allocation: BitAllocation, widths
         allocation: widths of all channels.
         widths: candidate widths in bits, the same for all layers or by layer name.
     """
+    scores = replace(scores, fine_inputs=allocation.fine_inputs)
     problem = build_channel_problem(scores, Budget.average(max(resolve_widths(scores.names, widths)[0])), widths)
     bits = np.concatenate([np.asarray(own) for own in allocation.bits])
     return problem.sum_benefit(np.searchsorted(problem.widths, bits))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cfptq.allocation.bit_allocation import BitAllocation
 from cfptq.allocation.budget import Budget, BudgetUnit, Widths, assign_lowest_bits, resolve_widths
@@ -88,13 +88,14 @@ def compare_allocations(
 def _compare_channel_allocations(scores: ChannelScores, budget: Budget, widths: Widths, pinned: Mapping[str, int] | None) -> AllocationGap:
     """Compare the allocations of widths to channels."""
     greedy, exact = allocate_greedily(scores, budget, widths, pinned), allocate_exactly(scores, budget, widths, pinned)
-    problem = build_channel_problem(scores, budget, widths, pinned)
+    # Which channels are dropped is taken as given. The bits of the columns that they feed count as saved.
+    problem = build_channel_problem(replace(scores, fine_inputs=exact.fine_inputs), budget, widths, pinned, exact.kept_inputs)
     # The bytes of a file do not follow from the bits. The bound is then that of the bits that the exact allocation has.
     ceiling = exact.total_bits if budget.unit is BudgetUnit.BYTES else budget.ceiling(scores.parameters)
     return AllocationGap(
         greedy,
         exact,
-        problem.sum_benefit(problem.lowest),
+        problem.sum_benefit(problem.lowest_kept),
         sum_channel_benefit(scores, greedy, widths),
         sum_channel_benefit(scores, exact, widths),
         problem.bound_benefit(ceiling),

@@ -38,5 +38,5 @@ def allocate_uniformly(
             best = bits
     if isinstance(scores, ChannelScores):
         spread = tuple((width,) * len(own) for width, own in zip(best, scores.channels, strict=True))
-        return BitAllocation(scores.names, scores.parameters, spread, (), scores.fine_inputs)
+        return BitAllocation(scores.names, scores.parameters, spread)
     return BitAllocation(scores.names, scores.parameters, tuple(best))

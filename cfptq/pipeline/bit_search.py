@@ -18,7 +18,7 @@ from cfptq.pipeline.method import Method
 from cfptq.pipeline.quantize_task import quantize_at
 from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import QuantizationTask
-from cfptq.quantize import COUNTERFACTUAL, HOLD_OUT_EVERY, find_candidate_widths
+from cfptq.quantize import COUNTERFACTUAL, HOLD_OUT_EVERY
 from cfptq.recourse import RecourseBatch
 
 
@@ -52,7 +52,7 @@ def find_fewest_bits(
     seen, remarks = examine_rows(task, method)
     rest, held_out = _hold_out_recourse(seen, method)
     scores = rest.score_layers(method, progress)
-    widths = find_candidate_widths(task.network, method.activations, portable, method.granularity)
+    widths = method.find_candidate_widths(task.network, portable)
     lowest = 1.0
     for allocation in track(allocation_path(method.allocate, scores, pinned, widths), "looking for the fewest bits", enabled=progress):
         budget = Budget.total(allocation.total_bits)

@@ -36,6 +36,7 @@ from cfptq.quantize import (
     Rounding,
     check_keep,
     equalize_on_calibration,
+    find_candidate_widths,
     quantize,
     round_by_margins,
     round_compensated,
@@ -94,6 +95,8 @@ class Method:
             lower the error of decisions near the boundary.
         both_sides: generated rows on both sides of the boundary are among the rows "boundary": recombined people, their recourse, and
             points on the way back from it. At most 4,096 rows count then, drawn by weight.
+        drops_channels: 0 bits are a candidate for channels that can be dropped together with the columns that they feed. It needs widths of
+            channels.
         split_inputs: half of the input columns of a linear layer with float input have one bit more than their channel, and the others one
             bit less; see ``cfptq.quantize.split_inputs``. It needs widths of channels and the score "margin".
         equalize: scale hidden channels first, so that the weights around them use their range.
@@ -120,6 +123,7 @@ class Method:
     activations: Activations = field(default_factory=Activations)
     minimal_cost_points: bool = True
     both_sides: bool = False
+    drops_channels: bool = False
     split_inputs: bool = False
     equalize: bool = False
     equalization_exponent: float = 0.5
@@ -143,6 +147,10 @@ class Method:
         if self.rounding in ("margin", round_by_margins) and not self.sequential:
             raise ConfigurationError(
                 f"rounding 'margin' of method {self.name!r} requires sequential=True. Set it, or choose rounding='compensated'."
+            )
+        if self.drops_channels and self.granularity != "channel":
+            raise ConfigurationError(
+                f"drops_channels of method {self.name!r} requires granularity='channel'. Set it, or drops_channels=False."
             )
         if self.split_inputs and not (self.granularity == "channel" and self.score in ("margin", score_by_margin_change)):
             raise ConfigurationError(
@@ -185,6 +193,23 @@ class Method:
         """Return the same method with other activation formats. None keeps the method's own."""
         kept = self.activations
         return replace(self, activations=replace(kept, bits=bits or kept.bits, input_bits=input_bits or kept.input_bits))
+
+    def find_candidate_widths(self, network: Network, portable: bool) -> dict[str, tuple[int, ...]]:
+        """Return the candidate widths of each layer, or of its channels, by layer name, ascending.
+
+        Args:
+            network: the captured network.
+            portable: results must be right on processors without VNNI too.
+        """
+        return self.restrict_widths(find_candidate_widths(network, self.activations, portable, self.granularity))
+
+    def restrict_widths(self, widths: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Return candidate widths without 0 bits unless the method drops channels.
+
+        Args:
+            widths: candidate widths by layer name.
+        """
+        return {name: tuple(bits for bits in own if bits or self.drops_channels) for name, own in widths.items()}
 
     def equalize_network(self, network: Network, calibration: CalibrationSet, decision: DecisionRule) -> Network:
         """Return the network whose channels ``plan`` rounds where some weights are coarser than activations."""

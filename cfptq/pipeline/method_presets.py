@@ -20,6 +20,7 @@ FAITHFUL = Method(
     activations=Activations(input_bits=None, clip=False, margin_ranges=True),
     minimal_cost_points=False,
     both_sides=True,
+    drops_channels=True,
     split_inputs=True,
     equalize=True,
     equalization_exponent=0.75,

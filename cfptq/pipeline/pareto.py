@@ -197,9 +197,8 @@ def trace_pareto_curve(
             "the curve needs recourse points among the calibration rows, and there are none. Either nobody was rejected, or the rows are "
             "factual only."
         )
-    allocations = {
-        allocation.bits: allocation for allocation in (*allocation_path(method.allocate, scores, pinned, plan.candidate_widths), chosen)
-    }
+    widths = method.restrict_widths(plan.candidate_widths)
+    allocations = {allocation.bits: allocation for allocation in (*allocation_path(method.allocate, scores, pinned, widths), chosen)}
     points = []
     for allocation in track(sorted(allocations.values(), key=lambda one: one.total_bits), "tracing the curve", enabled=progress):
         own = allocation.bits == chosen.bits
@@ -215,7 +214,7 @@ def trace_pareto_curve(
                 average_bits=allocation.average_bits,
                 bits=allocation.by_layer(),
                 stored_bytes=rounded.stored_bytes,
-                predicted_damage=predict_damage(scores, allocation, plan.candidate_widths),
+                predicted_damage=predict_damage(scores, allocation, widths),
                 validity_drop=broken / len(rows),
                 interval=wilson_interval(broken, len(rows)),
                 chosen=own,

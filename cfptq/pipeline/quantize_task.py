@@ -12,7 +12,7 @@ from cfptq.pipeline.group_weighting import ROUNDS, GroupTrial, WorstGroup, build
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import QuantizationTask
-from cfptq.quantize import CalibrationSet, QuantizationPlan, find_candidate_widths, hold_out_people, keep_first_points
+from cfptq.quantize import CalibrationSet, QuantizationPlan, hold_out_people, keep_first_points
 from cfptq.quantize.repair import repair_last_layer
 from cfptq.quantize.ties import keep_tied_decisions
 
@@ -44,7 +44,7 @@ def quantize_with(
         ModelError: the network's numbers are too far from each other for the plan to keep its decisions.
     """
     sizes = {layer.name: layer.parameters for layer in task.network.layers}
-    candidates = widths or find_candidate_widths(task.network, method.activations, portable, method.granularity)
+    candidates = widths or method.find_candidate_widths(task.network, portable)
     assign_lowest_bits(tuple(sizes), tuple(sizes.values()), Budget.of(budget), candidates, pinned)
     if method.groups is not None:
         label_rows(method.groups, task.rows, task.space)

@@ -198,7 +198,9 @@ class Result:
     def allocation_gap(self) -> AllocationGap:
         """Difference between this allocation and the paper's greedy one, for the same budget and scores."""
         budget = self.budget or Budget.total(self.allocation.total_bits)
-        return compare_allocations(self.sensitivity, budget, self.plan.candidate_widths, self.pinned)
+        widths = self.plan.candidate_widths
+        widths = widths if self.method is None else self.method.restrict_widths(widths)
+        return compare_allocations(self.sensitivity, budget, widths, self.pinned)
 
     @check_arguments(held_out=BOOLEAN, progress=BOOLEAN)
     def pareto(self, *, held_out: bool = False, progress: bool = True) -> Pareto:

@@ -19,7 +19,7 @@ from cfptq.pipeline.method_presets import as_method
 from cfptq.pipeline.quantize_task import quantize_with
 from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import PROBE_ROWS, QuantizationTask
-from cfptq.quantize import Activations, Bits, equalize_on_calibration, find_candidate_widths, layer_widths
+from cfptq.quantize import Activations, Bits, equalize_on_calibration, layer_widths
 from cfptq.training import (
     BitCost,
     BitPolicy,
@@ -105,8 +105,7 @@ def train_with(
     calibrating = _sample_rows(task, calibration_rows, fitted)
     # A policy chooses among the same widths in every layer. Training moves all weights, so that it drops no channel.
     widths = tuple(bits for bits in layer_widths(True, portable, rule.granularity) if bits) if method.bits == "learned" else ()
-    own = find_candidate_widths(task.network, rule.activations, portable, rule.granularity)
-    allowed = {name: widths or tuple(bits for bits in those if bits) for name, those in own.items()}
+    allowed = {name: widths or own for name, own in rule.find_candidate_widths(task.network, portable).items()}
     first = quantize_with(calibrating, rule, limit, pinned=pinned, portable=portable, widths=allowed, progress=progress)
     start = _build_start(calibrating, rule, first, widths, portable)
     settings = method.teacher
@@ -179,7 +178,7 @@ def _choose_start(method: QatMethod, activations: Activations | None) -> Method:
     """Return the training-free method that training starts from, with the training's activation formats and one step for each channel."""
     own = as_method(method.start)
     formats = activations or Activations(input_bits=None, clip=False, margin_ranges=own.activations.margin_ranges)
-    rule = replace(own, activations=formats, keep=method.keep, split_inputs=False)
+    rule = replace(own, activations=formats, keep=method.keep, split_inputs=False, drops_channels=False)
     return replace(rule, score=score_by_task_hessian, allocator=allocate_exactly) if method.bits == "trace" else rule
 
 

@@ -64,7 +64,7 @@ class History:
         """Return the history that ``to_dict`` described."""
         limit = content.get("max_drift")
         return History(
-            tuple(dict(record) for record in content["epochs"]),
+            tuple({**record, "bits": list(map(read_bits, record["bits"]))} for record in content["epochs"]),
             int(content["best_epoch"]),
             tuple(map(read_bits, content["bits"])),
             dict(content["start"]),

@@ -209,3 +209,33 @@ def test_scores_of_channels_must_fit_their_layers() -> None:
         good.channel_benefits((8,))
     with pytest.raises(BudgetError, match="equally large channels"):
         BitAllocation(("a",), (10,), ((2, 3, 9, 4, 4),))
+
+
+def test_the_bits_of_columns_that_dropped_channels_feed_are_spent_on_others() -> None:
+    widths = (0, 2, 4, 8)
+    rng = np.random.default_rng(4)
+    important = (rng.uniform(1, 10, (6, 1)) * np.array([1, 4.0**-1, 4.0**-3, 4.0**-6])).tolist()
+    scores = scores_of([(10, [[1e-9, 1e-10, 1e-11, 0.0]] * 2 + important), (8, important)], widths)
+    found = allocate_exactly(scores, 4.0, widths)
+    assert found.bits[0][:2] == (0, 0) and 0 not in found.bits[0][2:] and found.kept_inputs == ((), (False, False) + (True,) * 6)  # type: ignore[index]
+    by_hand = 10 * sum(found.bits[0]) + 6 * sum(found.bits[1])  # type: ignore[arg-type]
+    assert found.total_bits == by_hand <= 4 * sum(scores.parameters)
+    # Nobody else could have done better once these two are gone.
+    best = min(
+        sum(row[widths.index(b)] for row, b in zip([*important, *important], bits, strict=True))
+        for bits in (
+            (*a, *b) for a in itertools.product((2, 4, 8), repeat=6) for b in itertools.combinations_with_replacement((2, 4, 8), 6)
+        )
+        if 10 * sum(bits[:6]) + 6 * sum(bits[6:]) <= 4 * sum(scores.parameters)
+    )
+    damage = sum(row[widths.index(b)] for row, b in zip([*important, *important], [*found.bits[0][2:], *found.bits[1]], strict=True))  # type: ignore[index, misc]
+    assert damage <= best + 1e-9
+
+
+def test_a_layer_keeps_the_channel_that_matters_most_and_no_last_channel_is_dropped() -> None:
+    widths = (0, 2, 4)
+    scores = scores_of([(4, [[0.0, 0.0, 0.0], [1e-12, 0.0, 0.0]]), (2, [[0.0, 0.0, 0.0]] * 3)], widths)
+    found = allocate_exactly(scores, 2.5, widths)
+    assert found.bits[0][0] == 0 and found.bits[0][1] > 0 and 0 not in found.bits[1]  # type: ignore[index, operator]
+    with pytest.raises(BudgetError, match="cannot be met"):
+        allocate_exactly(scores, 1.9, widths)

@@ -255,7 +255,7 @@ def test_full_range_weights_are_right_in_a_default_session(kind: str) -> None:
 def test_by_default_a_file_is_right_in_a_default_session_on_every_processor(tmp_path: Path) -> None:
     result = saturating(portable=True)
     result.to_onnx(tmp_path / "portable.onnx", check=True)
-    assert result.calibration is not None and max(result.bits.values()) == 8 and result.bits["2"] == 7
+    assert result.calibration is not None and set(result.bits["0"]) == {8} and set(result.bits["2"]) == {7}  # type: ignore[arg-type]
     rows = result.calibration.rows
     default = open_session(tmp_path / "portable.onnx", precise=False).run(None, {"input": rows.numpy()})[0]
     with torch.no_grad():

@@ -231,7 +231,7 @@ class TestCalibrate:
         result = cfptq_says("calibrate", *model, *files, "--label", "granted", "--layer", "2=7", "--budget", "6")
         assert result.exit_code == 0, result.stderr
         onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))
-        assert cfptq.load(tmp_path / "plan").bits["2"] == 7
+        assert cfptq.load(tmp_path / "plan").bits["2"] == (7, 7)
         assert "KiB" in result.stdout
 
     def test_takes_an_onnx_file_too_and_gives_the_same_model(self, at_desk: Desk, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cfptq.pipeline.method import SCORES, Method
 from cfptq.pipeline.method_presets import METHODS
 from cfptq.pipeline.pareto import Pareto
 from cfptq.pipeline.task import TaskSettings, build_task
-from cfptq.quantize import integer_limit
+from cfptq.quantize import average_bits, integer_limit
 from cfptq.quantize import round_nearest as plain_rounding
 
 Calibrated = Callable[..., cfptq.Result]
@@ -57,11 +57,11 @@ def drop(result: cfptq.Result) -> float:
 
 def test_the_curve_runs_from_two_to_eight_bits_and_marks_the_result(result: cfptq.Result, curve: Pareto) -> None:
     bits = [point.average_bits for point in curve.points]
-    assert bits == sorted(bits) and bits[0] == 2 and 7 <= bits[-1] <= 8
+    assert bits == sorted(bits) and 1.9 <= bits[0] <= 2 and 7 <= bits[-1] <= 8
     assert curve.chosen.bits == result.bits and sum(point.chosen for point in curve.points) == 1
     assert curve.chosen.validity_drop == pytest.approx(drop(result))
     damage = [point.predicted_damage for point in curve.points]
-    assert damage == sorted(damage, reverse=True) and damage[-1] == 0
+    assert damage == sorted(damage, reverse=True) and damage[-1] == pytest.approx(0, abs=1e-3 * damage[0])
     assert curve.points[-1].validity_drop <= curve.points[0].validity_drop
     assert all(low <= point.validity_drop <= high for point in curve.points for low, high in [point.interval])
     assert curve.chosen.stored_bytes == result.plan.stored_bytes
@@ -88,7 +88,7 @@ def test_the_frame_has_a_row_for_each_point(curve: Pareto) -> None:
     assert len(frame) == len(curve.points)
     assert frame.loc[frame["chosen"], "average_bits"].item() == curve.chosen.average_bits
     for name, width in curve.chosen.bits.items():
-        assert frame.loc[frame["chosen"], f"bits: {name}"].item() == width
+        assert frame.loc[frame["chosen"], f"bits: {name}"].item() == average_bits(width)
 
 
 def test_print_shows_the_curve_as_a_table(curve: Pareto) -> None:
@@ -156,8 +156,8 @@ def test_the_gap_is_between_the_greedy_and_the_exact_spending_of_the_results_bud
 def test_a_pinned_layer_is_pinned_in_the_gap_and_on_the_curve(calibrated: Calibrated) -> None:
     name = "head"
     pinned = calibrated(layers={name: 3})
-    assert pinned.allocation_gap.greedy[name] == pinned.allocation_gap.exact[name] == 3
-    assert all(point.bits[name] == 3 for point in pinned.pareto(progress=False).points)
+    assert pinned.allocation_gap.greedy[name] == pinned.allocation_gap.exact[name] == (3, 3)
+    assert all(point.bits[name] == (3, 3) for point in pinned.pareto(progress=False).points)
 
 
 def test_where_the_estimate_holds_recourse_survives(result: cfptq.Result) -> None:
@@ -190,7 +190,7 @@ def test_repair_mends_calibration_recourse_and_the_file_holds_the_mended_integer
         )
     assert mended.bits == plain.bits
     for layer in mended.plan.layers:
-        assert int(layer.integers.abs().max()) <= integer_limit(layer.bits)
+        assert int(layer.integers.abs().max()) <= integer_limit(layer.held_bits)
     mended.to_onnx(tmp_path / "model.onnx", check=True)
     mended.save(tmp_path / "saved")
     again = cfptq.load(tmp_path / "saved")

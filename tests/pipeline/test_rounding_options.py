@@ -23,18 +23,20 @@ WITHOUT: dict[str, Method] = {
     "rows on both sides": replace(FAITHFUL, both_sides=False),
     "ranges by margins": replace(FAITHFUL, activations=Activations(input_bits=None, clip=False)),
     "sweep": replace(FAITHFUL, sweeps=0),
+    "dropped channels": replace(FAITHFUL, drops_channels=False),
+    "split inputs": replace(FAITHFUL, split_inputs=False),
     "another exponent": replace(FAITHFUL, equalization_exponent=0.5),
     "minimal-cost points left out": replace(FAITHFUL, minimal_cost_points=True),
-    "widths of channels": replace(FAITHFUL, granularity="layer", split_inputs=False),
+    "widths of channels": replace(FAITHFUL, granularity="layer", drops_channels=False, split_inputs=False),
 }
-X = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+X = torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
 
 
 def calibrated(method: Method, rows: torch.Tensor = X, **keywords: Any) -> cfptq.Result:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
-    space = ActionSet.from_columns(X, [Continuous(f"x{column}", column=column) for column in range(6)], favourable=1)
+        model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    space = ActionSet.from_columns(X, [Continuous(f"x{column}", column=column) for column in range(10)], favourable=1)
     return cfptq.calibrate(model, [rows], space, method=method, budget=3.0, progress=False, **keywords)
 
 
@@ -47,6 +49,8 @@ def test_presets_of_the_paper_have_none_of_them() -> None:
 
 def test_columns_are_split_for_measured_channels_alone() -> None:
     with pytest.raises(ConfigurationError, match="split_inputs of method 'faithful' requires granularity='channel'"):
+        replace(FAITHFUL, granularity="layer", drops_channels=False)
+    with pytest.raises(ConfigurationError, match="drops_channels of method 'faithful' requires granularity='channel'"):
         replace(FAITHFUL, granularity="layer")
     with pytest.raises(ConfigurationError, match="split_inputs=False"):
         replace(FAITHFUL, score="counterfactual")
@@ -60,7 +64,7 @@ def test_each_can_be_switched_off_and_matters() -> None:
 
 def test_all_together_err_far_less_than_nearest_rounding_on_rows_that_were_not_seen(tmp_path: Any) -> None:
     result, before = calibrated(FAITHFUL), calibrated(METHODS["ptq"])
-    fresh = torch.randn(2000, 6, generator=torch.Generator().manual_seed(1))
+    fresh = torch.randn(2000, 10, generator=torch.Generator().manual_seed(1))
     target = torch.ones(2000, dtype=torch.int64)
     wanted = target_margin(result.network(fresh), target)
     near = torch.exp(-wanted.abs() / (wanted.abs().median() / 2))
@@ -101,7 +105,7 @@ def test_a_sweep_of_the_method_is_a_sweep_of_its_plan() -> None:
 
 
 def test_margins_to_reach_are_those_of_the_rows_that_count() -> None:
-    network = capture(nn.Linear(6, 2).eval(), X[:2])
+    network = capture(nn.Linear(10, 2).eval(), X[:2])
     weights = (torch.arange(300) % 3 > 0).float()
     zeros = torch.zeros(300, dtype=torch.int64)
     goal = MarginTarget.of(network, CalibrationSet(X, zeros.to(torch.uint8), weights, torch.arange(300), zeros), DecisionRule(Head.LOGITS))
