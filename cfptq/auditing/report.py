@@ -107,7 +107,7 @@ class AuditReport(AuditFindings):
             include_people: Show a row for each person affected, at most 1,000, and groups of any size. These are personal data.
 
         Raises:
-            ConfigurationError: Jinja2 is not installed, which the extra ``report`` installs.
+            ConfigurationError: Jinja2 or Matplotlib is not installed, which the extra ``report`` installs.
             FileError: The folder does not exist or cannot be written.
         """
         write_text(path, format_html(self, gate, include_people))
@@ -117,6 +117,9 @@ class AuditReport(AuditFindings):
 
         Args:
             include_people: Draw groups of any size.
+
+        Raises:
+            ConfigurationError: Matplotlib is not installed, which the extra ``report`` installs.
         """
         return draw_plots(self, 1 if include_people else SMALLEST_SHOWN)
 

@@ -18,8 +18,6 @@ from cfptq.auditing.tables import list_measures
 from cfptq.auditing.wording import (
     format_cost,
     format_count,
-    format_interval,
-    format_number,
     format_percent,
     format_percent_interval,
     format_percent_range,
@@ -78,8 +76,6 @@ GROUP_HEADERS = (
     "Group", "People", "Measured", "With recourse", "Validity Drop", "Interval", "Boundary disagreement", "Recourse gap", "Drift",
     "Accuracy",
 )  # fmt: skip
-#: Sentence where no promise is broken.
-NOBODY = "Nobody would be refused again after doing what they were told."
 #: Names of digests and of facts about the run, as a reader knows them.
 DIGESTS = {"people": "People as the models see them", "letters": "Letters as the models see them", "action set": "Action set"}
 RUNTIME = {
@@ -244,9 +240,9 @@ def _grid_of_limits(gate: Gate | None) -> tuple[Grid, ...]:
     rows = tuple(
         (
             ruling.finding.name,
-            format_number(ruling.finding.value),
-            format_interval(ruling.finding.interval),
-            f"{ruling.limit:g}",
+            format_percent(ruling.finding.value),
+            format_percent_range(ruling.finding.interval),
+            f"{100 * ruling.limit:g} %",
             ruling.outcome,
         )
         for ruling in gate.rulings
@@ -257,7 +253,8 @@ def _grid_of_limits(gate: Gate | None) -> tuple[Grid, ...]:
 def _describe_affected(report: AuditFindings, include_people: bool, names_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
     people, advice = report.consequences.people, report.issued
     count = len(advice.broken if advice is not None else report.broken)
-    sentences = [f"{format_count(count, 'people')} would be refused again after doing what they were told." if count else NOBODY]
+    done = "doing what they were told" if advice is not None else "making the change that was computed for them"
+    sentences = [f"{format_count(count, 'people') if count else 'Nobody'} would be refused again after {done}."]
     if advice is not None:
         sentences.append(f"{advice.kept:,} of {format_count(advice.promised, 'people')} with letters still get what they were promised.")
         sentences.extend(advice.findings(names_people))
@@ -265,8 +262,7 @@ def _describe_affected(report: AuditFindings, include_people: bool, names_people
     shown = [entry for entry in report.consequences.features if include_people or entry.told >= SMALLEST_SHOWN]
     if shown:
         rows = tuple((entry.feature, str(entry.told), str(entry.broken), format_percent(entry.broken / entry.told)) for entry in shown)
-        caption = "By the features that people were told to change"
-        grids.append(Grid(("Feature", "Told to change it", "Refused again", "Share"), rows, (1, 2, 3), caption))
+        grids.append(Grid(("Feature", "People who change it", "Refused again", "Share"), rows, (1, 2, 3), "By the features that change"))
     hidden = len(report.consequences.features) - len(shown)
     if hidden:
         sentences.append(f"Left out of the breakdown: {format_count(hidden, 'features')} with fewer than {SMALLEST_SHOWN} people.")
@@ -275,7 +271,8 @@ def _describe_affected(report: AuditFindings, include_people: bool, names_people
             (person.key or f"row {person.row}", person.told, "refused again", format_cost(person.cost_told), format_cost(person.cost_now))
             for person in people
         )
-        grids.append(Grid(("Person", "Told", "Outcome", "Cost told", "Cost now"), persons, (3, 4), "People affected"))
+        change = "Told" if advice is not None else "Computed change"
+        grids.append(Grid(("Person", change, "Outcome", "Its cost", "Cost now"), persons, (3, 4), "People affected"))
     elif people:
         sentences.append("Single people are left out. They are shown where they are asked for (include_people, --include-people).")
     return tuple(sentences), tuple(grids)
@@ -287,7 +284,8 @@ def _describe_cost(report: AuditFindings) -> tuple[str, ...]:
     now = sorted(person.cost_now for person in people if not math.isnan(person.cost_now))
     told = sorted(person.cost_told for person in people if not math.isnan(person.cost_told))
     if now:
-        before = f" What they were told cost a median of {format_cost(told[len(told) // 2])}." if told else ""
+        what = "What they were told" if report.issued is not None else "The change that was computed for them"
+        before = f" {what} costs a median of {format_cost(told[len(told) // 2])}." if told else ""
         sentences.append(
             f"The cheapest change that {second} accepts costs the people affected a median of {format_cost(now[len(now) // 2])}.{before}"
         )
@@ -333,7 +331,9 @@ def _describe_groups(report: AuditFindings, include_people: bool) -> tuple[tuple
         shown = {name: group for name, group in grouping.groups.items() if include_people or group.with_recourse >= SMALLEST_SHOWN}
         sentences.extend(_describe_hidden(label, len(grouping.groups) - len(shown)))
         rows = tuple(_row_of_group(name, group) for name, group in shown.items())
-        grids.append(Grid(GROUP_HEADERS, rows, tuple(range(1, 10)), label))
+        # Accuracy is the last column, and nobody needs it without labels.
+        columns = len(GROUP_HEADERS) - (report.fp32.get("accuracy") is None)
+        grids.append(Grid(GROUP_HEADERS[:columns], tuple(row[:columns] for row in rows), tuple(range(1, columns)), label))
     return tuple(sentences), tuple(grids)
 
 
@@ -362,12 +362,12 @@ def _row_of_group(name: str, group: GroupMetrics) -> tuple[str, ...]:
         str(group.rows),
         str(group.people),
         str(group.with_recourse),
-        format_number(group.validity_drop),
-        format_interval(group.ci95["validity_drop"]),
-        format_number(group.values["boundary_disagreement"]),
-        format_number(group.recourse_gap, True),
-        format_number(group.values["favourable_rate_drift"], True),
-        format_number(group.values["accuracy"]),
+        format_percent(group.validity_drop),
+        format_percent_range(group.ci95["validity_drop"]),
+        format_percent(group.values["boundary_disagreement"]),
+        format_percent(group.recourse_gap, True),
+        format_percent(group.values["favourable_rate_drift"], True),
+        format_percent(group.values["accuracy"]),
     )
 
 

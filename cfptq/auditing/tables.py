@@ -85,7 +85,9 @@ def list_measures(metrics: RecourseMetrics, fp32: Mapping[str, Any], issued: Iss
         if name == "validity_mismatch":
             for key, words in CROSSING_SHIFT.items():
                 add(words[0], metrics.crossing_shift[key], metrics.ci95[f"crossing_shift_{key}"], words[1], key == "mean")
-        if name == "accuracy" and fp32.get("accuracy") is not None:
+        if name == "accuracy" and fp32.get("accuracy") is None:
+            meaning = f"{meaning}; no labels were given"
+        elif name == "accuracy":
             meaning = f"{meaning}; first model {format_number(fp32['accuracy'])}"
         add(label, getattr(metrics, name), metrics.ci95[name], meaning, signed)
         if name == "validity_mismatch":

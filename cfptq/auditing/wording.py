@@ -6,6 +6,8 @@ import math
 
 from cfptq.metrics import Interval
 
+#: Text of a share that cannot be computed.
+UNDEFINED = "undefined"
 _SINGULAR = {"people": "person", "rows": "row", "letters": "letter", "groups": "group", "features": "feature", "limits": "limit"}
 
 
@@ -27,12 +29,12 @@ def format_interval(ends: Interval, signed: bool = False) -> str:
     return "-" if math.isnan(low) else f"{format_number(low, signed)} to {format_number(high, signed)}"
 
 
-def format_percent(value: float) -> str:
+def format_percent(value: float, signed: bool = False) -> str:
     """Return a share as a percentage with one decimal, or more below 0.1 %."""
     if math.isnan(value):
-        return "undefined"
-    percent = 100 * value
-    return f"{percent:.1f} %" if abs(percent) >= 0.1 or percent == 0 else f"{percent:.2g} %"
+        return UNDEFINED
+    percent, sign = 100 * value + 0.0, "+" if signed else ""
+    return f"{percent:{sign}.1f} %" if abs(percent) >= 0.1 or percent == 0 else f"{percent:{sign}.2g} %"
 
 
 def format_percent_interval(interval: Interval, level: float) -> str:

@@ -26,8 +26,13 @@
       var button = document.createElement("button");
       button.type = "button";
       button.textContent = header.textContent;
+      // Printed pages repeat the header as text, since a browser repeats no buttons.
+      var plain = document.createElement("span");
+      plain.className = "plain";
+      plain.textContent = header.textContent;
       header.textContent = "";
       header.appendChild(button);
+      header.appendChild(plain);
       button.addEventListener("click", function () { sort(table, place, header); });
     });
   });

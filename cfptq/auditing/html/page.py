@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from importlib import resources
 
 from cfptq.auditing.findings import AuditFindings
@@ -25,7 +26,7 @@ def format_html(report: AuditFindings, gate: Gate | None = None, include_people:
         include_people: Show a row for each person affected, and groups of any size.
 
     Raises:
-        ConfigurationError: Jinja2 is not installed.
+        ConfigurationError: Jinja2 or Matplotlib is not installed.
     """
     try:
         from jinja2 import Environment, StrictUndefined
@@ -43,10 +44,15 @@ def format_html(report: AuditFindings, gate: Gate | None = None, include_people:
         style=(folder / "page.css").read_text(encoding="utf-8"),
         script=(folder / "page.js").read_text(encoding="utf-8"),
         cut=_cut,
+        encode=_encode,
         searchable=SEARCHABLE_ROWS,
         most=MOST_PEOPLE,
     )
     return text
+
+
+def _encode(svg: str) -> str:
+    return base64.b64encode(svg.encode()).decode("ascii")
 
 
 def _cut(grid: Grid) -> tuple[tuple[str, ...], ...]:
