@@ -10,7 +10,7 @@ import pytest
 import cfptq
 
 HEAVY = ("torch", "pandas", "onnx", "onnxruntime", "onnxscript", "sklearn", "scipy", "pyarrow", "numpy", "pydantic", "rich", "typer")
-OPTIONAL = ("torchao", "neural_compressor", "jinja2", "plotly")
+OPTIONAL = ("torchao", "neural_compressor", "jinja2", "matplotlib")
 
 
 def modules_after(statement: str) -> set[str]:

@@ -25,15 +25,14 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 #: Modules that may stand directly below cfptq/.
 LOOSE = {"__init__", "__main__", "api", "errors", "testing"}
 
-#: Toolchains that are not among the dependencies; only a backend (or an optional report) may name them.
+#: Packages that are not among the dependencies, and who may name them.
 OPTIONAL = {
-    "torchao": "backends",
-    "neural_compressor": "backends",
-    "accelerate": "backends",
-    "jinja2": "auditing",
-    "plotly": "auditing",
-    "matplotlib": "pipeline",
-    "lightning": "training",
+    "torchao": ("backends",),
+    "neural_compressor": ("backends",),
+    "accelerate": ("backends",),
+    "jinja2": ("auditing",),
+    "matplotlib": ("auditing", "pipeline"),
+    "lightning": ("training",),
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -66,8 +65,8 @@ def violations(path: Path, source: str) -> list[str]:
     found = []
     for line, name in imported(source, package_of(path)):
         parts = name.split(".")
-        if parts[0] in OPTIONAL and OPTIONAL[parts[0]] != own:
-            found.append(f"line {line}: {name} belongs in cfptq/{OPTIONAL[parts[0]]} alone")
+        if parts[0] in OPTIONAL and own not in OPTIONAL[parts[0]]:
+            found.append(f"line {line}: {name} belongs in {' and '.join(OPTIONAL[parts[0]])} alone")
         if parts[0] != "cfptq" or parts[1:2] == [own] or parts[1:2] == ["__version__"]:
             continue
         target = parts[1] if len(parts) > 1 else "cfptq"
