@@ -97,7 +97,10 @@ ABLATION: Mapping[str, tuple[Method, Callable[[], AbstractContextManager[Any]]]]
     "margins (each layer's own output instead)": (replace(FAITHFUL, rounding="compensated"), nullcontext),
     "margins and sequential inputs": (replace(FAITHFUL, rounding="compensated", sequential=False), nullcontext),
     "error compensation (eq. 22 instead)": (replace(FAITHFUL, rounding="nearest"), nullcontext),
-    "measured sensitivity (eq. 23 and greedy)": (replace(FAITHFUL, score="counterfactual", allocator="greedy", split_inputs=False), nullcontext),
+    "measured sensitivity (eq. 23 and greedy)": (
+        replace(FAITHFUL, score="counterfactual", allocator="greedy", split_inputs=False),
+        nullcontext,
+    ),
 }
 
 

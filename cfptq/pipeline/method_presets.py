@@ -25,7 +25,7 @@ FAITHFUL = Method(
     equalize=True,
     equalization_exponent=0.75,
     sequential=True,
-    sweeps=1,
+    sweeps=2,
     drops_extreme_rows=True,
 )
 

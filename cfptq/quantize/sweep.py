@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from cfptq.io.progress import track
 from cfptq.network import DecisionRule, Layer, Network, target_margin
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.compensate import factorize_hessian
-from cfptq.quantize.fake_quantized import check_matches, insert_fake_quantization
+from cfptq.quantize.fake_quantized import check_matches, fake_quantize_network, insert_fake_quantization
 from cfptq.quantize.formats import ActivationFormat
 from cfptq.quantize.margin_rounding import MIN_DESCENT_ROWS, descend_on_margins, is_descent_affordable
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bias
@@ -28,6 +29,9 @@ from cfptq.quantize.structure import SignBounds
 
 #: Multiply-adds that the sweep of one layer may take, and numbers that it may hold. A layer that costs more uses fewer rows.
 MAX_SWEEP_MACS, MAX_HELD_NUMBERS = 2**35, 2**26
+
+#: Factor of the weight of a row that the quantized model decides otherwise, in every sweep after the first.
+OTHER_DECISION_WEIGHT = 11.0
 
 #: Multiply-adds of one pass of the network over the rows. Beyond, rows are sampled.
 MAX_PASS_MACS = 2**33
@@ -76,6 +80,40 @@ class MarginTarget:
     def least_squares_weights(self, margins: Tensor) -> Tensor:
         """Return the row weights of a sum of squares with the gradient of ``error`` at ``margins``, (N,)."""
         return self.weights * (self.huber_delta / (margins - self.margins).abs()).clamp(max=1)
+
+    def emphasize_other_decisions(self, margins: Tensor) -> MarginTarget:
+        """Return the same target with more weight on the rows that are decided otherwise.
+
+        Many people can share one row near the boundary, all of whom one small error decides otherwise.
+
+        Args:
+            margins: present margins of the rows, (N,).
+        """
+        is_otherwise = (margins > 0) != (self.margins > 0)
+        return replace(self, weights=torch.where(is_otherwise, OTHER_DECISION_WEIGHT * self.weights, self.weights))
+
+
+def sweep_repeatedly(
+    network: Network, plan: QuantizationPlan, target: MarginTarget, decision: DecisionRule, sweeps: int, progress: bool = True
+) -> QuantizationPlan:
+    """Sweep several times. Every sweep after the first gives more weight to the rows that the plan before it decides otherwise.
+
+    Args:
+        network: the network of the plan.
+        plan: the plan to sweep.
+        target: rows, and the margins that they should have.
+        decision: head of the network's raw output and decision threshold.
+        sweeps: number of sweeps.
+        progress: whether a progress bar may be shown.
+    """
+    for number in track(range(sweeps), "sweeping layers", enabled=progress):
+        goal = target
+        if number:
+            with torch.no_grad():
+                output = fake_quantize_network(network, plan)(target.rows)
+            goal = target.emphasize_other_decisions(target_margin(decision.class_logits(output), target.target))
+        plan = sweep_plan(network, plan, goal, decision)
+    return plan
 
 
 def sweep_plan(network: Network, plan: QuantizationPlan, target: MarginTarget, decision: DecisionRule) -> QuantizationPlan:

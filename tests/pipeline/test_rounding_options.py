@@ -17,6 +17,7 @@ from cfptq.pipeline.method import Method
 from cfptq.pipeline.method_presets import FAITHFUL, METHODS
 from cfptq.quantize import Activations, CalibrationSet, MarginTarget, fake_quantize_network, sweep_plan
 from cfptq.quantize.calibration_set import GENERATED
+from cfptq.quantize.sweep import OTHER_DECISION_WEIGHT
 
 #: Option -> the method without it, or with another exponent.
 WITHOUT: dict[str, Method] = {
@@ -91,8 +92,17 @@ def test_one_outlier_among_the_rows_changes_no_decision() -> None:
     assert flips["outlier"] <= flips["usual"] + 0.01
 
 
+def test_a_further_sweep_weighs_rows_that_are_decided_otherwise() -> None:
+    zeros = torch.zeros(4, dtype=torch.int64)
+    goal = MarginTarget(torch.zeros(4, 1), zeros, torch.tensor([1.0, 1.0, -1.0, -0.1]), torch.tensor([1.0, 2.0, 1.0, 3.0]))
+    emphasized = goal.emphasize_other_decisions(torch.tensor([0.1, -0.1, -2.0, 0.2]))
+    assert emphasized.weights.tolist() == [1, 2 * OTHER_DECISION_WEIGHT, 1, 3 * OTHER_DECISION_WEIGHT]
+    once, twice = calibrated(replace(FAITHFUL, sweeps=1)), calibrated(FAITHFUL)
+    assert once.plan.digest != twice.plan.digest
+
+
 def test_a_sweep_of_the_method_is_a_sweep_of_its_plan() -> None:
-    swept, before = calibrated(FAITHFUL), calibrated(replace(FAITHFUL, sweeps=0))
+    swept, before = calibrated(replace(FAITHFUL, sweeps=1)), calibrated(replace(FAITHFUL, sweeps=0))
     assert before.calibration is not None
     goal, rule = MarginTarget.of(before.network, before.calibration, DecisionRule(Head.LOGITS)), DecisionRule(Head.LOGITS)
     by_hand = sweep_plan(before.network, before.plan, goal, rule)
