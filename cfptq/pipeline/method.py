@@ -224,6 +224,7 @@ class Method:
         allocation: BitAllocation,
         *,
         decision: DecisionRule,
+        equalized: Network | None = None,
         seed: int = 0,
         portable: bool = False,
         progress: bool = True,
@@ -235,6 +236,7 @@ class Method:
             calibration: the calibration rows.
             allocation: bits of each layer.
             decision: head of the network's raw output and decision threshold.
+            equalized: what ``equalize_network`` returned for the same rows, so that it is not computed again, or None.
             seed: seed that the plan records.
             portable: keep weights behind integer inputs within ±63.
             progress: whether a progress bar may be shown.
@@ -248,6 +250,7 @@ class Method:
             rounding=self.round,
             activations=self.activations,
             equalize=self.equalize,
+            equalized=equalized,
             equalization_exponent=self.equalization_exponent,
             sequential=self.sequential,
             decision=decision,

@@ -110,11 +110,13 @@ def _round(
     task: QuantizationTask, method: Method, allocation: BitAllocation, rows: CalibrationSet, portable: bool, progress: bool
 ) -> QuantizationPlan:
     """Round the task's network on ``rows`` at the widths of ``allocation``."""
+    has_channels, own = method.granularity == "channel", task.choose_calibration(method)[0]
     return method.plan(
         task.network,
         rows,
         allocation,
         decision=task.decision,
+        equalized=task.equalize_network(method) if has_channels and rows is own else None,
         seed=task.seed,
         portable=portable,
         progress=progress,

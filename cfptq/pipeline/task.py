@@ -165,11 +165,23 @@ class QuantizationTask:
             granularity: dict[str, Any] = {"granularity": "channel"} if has_channels else {}
             network = self.network
             if has_channels:
-                network = method.equalize_network(self.network, rows, self.decision)
+                network = self.equalize_network(method)
                 if method.split_inputs:
                     granularity["fine_inputs"] = choose_fine_inputs(network, rows, self.decision, method.activations)
             self._scores[key] = method.score_function(network, rows, decision=self.decision, progress=progress, **granularity)
         return self._scores[key]
+
+    def equalize_network(self, method: Method) -> Network:
+        """Return the network whose channels a method with widths of channels rounds. It is kept for the method's next step."""
+        rows = self.choose_calibration(method)[0]
+        key = id(rows), method.equalize, method.equalization_exponent, method.activations
+        if key not in self._equalized:
+            self._equalized[key] = method.equalize_network(self.network, rows, self.decision)
+        return self._equalized[key]
+
+    @cached_property
+    def _equalized(self) -> dict[tuple[Any, ...], Network]:
+        return {}
 
     @cached_property
     def _scores(self) -> dict[tuple[Any, ...], LayerScores]:

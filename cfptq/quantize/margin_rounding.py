@@ -123,7 +123,12 @@ class _LayerDescent:
         slope = root[:, None, None] * slope[self.rows]
         own = self.own_error_weight * slope.square().sum(dim=(0, 2))
         own = own.clamp_min(MIN_CHANNEL_SHARE * float(own.mean()))
+        # Nothing moves in a channel that no margin depends on, such as a dropped one, and that has no error of its own.
+        is_exact = (self.integers * self.scale[:, :, None] == self.factors.wanted.mT).all(dim=2).flatten()
+        is_idle = (is_exact & ~(slope != 0).any(dim=2).any(dim=0)).tolist()
         for place, direction in enumerate(self._iterate_directions(slope)):
+            if is_idle[place]:
+                continue
             group, channel = divmod(place, out)
             left = self._descend(group, channel, direction, slope[:, place].sum(dim=1), left, float(own[place]))
 
