@@ -24,6 +24,7 @@ from cfptq.io.files import check_regular_file, describe_os_error
 
 if TYPE_CHECKING:
     import pandas as pd
+    from _typeshed import WriteableBuffer
 
 #: Characters that separate cells, and their names.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -31,6 +32,11 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 KINDS = {".csv": "CSV", ".csv.gz": "CSV", ".parquet": "Parquet"}
 #: Encoding of CSV files by default. The mark at the start is skipped.
 ENCODING = "utf-8-sig"
+#: Largest table of people, as text or as columns in memory. A compressed file may hold far more than its own size.
+MAX_TABLE_BYTES = 2**29
+MAX_HEADER_CHARACTERS = 2**20
+#: Rows of a Parquet file that are read at a time, so that a small file of one repeated value is stopped early.
+PARQUET_BATCH_ROWS = 2**16
 #: Cells that pandas reads as missing, in columns of numbers.
 MISSING = frozenset({"", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A", "-nan", "-NaN"})
 _NUMBER_LIKE = re.compile(r"(?=.*\d)[+-]?((\d{1,3}(\.\d{3})+|\d*)(,\d*)?|(\d{1,3}(,\d{3})+|\d*)(\.\d*)?)([eE][+-]?\d+)?")
@@ -122,7 +128,7 @@ def _load_csv(path: Path, form: TableFormat, text: str | None) -> LoadedTable:
 
     try:
         with _open_text(path, form) as file:
-            separator = form.separator or _detect_separator(file.readline(), path)
+            separator = form.separator or _detect_separator(file.readline(MAX_HEADER_CHARACTERS), path)
         with _open_text(path, form) as file:
             rows = [row for row in csv.reader(file, strict=True, delimiter=separator) if row]
         _check_cells(rows, path)
@@ -158,7 +164,34 @@ def _open_text(path: Path, form: TableFormat) -> Iterator[IO[str]]:
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = ENCODING
     with gzip.open(path) if is_packed else path.open("rb") as binary:
-        yield io.TextIOWrapper(cast("IO[bytes]", binary), encoding=encoding, newline="")
+        bounded = io.BufferedReader(_BoundedBytes(cast("IO[bytes]", binary), path))
+        yield io.TextIOWrapper(bounded, encoding=encoding, newline="")
+
+
+class _BoundedBytes(io.RawIOBase):
+    """Bytes of a file that end in an error beyond ``MAX_TABLE_BYTES``."""
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        self._source, self._path, self._count = source, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        content = self._source.read(len(view))
+        self._count += len(content)
+        if self._count > MAX_TABLE_BYTES:
+            raise _describe_size(self._path)
+        view[: len(content)] = content
+        return len(content)
+
+
+def _describe_size(path: Path) -> FileError:
+    return FileError(
+        f"{path} must hold at most {MAX_TABLE_BYTES:,} bytes of people, unpacked, and holds more. Keep only the people and columns "
+        "that the audit needs, or audit parts of the table."
+    )
 
 
 def _detect_separator(header: str, path: Path) -> str:
@@ -274,11 +307,22 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        return pd.read_parquet(path)
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            if sum(group.total_byte_size for group in groups) > MAX_TABLE_BYTES:
+                raise _describe_size(path)
+            batches, total = [], 0
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS):
+                total += batch.nbytes
+                if total > MAX_TABLE_BYTES:
+                    raise _describe_size(path)
+                batches.append(batch)
+            frame: pd.DataFrame = pa.Table.from_batches(batches, file.schema_arrow).to_pandas()
+            return frame
     except OSError as error:
         raise FileError(f"{path} cannot be read as Parquet: {describe_os_error(error)}.") from error
     except (ValueError, pa.ArrowException) as error:

@@ -136,3 +136,18 @@ def test_another_encoding_and_keys_as_text(tmp_path: Path) -> None:
 def test_forms_that_make_no_sense_are_refused(settings: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError):
         TableFormat(**settings)
+
+
+def test_tables_that_unpack_to_more_than_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfptq.cli.table_files.MAX_TABLE_BYTES", 100_000)
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"age,income\n" + b"30,10.5\n" * 100_000))
+    (tmp_path / "line.csv.gz").write_bytes(gzip.compress(b"a" * 1_000_000))
+    (tmp_path / "plain.csv").write_bytes(b"age,income\n" + b"30,10.5\n" * 20_000)
+    pd.DataFrame({"word": ["long" * 100] * 5_000}).to_parquet(tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 10_000
+    for name in ("bomb.csv.gz", "line.csv.gz", "plain.csv", "bomb.parquet"):
+        with pytest.raises(FileError, match="at most 100,000 bytes of people, unpacked"):
+            read_table(tmp_path / name)
+    small = pd.DataFrame({"age": [30, None], "when": pd.to_datetime(["2020-01-01", None])}, index=pd.Index(["a", "b"], name="person_id"))
+    small.to_parquet(tmp_path / "small.parquet")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "small.parquet"), pd.read_parquet(tmp_path / "small.parquet"))
