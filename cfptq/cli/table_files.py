@@ -13,7 +13,7 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,9 @@ KINDS = {".csv": "CSV", ".csv.gz": "CSV", ".parquet": "Parquet"}
 ENCODING = "utf-8-sig"
 #: Largest table of people, as text or as columns in memory. A compressed file may hold far more than its own size.
 MAX_TABLE_BYTES = 2**29
+MAX_TABLE_CELLS = 5 * 10**7  # A cell of a CSV file takes some hundred bytes while it is checked.
 MAX_HEADER_CHARACTERS = 2**20
+SMALLER = "Keep only the people and columns that the audit needs, or audit parts of the table."
 #: Rows of a Parquet file that are read at a time, so that a small file of one repeated value is stopped early.
 PARQUET_BATCH_ROWS = 2**16
 #: Cells that pandas reads as missing, in columns of numbers.
@@ -130,7 +132,7 @@ def _load_csv(path: Path, form: TableFormat, text: str | None) -> LoadedTable:
         with _open_text(path, form) as file:
             separator = form.separator or _detect_separator(file.readline(MAX_HEADER_CHARACTERS), path)
         with _open_text(path, form) as file:
-            rows = [row for row in csv.reader(file, strict=True, delimiter=separator) if row]
+            rows = _read_rows(csv.reader(file, strict=True, delimiter=separator), path)
         _check_cells(rows, path)
         decimal, thousands, why = _detect_marks(rows, separator, form, path)
         if (decimal, thousands) != (".", None):
@@ -168,6 +170,18 @@ def _open_text(path: Path, form: TableFormat) -> Iterator[IO[str]]:
         yield io.TextIOWrapper(bounded, encoding=encoding, newline="")
 
 
+def _read_rows(reader: Iterable[list[str]], path: Path) -> list[list[str]]:
+    """Return the rows that hold anything, up to ``MAX_TABLE_CELLS``."""
+    rows, cells = [], 0
+    for row in reader:
+        cells += len(row)
+        if cells > MAX_TABLE_CELLS:
+            raise FileError(f"{path} must hold at most {MAX_TABLE_CELLS:,} cells, and holds more. {SMALLER}")
+        if row:
+            rows.append(row)
+    return rows
+
+
 class _BoundedBytes(io.RawIOBase):
     """Bytes of a file that end in an error beyond ``MAX_TABLE_BYTES``."""
 
@@ -188,10 +202,7 @@ class _BoundedBytes(io.RawIOBase):
 
 
 def _describe_size(path: Path) -> FileError:
-    return FileError(
-        f"{path} must hold at most {MAX_TABLE_BYTES:,} bytes of people, unpacked, and holds more. Keep only the people and columns "
-        "that the audit needs, or audit parts of the table."
-    )
+    return FileError(f"{path} must hold at most {MAX_TABLE_BYTES:,} bytes of people, unpacked, and holds more. {SMALLER}")
 
 
 def _detect_separator(header: str, path: Path) -> str:

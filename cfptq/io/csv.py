@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from cfptq.io.atomic import write_text
+from cfptq.io.printable import escape_unprintable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,5 +31,11 @@ def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
 
 
 def neutralize_formula(cell: Any) -> Any:
-    """Return a text with an apostrophe before what a spreadsheet would read as a formula, and anything else as it is."""
-    return f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(FORMULA_STARTS) else cell
+    """Return a text with an apostrophe before what a spreadsheet would read as a formula, and anything else as it is.
+
+    Characters that a terminal would obey are escaped.
+    """
+    if not isinstance(cell, str):
+        return cell
+    plain = escape_unprintable(cell)
+    return f"'{plain}" if plain.lstrip(" ").startswith(FORMULA_STARTS) else plain

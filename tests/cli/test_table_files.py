@@ -148,6 +148,10 @@ def test_tables_that_unpack_to_more_than_the_limit_are_refused(tmp_path: Path, m
     for name in ("bomb.csv.gz", "line.csv.gz", "plain.csv", "bomb.parquet"):
         with pytest.raises(FileError, match="at most 100,000 bytes of people, unpacked"):
             read_table(tmp_path / name)
+    monkeypatch.setattr("cfptq.cli.table_files.MAX_TABLE_CELLS", 1_000)
+    (tmp_path / "many.csv").write_bytes(b"a,b\n" + b"1,2\n" * 2_000)
+    with pytest.raises(FileError, match="at most 1,000 cells"):
+        read_table(tmp_path / "many.csv")
     small = pd.DataFrame({"age": [30, None], "when": pd.to_datetime(["2020-01-01", None])}, index=pd.Index(["a", "b"], name="person_id"))
     small.to_parquet(tmp_path / "small.parquet")
     pd.testing.assert_frame_equal(read_table(tmp_path / "small.parquet"), pd.read_parquet(tmp_path / "small.parquet"))
