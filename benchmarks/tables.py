@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import audits  # noqa: E402
 import data_sets  # noqa: E402
 import faithful  # noqa: E402
 import headline  # noqa: E402
@@ -328,6 +329,10 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "`ptq` costs, within the noise of a machine in use. Training costs far more than the paper's 1.42 times `ptq`.",
      "method_times.py", lambda: method_times.markdown(results("method_times"))),
     ("Files", "Bytes on disk and latency, one thread.", "deployment.py", deployment),
+    ("Audits of other tools' files, with letters",
+     "Development networks, `cfptq audit` as an analyst runs it, letters sent at a probability of 0.55 to up to 2,000 refused people. The "
+     "last table asks the exact solver whether the audit's search found what there is: every finding that there is recourse is confirmed.",
+     "audits.py", lambda: audits.markdown(results("audits"))),
     ("Toolchains left to themselves",
      BEFORE + "adult, three seeds; ModelOpt only simulates, so it has no file; PyTorch's are timed uncompiled.",
      "toolchain_peers.py", toolchains),
