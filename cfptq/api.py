@@ -16,6 +16,7 @@ from cfptq.allocation import Budget
 from cfptq.auditing import AuditReport, Protocol, run_audit
 from cfptq.backends.toolchains import TOOLCHAINS
 from cfptq.io.arguments import PATH, check_arguments
+from cfptq.io.progress import allow_progress
 from cfptq.network import Head, Predictor, preserved_state
 from cfptq.pipeline.bit_search import find_fewest_bits
 from cfptq.pipeline.comparison import COMPARED, ComparedMethod, Comparison, check_budgets, check_methods, compare_methods
@@ -129,7 +130,7 @@ def calibrate(
         keep=chosen.keep if keep is None else check_keep(keep),
     )
     module = as_module(model, output)
-    with preserved_state(module, threads=1):
+    with allow_progress(progress), preserved_state(module, threads=1):
         task = build_task(module, calib_loader, check_action_space(action_set), settings)
         if max_validity_drop is not None:
             result = find_fewest_bits(task, chosen, max_validity_drop, pinned=layers, portable=portable, progress=progress)
@@ -234,7 +235,7 @@ def qat(
     chosen = as_qat_method(method)
     chosen = chosen if keep is None else replace(chosen, keep=check_keep(keep))
     module = as_module(model, output)
-    with preserved_state(module, threads=1):
+    with allow_progress(progress), preserved_state(module, threads=1):
         task = build_task(module, train_loader, check_action_space(action_set), settings)
         result = train_with(
             task,
@@ -316,7 +317,7 @@ def compare(
     listed, limits = check_methods(methods), check_budgets(budgets)
     space = check_action_space(action_set)
     module = as_module(model, output)
-    with preserved_state(module, threads=1):
+    with allow_progress(progress), preserved_state(module, threads=1):
         return compare_methods(
             module,
             calib_loader,
@@ -376,7 +377,7 @@ def tuning_score(
     """
     settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
     module = as_module(model, output)
-    with preserved_state(module, threads=1):
+    with allow_progress(progress), preserved_state(module, threads=1):
         task = build_task(module, loader, check_action_space(action_set), settings)
         return build_tuning_score(task, max_accuracy_drop, progress=progress)
 
@@ -438,7 +439,7 @@ def audit(
     check_seed(seed)
     given, labels = look_up_columns(people, groups, label)
     modules = [entry for entry in (f, f_q) if isinstance(entry, nn.Module)]
-    with preserved_state(*modules, threads=1):
+    with allow_progress(progress), preserved_state(*modules, threads=1):
         return run_audit(
             f,
             f_q,

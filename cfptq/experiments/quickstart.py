@@ -11,6 +11,7 @@ from rich.table import Table
 from cfptq.experiments.recipe import Experiment, Recipe
 from cfptq.experiments.run import RESULTS_FILE, TIMINGS_FILE, run_experiment
 from cfptq.io.atomic import atomic_write, make_folder, write_text
+from cfptq.io.progress import allow_progress
 from cfptq.io.tables import as_text
 from cfptq.network import as_predictor, capture, decide, to_onnx_model
 from cfptq.pipeline.comparison import Comparison
@@ -108,8 +109,9 @@ def run_quickstart(out: str | os.PathLike[str], *, progress: bool = True) -> Qui
     """
     folder = make_folder(out)
     recipe = build_quickstart_recipe()
-    experiment = recipe.prepare(recipe.seeds[0], progress=progress)
-    comparison = run_experiment(recipe, experiment, folder, progress=progress)
+    with allow_progress(progress):
+        experiment = recipe.prepare(recipe.seeds[0], progress=progress)
+        comparison = run_experiment(recipe, experiment, folder, progress=progress)
     write_text(folder / TABLE_FILE, as_text(comparison) + "\n")
     _write_audit_inputs(experiment, folder)
     return QuickstartResult(

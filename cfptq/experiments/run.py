@@ -11,6 +11,7 @@ from cfptq.auditing import Protocol
 from cfptq.experiments.recipe import Experiment, Recipe
 from cfptq.io.arguments import BOOLEAN, PATH, check_arguments, instance_of, optional
 from cfptq.io.atomic import make_folder
+from cfptq.io.progress import allow_progress
 from cfptq.network import preserved_state
 from cfptq.pipeline.comparison import COMPARED, Comparison, check_budgets, check_methods, compare_methods
 from cfptq.pipeline.inputs import check_seed
@@ -71,8 +72,9 @@ def run_recipe(
     comparisons = {}
     for seed in chosen:
         folder = make_folder(Path(out) if len(chosen) == 1 else Path(out) / f"seed-{seed}")
-        experiment = known.prepare(seed, data_dir=data_dir, train=train, progress=progress)
-        comparisons[seed] = run_experiment(known, experiment, folder, progress=progress)
+        with allow_progress(progress):
+            experiment = known.prepare(seed, data_dir=data_dir, train=train, progress=progress)
+            comparisons[seed] = run_experiment(known, experiment, folder, progress=progress)
         if on_result is not None:
             on_result(folder, comparisons[seed])
     return comparisons

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TypeAlias, TypeVar
 
 from rich.console import Console
@@ -24,8 +25,25 @@ LINE_INTERVAL_SECONDS = 10.0
 #: A notebook's bar is redrawn at most once in this time.
 REDRAW_INTERVAL_SECONDS = 0.2
 
+#: False inside a public function that was called with ``progress=False``, whatever the functions that it calls ask for.
+_is_allowed: ContextVar[bool] = ContextVar("is_progress_allowed", default=True)
+
 logger = logging.getLogger("cfptq")
 logger.addHandler(logging.NullHandler())
+
+
+@contextmanager
+def allow_progress(is_allowed: bool) -> Iterator[None]:
+    """Let the loops of a block show their progress, or none of them at any depth.
+
+    Args:
+        is_allowed: False shows nothing. True leaves it to each loop, and to the blocks around this one.
+    """
+    token = _is_allowed.set(_is_allowed.get() and is_allowed)
+    try:
+        yield
+    finally:
+        _is_allowed.reset(token)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, enabled: bool = True) -> Iterator[T]:
@@ -38,14 +56,14 @@ def track(items: Iterable[T], description: str, total: int | None = None, enable
         items: what the loop runs over.
         description: the work in progress, such as "rounding layers".
         total: number of items; taken from ``items`` by default, and unknown if they have no length.
-        enabled: show progress; False still logs.
+        enabled: show progress, unless ``allow_progress(False)`` is around the loop. False still logs.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
     started = time.monotonic()
     done = 0
     try:
-        with _open_display(description, total) if enabled else nullcontext(_ignore) as report:
+        with _open_display(description, total) if enabled and _is_allowed.get() else nullcontext(_ignore) as report:
             for item in items:
                 yield item
                 done += 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError, ModelError, name_rows
 from cfptq.io.arguments import BOOLEAN, COUNT, SEED, check_arguments, one_of, optional
-from cfptq.io.progress import track
+from cfptq.io.progress import allow_progress, track
 from cfptq.network.head import Head, target_margin
 from cfptq.network.predictor import Model, Predictor, as_predictor
 from cfptq.network.state import preserved_state
@@ -102,7 +102,7 @@ def solve(
     settings = METHODS[method] if isinstance(method, str) else method
     x = _check_rows(rows)
     modules = (model,) if isinstance(model, nn.Module) else ()
-    with preserved_state(*modules, threads=threads):
+    with allow_progress(progress), preserved_state(*modules, threads=threads):
         predictor = as_predictor(model, example=x[:EXAMPLE_ROWS], head=head, threshold=threshold, output=output)
         if isinstance(settings, MinimalCost) and not predictor.is_differentiable:
             settings = settings.without_gradient()
