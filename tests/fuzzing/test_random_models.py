@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import cfptq
 from cfptq.actions import ActionSet, Continuous
+from cfptq.backends.rounding_replay import replay_roundings
 from cfptq.network import OnnxModule, capture, decide, target_margin
 from cfptq.network.onnx.session import PRECISE, PRECISION_OPTION
 
@@ -45,8 +46,6 @@ READING, READING_OF_HALVES = 1e-4, 2e-2
 JUMPS, ROWS_AT_JUMPS, ROWS_AT_JUMPS_OF_HALVES = {"shrink", "thresholdedrelu"}, 0.005, 0.02
 #: Decision 6: share of rows whose logits agree, the difference up to which they do, and the margin from which on decisions are equal.
 MIN_AGREEMENT, LOGIT_TOLERANCE, CLEAR_MARGIN = 0.999, 1e-3, 0.05
-#: Distance from the middle between two integers, as a share of the integers, within which rounding is a tie.
-TIE = 1e-6
 #: Difference of two probabilities up to which they agree. Near 0 and 1, float32 cannot tell logits apart.
 PROBABILITY_TOLERANCE = 1e-6
 #: Share of the rows with a margin of more than three times the error that the 8-bit file decides as the original.
@@ -133,16 +132,17 @@ def check_8_bits(
     result = cfptq.calibrate(model, [calibration], space, budget=8.0, method=method, portable=portable, progress=False)
     result.to_onnx(folder / "quantized.onnx")
     written = run_onnx(folder / "quantized.onnx", people, result.tensor_names[1])
-    twin, is_tied = run_twin(result.module(), people)
-    file, expected = (result.decision.class_logits(raw) for raw in (written, twin))
-    tolerance = 2e-3 * float(expected.abs().max().clamp_min(1)) if is_half else LOGIT_TOLERANCE
-    nearly = 1e-3 if is_half else PROBABILITY_TOLERANCE
-    is_same = (file - expected).abs().amax(dim=1) <= tolerance
-    is_same |= (file.softmax(dim=1) - expected.softmax(dim=1)).abs().amax(dim=1) <= nearly
-    share = float((is_same | is_tied).double().mean())
-    assert share >= MIN_AGREEMENT or int((~is_same & ~is_tied).sum()) <= 1, f"(b) only {share:.2%} of the rows agree with the twin"
+    with torch.no_grad():
+        file, expected = (result.decision.class_logits(raw) for raw in (written, result.module()(people)))
+    is_same = find_same_logits(file, expected, is_half)
     is_clear = target_margin(expected, decide(expected)) > CLEAR_MARGIN
-    flips = int(((decide(file) != decide(expected)) & is_clear & ~is_tied).sum())
+    is_flipped = (decide(file) != decide(expected)) & is_clear
+    if float(is_same.double().mean()) < MIN_AGREEMENT or bool(is_flipped.any()):
+        is_same |= find_rows_of_ties(folder / "quantized.onnx", result, people, file, is_half)
+    assert int((~is_same).sum()) <= max(1, (1 - MIN_AGREEMENT) * len(people)), (
+        f"(b) only {float(is_same.double().mean()):.2%} of the rows agree with the twin"
+    )
+    flips = int((is_flipped & ~is_same).sum())
     assert not flips, f"(b) {flips} clear decisions differ from the twin's"
     logits = result.decision.class_logits(original)
     decided = decide(logits)
@@ -153,22 +153,20 @@ def check_8_bits(
     assert kept >= MIN_SAME_DECISIONS, f"(c) only {kept:.2%} of {int(is_far.sum())} clear decisions are the original's"
 
 
-def run_twin(twin: nn.Module, people: Tensor) -> tuple[Tensor, Tensor]:
-    """Run a fake-quantized module, and tell the rows that meet a rounding tie in it, which no two programs round alike.
+def find_same_logits(logits: Tensor, expected: Tensor, is_half: bool) -> Tensor:
+    tolerance = 2e-3 * float(expected.abs().max().clamp_min(1)) if is_half else LOGIT_TOLERANCE
+    nearly = 1e-3 if is_half else PROBABILITY_TOLERANCE
+    is_near = (logits - expected).abs().amax(dim=1) <= tolerance
+    return is_near | ((logits.softmax(dim=1) - expected.softmax(dim=1)).abs().amax(dim=1) <= nearly)
 
-    Pooling over padding halves the largest value of a tensor, for instance, which then lies between two integers in every row.
-    """
-    is_tied = torch.zeros(len(people), dtype=torch.bool)
 
-    def find_ties(module: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
-        steps = given[0].reshape(len(people), -1).double() / module.form.scale
-        is_tied.logical_or_(((steps - steps.floor() - 0.5).abs() < TIE * steps.abs().clamp_min(1)).any(dim=1))
-
-    for module in twin.modules():
-        if hasattr(module, "form"):
-            module.register_forward_hook(find_ties)
-    with torch.no_grad():
-        return twin(people), is_tied
+def find_rows_of_ties(path: Path, result: cfptq.Result, people: Tensor, file: Tensor, is_half: bool) -> Tensor:
+    """Tell the rows whose logits are the twin's on the file's own integers, each of which is the nearest one or one of two at a tie."""
+    replay = replay_roundings(onnx.load(path), result.network, result.plan, people)
+    if replay is None:
+        return torch.zeros(len(people), dtype=torch.bool)
+    own, twin = (result.decision.class_logits(raw) for raw in (replay.file_output, replay.output))
+    return replay.follows & find_same_logits(own, twin, is_half) & find_same_logits(file, own, is_half)
 
 
 def run_onnx(path: Path, rows: Tensor, output: str = "y") -> Tensor:
@@ -187,7 +185,13 @@ def run_onnx(path: Path, rows: Tensor, output: str = "y") -> Tensor:
 KEPT = (
     # The model was run on codes that its table lacks.
     (GraphSpec(3, 3, "float", 15, "node", "embedding", ("hardsigmoid",), "logit"), ("ptq", False)),
-    # Every row meets a tie.
+    # Two rows of three meet a tie: pooling over padding halves the largest value of a tensor, which lies between two integers.
+    (
+        GraphSpec(
+            9, 9, "float", 12, "node", "standardize", ("einsum", "clip", "largest", "pool_1d", "hard_swish", "pool_1d"), "probability"
+        ),
+        ("faithful", True),
+    ),
     (
         GraphSpec(
             391, 9, "float", 12, "node", "standardize", ("einsum", "clip", "largest", "pool_1d", "hard_swish", "pool_1d"), "probability"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,16 @@ class OnnxFile:
         padded = np.concatenate((rows, padding))
         parts = [self._run(padded[start : start + fixed]) for start in range(0, len(padded), fixed)]
         return torch.cat(parts)[: len(rows)]
+
+    def run_tensors(self, x: Tensor, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Run the file once for several of its outputs, each in its own type.
+
+        Args:
+            x: (N, ...) rows of the shape that the graph takes.
+            names: names of outputs of the graph.
+        """
+        rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=self._dtype)
+        return dict(zip(names, self._session.run(list(names), {self._input.name: rows}), strict=True))
 
     def run_labels(self, x: Tensor) -> np.ndarray[Any, Any] | None:
         """Run the file for its labels (N,), or return None where no output or several may hold them.
