@@ -334,7 +334,14 @@ def _read_parquet(path: Path) -> pd.DataFrame:
                 batches.append(batch)
             frame: pd.DataFrame = pa.Table.from_batches(batches, file.schema_arrow).to_pandas()
             return frame
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{path} cannot be read as Parquet: {describe_os_error(error)}.") from error
     except (ValueError, pa.ArrowException) as error:
         raise FileError(f"{path} cannot be read as Parquet: {' '.join(str(error).split()).rstrip('.')}.") from error
+    except Exception as error:
+        # pandas trusts the description of its index in the file's metadata, and fails in many ways where that is damaged.
+        raise FileError(
+            f"{path} cannot be read as Parquet, because its pandas metadata is damaged ({type(error).__name__}: {error}). Write it again."
+        ) from error

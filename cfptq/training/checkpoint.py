@@ -62,7 +62,7 @@ class Checkpoint:
             if metadata.get("format") != _FORMAT:
                 raise FileError(f"{path} must be a training checkpoint ({_FORMAT}). Give another path, or delete the file.")
             progress = json.loads(metadata["progress"])
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
             raise FileError(f"Cannot read {path} as a training checkpoint ({error}). Delete it to start again.") from error
         if metadata.get("run") != run:
             raise FileError(

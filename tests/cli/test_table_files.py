@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from cfptq.cli.table_files import TableFormat, load_table, read_table
@@ -155,3 +157,13 @@ def test_tables_that_unpack_to_more_than_the_limit_are_refused(tmp_path: Path, m
     small = pd.DataFrame({"age": [30, None], "when": pd.to_datetime(["2020-01-01", None])}, index=pd.Index(["a", "b"], name="person_id"))
     small.to_parquet(tmp_path / "small.parquet")
     pd.testing.assert_frame_equal(read_table(tmp_path / "small.parquet"), pd.read_parquet(tmp_path / "small.parquet"))
+
+
+def test_a_parquet_file_with_damaged_pandas_metadata_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "people.parquet"
+    pd.DataFrame({"age": [1, 2]}).to_parquet(path)
+    table = pq.read_table(path)
+    damaged = json.dumps({"columns": []}).encode()
+    pq.write_table(table.replace_schema_metadata({b"pandas": damaged}), path)
+    with pytest.raises(FileError, match="pandas metadata is damaged"):
+        read_table(path)
