@@ -153,7 +153,8 @@ def edit_tree(document: Any, edits: Sequence[Edit]) -> Any:
                 old = [old]
             container[key] = old
         elif edit.action == "number" and isinstance(old, int | float) and not isinstance(old, bool):
-            container[key] = (old * 10**30, -old, old + 1, old / 3, float(old), 0)[edit.place % 6]
+            is_small = isinstance(old, float) or abs(old) < 2**1000  # A longer number is no float.
+            container[key] = (old * 10**30, -old, old + 1, old / 3 if is_small else old, float(old) if is_small else old, 0)[edit.place % 6]
         elif edit.action == "text":
             container[key] = str(old)[:1000]
     return root[0]

@@ -392,7 +392,7 @@ def edit_tensors(tensors: dict[str, torch.Tensor], edits: Sequence[Edit]) -> dic
         elif tensor.numel():
             flat = tensor.flatten().clone()
             number = edit.value if isinstance(edit.value, int | float) and abs(edit.value) < 1e38 else math.nan
-            flat[edit.place % len(flat)] = number if tensor.is_floating_point() else int(edit.place % 256) - 128
+            flat[edit.place % len(flat)] = float(number) if tensor.is_floating_point() else int(edit.place % 256) - 128
             tensors[name] = flat.reshape(tensor.shape)
     return tensors
 
