@@ -300,10 +300,10 @@ def markdown(content: Mapping[str, Any]) -> Iterator[str]:
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     for name, entry in content["files"].items():
-        for model, each in entry["models"].items():
+        for number, (model, each) in enumerate(entry["models"].items()):
             metrics, letters = each["metrics"], each["letters"]
             cells = (
-                name if model == "ort-int8" else "",
+                name if number == 0 else "",
                 model,
                 f"{letters['broken']} of {letters['kept_before']}",
                 percent(letters["validity_drop"]),
