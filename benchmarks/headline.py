@@ -53,6 +53,9 @@ WITH_GROUPS = ("mixed-ptq", "cf-ptq", OURS)
 #: Counts of each method that are kept. The others are those of the full-precision model, or follow from figures.
 COUNTS = ("rows", "with_recourse", "without_crossing", "decided_otherwise_by_default_session")
 
+#: Figures that no table reads.
+UNREAD = ("recourse_gap_abs_median", "recourse_gap_median", "validity_mismatch", "action_overlap")
+
 #: Figure -> heading and decimals, in the order of the tables.
 FIGURES: Mapping[str, tuple[str, int]] = {
     "average_bits": ("bits", 2),
@@ -151,8 +154,8 @@ def measure(name: str, seed: int) -> dict[str, Any]:
 
 
 def _shorten(method: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out intervals over people, which the intervals over seeds replace, the presets' kept structure, and most groups."""
-    left_out = {"ci95", "notes", "keep"} | (set() if method in WITH_GROUPS else {"groups"})
+    """Leave out intervals over people, which the intervals over seeds replace, figures that no table reads, and most groups."""
+    left_out = {"ci95", "notes", "keep", *UNREAD} | (set() if method in WITH_GROUPS else {"groups"})
     kept = {key: value for key, value in entry.items() if key not in left_out}
     kept["counts"] = {name: entry["counts"][name] for name in COUNTS}
     for grouping in kept.get("groups", {}).values():
