@@ -295,13 +295,15 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "disagreement. Ten reporting seeds; german has sixty splits, pooled. For each data set:",
      'headline.py NAME --reason "..."', free),
     ("What each part of `faithful` is worth",
-     "The first five reporting seeds (german: twenty splits), 4 average bits. The parts that lower boundary disagreement beyond the interval "
+     "The first five reporting seeds (german: twenty splits), 4 average bits. The parts that lower boundary disagreement beyond the "
+     "interval "
      "are those whose interval lies above 1. Leaving out minimal-cost points lowers it, and raises Validity Drop at a confidence of 0.55. "
      "Ranges by margins and the second sweep do not pay by these figures; the first keeps outliers from setting ranges, and the second "
      "was chosen for the drift of compas.",
      'rounding.py --reason "..."', lambda: rounding.markdown(results("rounding"))),
     ("Groups, and margins at recourse points (Tables 8, 9, 26; Figures 6, 7, 23, 24)",
-     FORMER + "`faithful` has less boundary disagreement than `mixed-ptq` in each of the 14 groups, by paired intervals. By Validity Drop alone the "
+     FORMER + "`faithful` has less boundary disagreement than `mixed-ptq` in each of the 14 groups, by paired intervals. By "
+     "Validity Drop alone the "
      "two cannot be told apart in 9 of them, and in german's A94 that of `faithful` is the larger (.030, .010). The gap between groups is "
      "smaller than that of `mixed-ptq` but for german's age. `cf-ptq` differs from `mixed-ptq` in few groups, and is mostly worse there. "
      "On adult and compas `cfq-qat` has about half the Validity Drop of `faithful` and about its boundary disagreement. It shifts margins "
@@ -312,7 +314,8 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "allocation by counterfactual scores is that of `mixed-ptq` here. The paper's curves peak at different layers.",
      'layer_scores.py --reason "..."', lambda: layer_scores.markdown(results("layer_scores"))),
     ("Success of recourse against its cost (Figure 9)",
-     FORMER + "Here `faithful` loses. Deployments that round near ties otherwise undo its choice of integers, so that recourse issued on its model "
+     FORMER + "Here `faithful` loses. Deployments that round near ties otherwise undo its choice of integers, so that recourse "
+     "issued on its model "
      "holds in fewer of them than recourse on `ptq`'s model of the same cost. The robust solver buys success at the price of asking the "
      "standard solver for more confidence. `cfq-qat` is not measured yet.",
      'success_and_cost.py --reason "..."', lambda: success_and_cost.markdown(results("success_and_cost"))),
@@ -332,9 +335,11 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "its other settings, were chosen with these test figures in sight.",
      "qat.py",
      training),
-    ("Time", FORMER + "From a model in memory to a quantized file on disk, over `torch.onnx.export` + `quantize_static`.", "overhead.py", overhead),
+    ("Time", FORMER + "From a model in memory to a quantized file on disk, over `torch.onnx.export` + `quantize_static`.",
+     "overhead.py", overhead),
     ("Time of every method (Table 16)",
-     FORMER + "From a model in memory to a file, all methods in turns in one process, over `ptq`. The paper's variants without training cost what "
+     FORMER + "From a model in memory to a file, all methods in turns in one process, over `ptq`. The paper's variants without "
+     "training cost what "
      "`ptq` costs, within the noise of a machine in use. Training costs far more than the paper's 1.42 times `ptq`.",
      "method_times.py", lambda: method_times.markdown(results("method_times"))),
     ("Files", FORMER + "Bytes on disk and latency, one thread.", "deployment.py", deployment),
