@@ -15,6 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
+from cfptq.actions.identifiers import has_dates, is_identifier, is_identifier_name
 from cfptq.actions.missing_codes import find_missing_codes
 from cfptq.actions.raw_values import parse_level_numbers, parse_numbers, read_level_numbers, select_series
 from cfptq.actions.validation import to_python_value
@@ -106,6 +107,9 @@ def examine_frame(features: Sequence[AnyFeature], frame: pd.DataFrame) -> tuple[
             found.extend(_examine_numbers(feature, parse_numbers(series)))
         else:
             found.extend(_examine_levels(feature, series))
+        remark = _examine_identity(feature, series)
+        if remark is not None:
+            found.append(remark)
     return tuple(found)
 
 
@@ -187,6 +191,22 @@ def _examine_levels(feature: Ordinal | Categorical, series: pd.Series[Any]) -> l
             reading = f"Actions keep these values or move towards {feature.states[allowed[0]]!r} to {feature.states[allowed[-1]]!r}."
             found.append(Remark(feature.name, "out of bounds", int(beyond.sum()), len(series), example, reading, is_expected=True))
     return found
+
+
+def _examine_identity(feature: AnyFeature, series: pd.Series[Any]) -> Remark | None:
+    """Return a remark on a feature that holds dates as text or numbers the rows, or None.
+
+    The action set declares it, so the remark is expected. Few different numbers are no identifier unless their name says so.
+    """
+    present, rows = series.dropna(), len(series)
+    if has_dates(series):
+        kind: RemarkKind = "date"
+        reading = "The model sees each date as a category. Convert dates to a number of days."
+    elif is_identifier(series) and (not pd.api.types.is_numeric_dtype(series.dtype) or is_identifier_name(feature.name)):
+        kind, reading = "identifier", "The column seems to number people, and the model reads it."
+    else:
+        return None
+    return Remark(feature.name, kind, len(present), rows, to_python_value(present.iloc[0]), reading, is_expected=True)
 
 
 def _describe_reading(feature: Ordinal | Categorical) -> str:

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from cfptq.errors import ActionSetError, DataError
 from cfptq.io.files import compute_file_sha256
 from cfptq.network.head import Head, decide, target_margin
 from cfptq.network.onnx.session import describe_runtime
+from cfptq.network.onnx.sizes import hash_external_files
 from cfptq.network.predictor import Model, Predictor, as_predictor, choose_outputs, describe_reading, find_recorded_threshold
 from cfptq.recourse import Target, resolve_target
 
@@ -125,7 +127,11 @@ def run_audit(
         runtime={**describe_runtime(), "cfptq": __version__, "torch": torch.__version__, "python": platform.python_version()},
         remarks=remarks,
         consequences=consequences,
-        digests=_hash_inputs(columns, letters, space),
+        digests={
+            **_hash_inputs(columns, letters, space),
+            **_hash_weights("First model", f),
+            **_hash_weights("Second model", f_q),
+        },
     )
 
 
@@ -172,6 +178,13 @@ def _hash_inputs(columns: Tensor, letters: Letters | None, space: ActionSpace) -
     if isinstance(space, ActionSet):
         digests["action set"] = _hash_text(repr(space))
     return digests
+
+
+def _hash_weights(label: str, model: Model) -> dict[str, str]:
+    """Return the digests of the files of weights beside an ONNX file, none for other models."""
+    if not isinstance(model, str | os.PathLike):
+        return {}
+    return {f"{label}, weights in {name}": digest for name, digest in hash_external_files(Path(model)).items()}
 
 
 def _hash_tensor(columns: Tensor) -> str:

@@ -25,7 +25,7 @@ class AuditedModel:
 
     Attributes:
         name: Name for tables.
-        sha256: SHA-256 digest of its file in hexadecimal. None for a model that is not a file.
+        sha256: SHA-256 digest of its file in hexadecimal. None for a model that is not a file. Files of weights beside it have their own.
         reading: How its output was read, with head and threshold. Empty for a predictor of the user's own.
     """
 
@@ -52,7 +52,7 @@ class AuditFindings:
         runtime: Processor, version of ONNX Runtime and session option that the metrics were computed with.
         remarks: How columns of people were read, where their owner may have meant something else.
         consequences: The people affected, what they were told and what it costs them now. JSON leaves them out.
-        digests: SHA-256 digests of people, letters and action set, by name.
+        digests: SHA-256 digests of people, letters, action set and files of weights beside a model's file, by name.
         readings: How the files of tables were read, one sentence each.
     """
 

@@ -48,6 +48,14 @@ def canonicalize(value: Any) -> Any:
 def to_canonical_json(value: Any) -> str:
     """Return ``value`` as indented JSON text with a final line end.
 
-    Equal values give equal bytes.
+    Equal values give equal bytes. Characters that a terminal would obey, or that hide others, are written as escapes, which JSON readers
+    read as these characters.
     """
-    return json.dumps(canonicalize(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(canonicalize(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return "\n".join(map(_escape_line, text.split("\n"))) + "\n"
+
+
+def _escape_line(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in line)

@@ -246,6 +246,30 @@ def test_strict_refuses_what_the_report_would_remark_on() -> None:
         judged(LETTERS, PEOPLE.assign(income=PEOPLE["income"] * 1000), id="person_id", strict=True)
 
 
+def test_strict_refuses_features_that_hold_dates_or_number_people() -> None:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.preprocessing import OneHotEncoder
+
+    days = pd.date_range("2020-01-01", periods=len(PEOPLE)).strftime("%d.%m.%Y")
+    rows = PEOPLE.assign(since=days.to_numpy(), reference=[f"A-{row:05}" for row in range(len(PEOPLE))])
+    words_of = {"since": "hold a date as text, such as '01.01.2020'", "reference": "have a value of their own, such as 'A-00000'"}
+    for column, words in words_of.items():
+        features = rows[["income", column]]
+        words_encoder = ("words", OneHotEncoder(sparse_output=False), [column])
+        encoder = ColumnTransformer([("numbers", "passthrough", ["income"]), words_encoder]).fit(features)
+        space = ActionSet.from_frame(features, categorical=[column], immutable=[column], favourable=1).encoded_by(encoder)
+        f = random_classifier(space.encode(features), seed=1)
+        with pytest.raises(DataError, match=f"strict is set. {column}: 60 of 60 rows {words}"):
+            run_audit(f, f, features, space, strict=True, protocol=NO_SOLVER, progress=False)
+        report = run_audit(f, f, features, space, protocol=NO_SOLVER, progress=False)
+        assert words in " ".join(str(report).split()) and [remark.column for remark in report.remarks] == [column]
+
+
+def test_columns_that_the_model_does_not_read_are_no_cause_for_a_remark() -> None:
+    rows = PEOPLE.assign(since=pd.date_range("2020-01-01", periods=len(PEOPLE)).strftime("%Y-%m-%d").to_numpy())
+    assert run_audit(F, F_Q, rows, ACTION_SET, strict=True, protocol=NO_SOLVER, progress=False).remarks == ()
+
+
 def test_what_a_person_lacks_stays_missing_in_a_letter_that_leaves_it_out() -> None:
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer

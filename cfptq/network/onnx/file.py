@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import FileError, ModelError
+from cfptq.io.files import check_regular_file
 from cfptq.network.head import Head, as_head, compute_threshold_logit
 from cfptq.network.onnx.session import add_zero_points, duplicate_shared_weights, int8_saturates, open_session
+from cfptq.network.onnx.sizes import MAX_MODEL_BYTES, check_elements, check_external_sizes
 
 #: Endings of formats that unpickle. Reading them could run any code, and they are refused.
 PICKLED = frozenset({".pt", ".pt2", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"})
@@ -48,7 +50,8 @@ def read_onnx(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
         source: path of a file, or a model in memory, which is returned as it is.
 
     Raises:
-        FileError: the file is missing, pickled, cut off or corrupt, lacks its external data, or holds no ONNX graph.
+        FileError: the file is missing, pickled, cut off or corrupt, lacks its external data, is too large, or holds no ONNX
+            graph.
     """
     if isinstance(source, onnx.ModelProto):
         model, where = source, "the ONNX model"
@@ -59,12 +62,17 @@ def read_onnx(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
             raise FileError(f"{path} is in a format that unpickles, which is refused. Export the model to ONNX, or pass the nn.Module.")
         if not path.is_file():
             raise FileError(f"{path} does not exist. Give the path of an ONNX file.")
+        check_regular_file(path, MAX_MODEL_BYTES)
         try:
             model = onnx.load(path, load_external_data=False)
         except Exception as error:
             raise FileError(f"{path} is not an ONNX file, or it is cut off. Export it again.") from error
+        check_elements(model, where)
         try:
+            check_external_sizes(model, path)
             onnx.load_external_data_for_model(model, str(path.parent))
+        except FileError:
+            raise
         except Exception as error:
             raise FileError(f"{path} keeps weights in a file beside it that cannot be read ({error}). Copy both files together.") from error
     if not model.graph.node or not model.graph.output or not model.opset_import:

@@ -1,0 +1,95 @@
+"""Limits on the sizes of ONNX models, and the files beside a model that hold its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from cfptq.errors import FileError
+from cfptq.io.files import check_regular_file, compute_file_sha256
+
+MAX_MODEL_BYTES = 2**31  # Protocol buffers hold no more.
+MAX_EXTERNAL_BYTES = 2**31  # Of one file, and of all tensors of a model together.
+MAX_ELEMENTS = 2**28  # Of one tensor. As float32 they take 1 GiB.
+
+
+def iterate_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initializers and constants of a graph and of the graphs within it."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from iterate_tensors(inner)
+
+
+def check_elements(model: onnx.ModelProto, where: str) -> None:
+    """Check that no tensor of a model claims a shape of more than ``MAX_ELEMENTS``.
+
+    Args:
+        model: the model.
+        where: name of the model in messages.
+
+    Raises:
+        FileError: a tensor claims more, or a dimension is negative.
+    """
+    for tensor in iterate_tensors(model.graph):
+        shape = list(tensor.dims)
+        if any(size < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+            raise FileError(
+                f"Each tensor in {where} must have at most {MAX_ELEMENTS} elements, got the shape {shape} of {tensor.name!r}. "
+                "Export a smaller model."
+            )
+
+
+def check_external_sizes(model: onnx.ModelProto, path: Path) -> None:
+    """Check the sizes of the files beside a model before they are read.
+
+    A file elsewhere, or none, is left to the reader, which refuses it.
+
+    Args:
+        model: the model, without its external data.
+        path: its file.
+
+    Raises:
+        FileError: a file is no regular file or too large, or the tensors together claim too much.
+    """
+    sizes: dict[Path, int] = {}
+    total = 0
+    for tensor in iterate_tensors(model.graph):
+        if not uses_external_data(tensor):
+            continue
+        claim = ExternalDataInfo(tensor)
+        file = path.parent / claim.location
+        if file not in sizes:
+            sizes[file] = check_regular_file(file, MAX_EXTERNAL_BYTES).stat().st_size if _is_within(file, path.parent) else 0
+        total += max(0, sizes[file] - (claim.offset or 0)) if claim.length is None else max(0, claim.length)
+        if total > MAX_EXTERNAL_BYTES:
+            raise FileError(
+                f"Tensors of {path} must take at most {MAX_EXTERNAL_BYTES} bytes of the files beside it together, got {total} and more. "
+                "Export a smaller model."
+            )
+
+
+def hash_external_files(path: Path) -> dict[str, str]:
+    """Return the SHA-256 digests of the files beside an ONNX file that hold its weights, by their names in it.
+
+    Raises:
+        FileError: one of the files cannot be read.
+    """
+    model = onnx.load(path, load_external_data=False)
+    names = {ExternalDataInfo(tensor).location for tensor in iterate_tensors(model.graph) if uses_external_data(tensor)}
+    return {name: compute_file_sha256(path.parent / name) for name in sorted(names)}
+
+
+def _is_within(file: Path, folder: Path) -> bool:
+    """Return whether a file exists and lies in a folder or below it, with links followed."""
+    return file.exists() and file.resolve().is_relative_to(folder.resolve())
