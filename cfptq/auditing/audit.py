@@ -30,7 +30,7 @@ from cfptq.errors import ActionSetError, DataError
 from cfptq.io.files import compute_file_sha256
 from cfptq.network.head import Head, decide, target_margin
 from cfptq.network.onnx.session import describe_runtime
-from cfptq.network.onnx.sizes import hash_external_files
+from cfptq.network.onnx.sizes import list_external_files
 from cfptq.network.predictor import Model, Predictor, as_predictor, choose_outputs, describe_reading, find_recorded_threshold
 from cfptq.recourse import Target, resolve_target
 
@@ -184,7 +184,7 @@ def _hash_weights(label: str, model: Model) -> dict[str, str]:
     """Return the digests of the files of weights beside an ONNX file, none for other models."""
     if not isinstance(model, str | os.PathLike):
         return {}
-    return {f"{label}, weights in {name}": digest for name, digest in hash_external_files(Path(model)).items()}
+    return {f"{label}, weights in {name}": compute_file_sha256(path) for name, path in list_external_files(Path(model)).items()}
 
 
 def _hash_tensor(columns: Tensor) -> str:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from cfptq.errors import FileError, ModelError
-from cfptq.io.files import check_regular_file
 from cfptq.network.head import Head, as_head, compute_threshold_logit
 from cfptq.network.onnx.session import add_zero_points, duplicate_shared_weights, int8_saturates, open_session
-from cfptq.network.onnx.sizes import MAX_MODEL_BYTES, check_elements, check_external_sizes
+from cfptq.network.onnx.sizes import MAX_MODEL_BYTES, check_elements, check_external_sizes, check_file_size
 
 #: Endings of formats that unpickle. Reading them could run any code, and they are refused.
 PICKLED = frozenset({".pt", ".pt2", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"})
@@ -62,7 +61,7 @@ def read_onnx(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
             raise FileError(f"{path} is in a format that unpickles, which is refused. Export the model to ONNX, or pass the nn.Module.")
         if not path.is_file():
             raise FileError(f"{path} does not exist. Give the path of an ONNX file.")
-        check_regular_file(path, MAX_MODEL_BYTES)
+        check_file_size(path, MAX_MODEL_BYTES)
         try:
             model = onnx.load(path, load_external_data=False)
         except Exception as error:

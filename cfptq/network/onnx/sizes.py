@@ -10,7 +10,6 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from cfptq.errors import FileError
-from cfptq.io.files import check_regular_file, compute_file_sha256
 
 MAX_MODEL_BYTES = 2**31  # Protocol buffers hold no more.
 MAX_EXTERNAL_BYTES = 2**31  # Of one file, and of all tensors of a model together.
@@ -70,7 +69,7 @@ def check_external_sizes(model: onnx.ModelProto, path: Path) -> None:
         claim = ExternalDataInfo(tensor)
         file = path.parent / claim.location
         if file not in sizes:
-            sizes[file] = check_regular_file(file, MAX_EXTERNAL_BYTES).stat().st_size if _is_within(file, path.parent) else 0
+            sizes[file] = check_file_size(file, MAX_EXTERNAL_BYTES) if _is_within(file, path.parent) else 0
         total += max(0, sizes[file] - (claim.offset or 0)) if claim.length is None else max(0, claim.length)
         if total > MAX_EXTERNAL_BYTES:
             raise FileError(
@@ -79,15 +78,25 @@ def check_external_sizes(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def hash_external_files(path: Path) -> dict[str, str]:
-    """Return the SHA-256 digests of the files beside an ONNX file that hold its weights, by their names in it.
-
-    Raises:
-        FileError: one of the files cannot be read.
-    """
+def list_external_files(path: Path) -> dict[str, Path]:
+    """Return the files beside an ONNX file that hold its weights, by their names in it."""
     model = onnx.load(path, load_external_data=False)
     names = {ExternalDataInfo(tensor).location for tensor in iterate_tensors(model.graph) if uses_external_data(tensor)}
-    return {name: compute_file_sha256(path.parent / name) for name in sorted(names)}
+    return {name: path.parent / name for name in sorted(names)}
+
+
+def check_file_size(path: Path, max_bytes: int) -> int:
+    """Return the size of a regular file of at most ``max_bytes``.
+
+    Raises:
+        FileError: it is no regular file, or it is larger.
+    """
+    if not path.is_file():
+        raise FileError(f"{path} must be a regular file, and it is a folder, a device or a pipe.")
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise FileError(f"{path} must have at most {max_bytes} bytes, got {size}.")
+    return size
 
 
 def _is_within(file: Path, folder: Path) -> bool:
