@@ -33,6 +33,7 @@ from cfptq.quantize import (
     QuantizationPlan,
     average_bits,
     check_matches,
+    find_sortable_layers,
     quantize_weights,
     sort_channels,
 )
@@ -114,6 +115,21 @@ def order_for_file(network: Network, plan: QuantizationPlan, opset: int = OPSET_
         return plan
     types = _list_types(opset)
     return sort_channels(network, plan, lambda layer: _order_channels(layer, types))
+
+
+def find_stored_channels(network: Network, plan: QuantizationPlan, opset: int = OPSET_INT2) -> dict[str, list[int]]:
+    """Find the hidden channels that a packed file holds, in its order, by the name of the layer that takes them.
+
+    Args:
+        network: the captured full-precision network that the plan is for.
+        plan: the plan. One with a width for each layer is stored as it is.
+        opset: the newest opset that the runtime reads.
+    """
+    if plan.granularity == "layer":
+        return {}
+    layers, types = {layer.name: layer for layer in plan.layers}, _list_types(opset)
+    pairs = find_sortable_layers(network).items()
+    return {consumer: _order_channels(layers[producer], types) for producer, consumer in pairs if layers[producer].is_sortable}
 
 
 def _order_channels(layer: LayerPlan, types: Sequence[int]) -> list[int]:

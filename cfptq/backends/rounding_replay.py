@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from cfptq.backends.onnxruntime import OPSET, OPSET_INT2, order_for_file, read_integers
+from cfptq.backends.onnxruntime import OPSET, OPSET_INT2, find_stored_channels, order_for_file, read_integers
 from cfptq.network import Network
 from cfptq.network.onnx.file import OnnxFile
 from cfptq.network.onnx.interface import INNER
@@ -55,9 +55,9 @@ def replay_roundings(model: onnx.ModelProto, network: Network, plan: Quantizatio
     Returns:
         The outputs and the rows that follow, or None where the file does not hold the plan's integers in a form that can be read.
     """
-    stored = _find_stored_plan(model, network, plan)
-    steps = None if stored is None else _find_quantized_tensors(model, stored)
-    if stored is None or steps is None:
+    channels = _find_stored_channels(model, network, plan)
+    steps = None if channels is None else _find_quantized_tensors(model, plan)
+    if channels is None or steps is None:
         return None
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
@@ -67,24 +67,41 @@ def replay_roundings(model: onnx.ModelProto, network: Network, plan: Quantizatio
     file = OnnxFile(exposed)
     values = file.run_tensors(rows, [file.output, *(name for tensors in steps.values() for name in tensors)])
     follows = torch.ones(len(rows), dtype=torch.bool)
-    twin = insert_fake_quantization(network, stored.layers, {form.tensor: form for form in stored.activations})
+    twin = insert_fake_quantization(network, plan.layers, {form.tensor: form for form in plan.activations})
+    held = {layer.input: (channels[layer.name], -1 if layer.kind == "linear" else 1) for layer in plan.layers if layer.name in channels}
     for name, module in list(twin.named_modules()):
         if isinstance(module, FakeQuantize):
-            twin.add_submodule(name, _ReplayedRounding(module.form, [values[step] for step in steps[module.form.tensor]], follows))
+            tensor = module.form.tensor
+            twin.add_submodule(name, _ReplayedRounding(module.form, [values[step] for step in steps[tensor]], follows, held.get(tensor)))
     with torch.no_grad():
         output = twin(rows)
     return Replay(output, torch.from_numpy(values[file.output].astype(np.float32)), follows)
 
 
 class _ReplayedRounding(nn.Module):
-    """Activation quantizer that takes a file's integers, and notes the rows whose integers do not follow from its input."""
+    """Activation quantizer that takes a file's integers, and notes the rows whose integers do not follow from its input.
 
-    def __init__(self, form: ActivationFormat, integers: Sequence[npt.NDArray[Any]], follows: Tensor) -> None:
+    Args:
+        form: format of the tensor.
+        integers: the file's integers, one array for each step.
+        follows: (N,) set to False for rows that do not follow.
+        held: channels that the file holds, in its order, and their axis, or None where it holds the tensor as it is. No layer reads others.
+    """
+
+    def __init__(
+        self, form: ActivationFormat, integers: Sequence[npt.NDArray[Any]], follows: Tensor, held: tuple[Sequence[int], int] | None
+    ) -> None:
         super().__init__()
-        self.form, self.integers, self.follows = form, integers, follows
+        self.form, self.integers, self.follows, self.held = form, integers, follows, held
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the dequantized integers of the file."""
+        """Return the dequantized integers of the file, and 0 in dropped channels."""
+        if self.held is None:
+            return self._take(x)
+        channels, axis = torch.tensor(self.held[0]), self.held[1]
+        return torch.zeros_like(x).index_copy(axis, channels, self._take(x.index_select(axis, channels)))
+
+    def _take(self, x: Tensor) -> Tensor:
         error = FLOAT_ERROR * self.form.scale * self.form.highest
         scales = [self.form.scale] if self.form.fine_scale is None else [self.form.scale, self.form.fine_scale]
         total = torch.zeros_like(x)
@@ -98,10 +115,14 @@ class _ReplayedRounding(nn.Module):
         return total
 
 
-def _find_stored_plan(model: onnx.ModelProto, network: Network, plan: QuantizationPlan) -> QuantizationPlan | None:
-    """Return the plan with its channels in the file's order, or None where the file holds other integers."""
-    plans = [plan, *(order_for_file(network, plan, opset) for opset in (OPSET, OPSET_INT2))]
-    return next((known for known in plans if _holds(model, known)), None)
+def _find_stored_channels(model: onnx.ModelProto, network: Network, plan: QuantizationPlan) -> Mapping[str, Sequence[int]] | None:
+    """Return the hidden channels that the file holds in another order, by layer, or None where it holds other integers."""
+    if _holds(model, plan):
+        return {}
+    for opset in (OPSET, OPSET_INT2):
+        if _holds(model, order_for_file(network, plan, opset)):
+            return find_stored_channels(network, plan, opset)
+    return None
 
 
 def _holds(model: onnx.ModelProto, plan: QuantizationPlan) -> bool:
