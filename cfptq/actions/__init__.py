@@ -6,6 +6,7 @@ The package also projects actions, encodes raw rows as the model's columns, and 
 from cfptq.actions.action_set import ActionSet
 from cfptq.actions.action_space import ActionSpace
 from cfptq.actions.cost import Norm, Weights
+from cfptq.actions.curves import NumberEncoder
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal, Statistics
 from cfptq.actions.remarks import Remark
 from cfptq.actions.validation import Level
@@ -20,6 +21,7 @@ __all__ = [
     "Level",
     "Mutability",
     "Norm",
+    "NumberEncoder",
     "Ordinal",
     "Remark",
     "Statistics",

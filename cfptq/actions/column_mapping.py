@@ -7,7 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
+import numpy as np
+
+from cfptq.actions.bins import choose_within
+from cfptq.actions.curves import NumberEncoder, Scaling
+from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
 from cfptq.actions.validation import Level
 from cfptq.errors import ActionSetError
 
@@ -30,6 +34,8 @@ class TracedColumn:
         missing_code: code of a missing value.
         unknown: treatment of an unlisted value, as in ``cfptq.actions.Categorical``. A code is in units of the base.
         missing_as: category for a missing value, as in ``cfptq.actions.Categorical``.
+        curve: functions before offset and scale.
+        edges: inner edges of the bins that are the categories. A value at an edge is in the bin above.
     """
 
     feature: str
@@ -43,6 +49,13 @@ class TracedColumn:
     missing_code: float | None = None
     unknown: str | float = "error"
     missing_as: str = "none"
+    curve: tuple[NumberEncoder, ...] = ()
+    edges: tuple[float, ...] | None = None
+
+    def bend(self, curve: NumberEncoder) -> TracedColumn:
+        """Return the column after a further increasing function."""
+        before = () if (self.offset, self.scale) == (0.0, 1.0) else (Scaling(self.offset, self.scale),)
+        return dataclasses.replace(self, offset=0.0, scale=1.0, curve=(*self.curve, *before, curve))
 
     def rescale(self, offset: float, scale: float) -> TracedColumn:
         """Return the column after a further step ``(value - offset) / scale``."""
@@ -74,8 +87,15 @@ def map_to_columns(feature: AnyFeature, own: list[tuple[int, TracedColumn]]) -> 
         )
     if len({column.place for _, column in own}) != len(own):
         raise ActionSetError(f"{feature.name!r} is one-hot encoded twice. Encode it once.")
+    if isinstance(feature, Continuous) and first.edges is not None:
+        return _map_bins(feature, own)
     if isinstance(feature, Continuous):
-        return dataclasses.replace(feature, column=number, offset=first.offset, scale=first.scale, fill=first.fill)
+        return dataclasses.replace(feature, column=number, offset=first.offset, scale=first.scale, fill=first.fill, curve=first.curve)
+    if first.curve or first.edges is not None:
+        raise ActionSetError(
+            f"{feature.name}: the encoder treats it as a number, but the action set lists its values. "
+            "Declare it continuous or whole: leave it out of categorical= and ordinal=."
+        )
     if first.base == "raw":
         return _map_numbers(feature, number, first)
     levels = _merge_levels(feature, first)
@@ -91,6 +111,38 @@ def map_to_columns(feature: AnyFeature, own: list[tuple[int, TracedColumn]]) -> 
         common["frequencies"] = tuple(frequency_of.get(level, 0.0) for level in levels)
     common |= _map_slots(levels, own) if first.base == "slot" else _map_codes(levels, number, first)
     return _set_levels(feature, levels, common)
+
+
+def _map_bins(feature: Continuous, own: list[tuple[int, TracedColumn]]) -> Ordinal:
+    """Turn a number that the encoder bins into an ordinal feature with one admissible value of each bin."""
+    number, first = own[0]
+    assert first.edges is not None
+    edges = np.array(first.edges)
+    low, high = feature.reachable_bounds
+    ends = [min(low, edges[0]) if len(edges) else low, *first.edges, max(high, edges[-1]) if len(edges) else high]
+    inside = [place for place in range(len(edges) + 1) if ends[place] <= high and (place == len(edges) or low < ends[place + 1])]
+    domain = []
+    for place in range(len(edges) + 1):
+        within = (max(low, ends[place]), min(high, ends[place + 1])) if place in inside else (ends[place], ends[place + 1])
+        domain.append(choose_within(within, whole=isinstance(feature, Integer), edges=edges, bin_number=place, name=feature.name))
+    levels: tuple[Level, ...] = tuple(domain)
+    fill = None
+    if isinstance(first.fill, int | float):
+        fill = levels[int(np.searchsorted(edges, float(first.fill), side="right"))]
+    placed = dataclasses.replace(first, categories=levels)
+    slots = [(column, dataclasses.replace(traced, categories=levels)) for column, traced in own]
+    where = _map_slots(levels, slots) if first.base == "slot" else _map_codes(levels, number, placed)
+    return Ordinal(
+        feature.name,
+        mutability=feature.mutability,
+        effort=feature.effort,
+        fill=fill,
+        domain=levels,
+        bounds=(levels[inside[0]], levels[inside[-1]]),
+        frequencies=(1 / len(levels),) * len(levels),
+        edges=first.edges,
+        **where,
+    )
 
 
 def _map_slots(levels: tuple[Level, ...], own: list[tuple[int, TracedColumn]]) -> dict[str, Any]:

@@ -35,12 +35,14 @@ class ScalarColumns:
         high: upper bound, ``(S, 1)``, in the same units. It is -inf where a column may only fall.
         offset: offset in raw units, ``(S, 1)``.
         scale: scale in raw units, ``(S, 1)``.
+        curved: row and feature of each column that a curve encodes.
     """
 
     low: Array
     high: Array
     offset: Array
     scale: Array
+    curved: tuple[tuple[int, Continuous], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,10 @@ def _find_runs(columns: Sequence[int]) -> tuple[tuple[slice, slice], ...]:
 
 def encode_bounds(feature: Continuous) -> tuple[float, float]:
     """Return the bounds of an action on the feature's column, as the float32 values that encoding the raw bounds gives."""
-    low, high = ((side - feature.offset) / feature.scale for side in feature.reachable_bounds)
+    bounds = np.array(feature.reachable_bounds, dtype=np.float64)
+    encoded = feature.encode_numbers(bounds)
+    # A raw bound beyond the domain of a curve, such as minus infinity for a logarithm, leaves the column open.
+    low, high = np.where(np.isnan(encoded), [-np.inf, np.inf], encoded)
     with np.errstate(over="ignore"):  # A bound beyond float32 becomes infinite.
         return float(np.float32(low)), float(np.float32(high))
 
@@ -188,6 +193,7 @@ def _compile_scalars(features: Sequence[Continuous], bounds: Sequence[tuple[floa
         high=_to_column([-math.inf if get_direction(f) < 0 else high for f, (_, high) in zip(features, bounds, strict=True)], dtype),
         offset=_to_column([f.offset for f in features], dtype),
         scale=_to_column([f.scale for f in features], dtype),
+        curved=tuple((row, f) for row, f in enumerate(features) if f.curve),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,6 +124,11 @@ def _compute_spread(feature: AnyFeature, place: int, *, robust: bool) -> float |
         seen = feature.statistics
         if seen is None:
             return None
+        if feature.curve:
+            # The curve has no one scale. Half the column's way between mean - σ and mean + σ, within the observed range, stands for σ.
+            spread = MAD_TO_STD * seen.mad if robust and seen.mad > 0 else seen.std
+            ends = np.clip([seen.mean - spread, seen.mean + spread], seen.minimum, seen.maximum)
+            return float(np.diff(feature.encode_numbers(ends))[0]) / 2
         if robust and seen.mad > 0:
             return MAD_TO_STD * seen.mad / feature.scale
         if seen.missing == 0 or not isinstance(feature.fill, int | float):

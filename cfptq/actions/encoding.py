@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
-from cfptq.actions.raw_values import parse_level_numbers, parse_numbers, read_level_numbers, select_series
+from cfptq.actions.raw_values import parse_numbers, parse_states, read_level_numbers, select_series
 from cfptq.actions.validation import to_python_value
 from cfptq.errors import DataError, name_rows
 from cfptq.io.suggestions import did_you_mean
@@ -39,12 +39,12 @@ def encode_frame(features: Sequence[AnyFeature], width: int, frame: pd.DataFrame
                     _raise_missing(feature, missing)
                 values = np.where(missing, feature.fill, values)
             with np.errstate(over="ignore"):
-                result[:, feature.column] = (values - feature.offset) / feature.scale
+                result[:, feature.column] = feature.encode_numbers(values)
             beyond = np.flatnonzero(~np.isfinite(result[:, feature.column]))
             if len(beyond):
                 raise DataError(
-                    f"{feature.name}: values must fit into float32 columns, but those in rows {name_rows(beyond.tolist())} do not. "
-                    "Correct the values or their unit."
+                    f"{feature.name}: values must fit into float32 columns, but those in rows {name_rows(beyond.tolist())} do not"
+                    f"{' through its encoder' if feature.curve else ''}. Correct the values or their unit."
                 )
         else:
             _write_levels(result, feature, series)
@@ -112,6 +112,11 @@ def compute_float32_rounding(features: Sequence[AnyFeature], x: Tensor) -> Tenso
     for feature in features:
         if isinstance(feature, Continuous) and feature.column is not None:
             column = x[:, feature.column].double()
+            if feature.curve:
+                raw_values = feature.decode_numbers(x[:, feature.column].numpy())
+                ends = [feature.encode_numbers(raw_values + side * np.abs(raw_values) * 2.0**-23) for side in (-1, 1)]
+                result[:, feature.column] = (torch.from_numpy(np.nan_to_num(ends[1] - ends[0])) + column.abs() * 2.0**-22).float()
+                continue
             raw = column * feature.scale + feature.offset
             result[:, feature.column] = (raw.abs() / feature.scale * 2.0**-23 + column.abs() * 2.0**-22).float()
     return result
@@ -144,7 +149,7 @@ def _decode_numbers(feature: Continuous, values: npt.NDArray[np.float32]) -> npt
 
     The encoded value of a bound decodes to the bound itself.
     """
-    exact = values.astype(np.float64) * feature.scale + feature.offset
+    exact = feature.decode_numbers(values)
     if isinstance(feature, Integer):
         whole = np.rint(exact)
         return np.where(_encodes_to(feature, whole, values), whole, exact)
@@ -166,12 +171,13 @@ def _decode_numbers(feature: Continuous, values: npt.NDArray[np.float32]) -> npt
 
 
 def _encodes_to(feature: Continuous, raw: npt.NDArray[np.float64], values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    return np.equal(((raw - feature.offset) / feature.scale).astype(np.float32), values)
+    with np.errstate(over="ignore"):
+        return np.equal(feature.encode_numbers(raw).astype(np.float32), values)
 
 
 def _write_levels(result: npt.NDArray[np.float32], feature: Ordinal | Categorical, series: pd.Series[Any]) -> None:
     """Write the columns of an ordinal or categorical feature into ``result`` ``(N, d)``."""
-    numbers = parse_level_numbers(series, feature.states)
+    numbers = parse_states(feature, series)
     missing = series.isna().to_numpy(dtype=bool) & (numbers < 0)
     if missing.any() and feature.fill is not None:
         numbers = np.where(missing, feature.states.index(feature.fill), numbers)

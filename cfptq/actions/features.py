@@ -6,12 +6,17 @@ are frozen and checked at construction.
 
 from __future__ import annotations
 
+import itertools
 import math
 import reprlib
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
+from cfptq.actions.curves import NumberEncoder
 from cfptq.actions.validation import (
     Level,
     parse_column_number,
@@ -137,9 +142,10 @@ class Continuous(Feature):
             A row outside declared bounds may stay or move towards them. The observed range is no rule.
         bounds_share: bounds as shares of the observed range. ``(0.0, 0.9)`` ends at 90 % of the way from minimum to maximum.
         statistics: statistics of the training rows, in raw units.
-        column: index of the model's column, which holds ``(raw - offset) / scale``.
+        column: index of the model's column, which holds ``(raw - offset) / scale``, of the curve's value if there is one.
         offset: offset in raw units. Default: 0.
         scale: scale in raw units, above 0. Default: 1.
+        curve: increasing functions that the encoder applies before offset and scale, in this order. Default: none.
     """
 
     bounds: tuple[float | None, float | None] = (None, None)
@@ -148,6 +154,7 @@ class Continuous(Feature):
     column: int | None = None
     offset: float = 0.0
     scale: float = 1.0
+    curve: tuple[NumberEncoder, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,6 +185,21 @@ class Continuous(Feature):
             raise ActionSetError(f"{self.name}: scale must be above 0, got {self.scale:g}.")
         if self.column is not None:
             object.__setattr__(self, "column", parse_column_number(self.column, self.name))
+
+    def encode_numbers(self, raw: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the column's values for raw values, both ``(N,)``, in float64."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for curve in self.curve:
+                raw = curve.encode(raw)
+            return (raw - self.offset) / self.scale
+
+    def decode_numbers(self, columns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the raw values of the column's values, both ``(N,)``, in float64."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            raw: npt.NDArray[np.float64] = np.asarray(columns, dtype=np.float64) * self.scale + self.offset
+            for curve in reversed(self.curve):
+                raw = curve.decode(raw)
+        return raw
 
     @property
     def declared_bounds(self) -> tuple[float, float]:
@@ -363,10 +385,13 @@ class Ordinal(_LevelFeature):
     Attributes:
         domain: the values, lowest first.
         bounds: declared ``(lowest, highest)``, members of the domain or ``None`` for an open side. A row outside may stay.
+        edges: inner edges of the bins to which an encoder maps raw numbers, of which ``domain`` holds one admissible value each.
+            A value at an edge is in the bin above. Default: ``None``, the values themselves are the levels.
     """
 
     domain: tuple[Level, ...]
     bounds: tuple[Level, Level] = (None, None)
+    edges: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -387,6 +412,11 @@ class Ordinal(_LevelFeature):
         first, last = self._reachable_span()
         if first > last:
             raise ActionSetError(f"{self.name}: the lower bound must not come after the upper bound {high!r}, got {low!r}.")
+        if self.edges is not None:
+            edges = tuple(parse_finite_number(edge, f"{self.name}: edges") for edge in self.edges)
+            if len(edges) != len(self.domain) - 1 or any(first >= last for first, last in itertools.pairwise(edges)):
+                raise ActionSetError(f"{self.name}: edges must be {len(self.domain) - 1} numbers that rise, one between two values.")
+            object.__setattr__(self, "edges", edges)
         self._check_columns()
 
     def _reachable_span(self) -> tuple[int, int]:

@@ -214,7 +214,7 @@ def _add_statistics(feature: AnyFeature, rows: Tensor) -> AnyFeature:
         return dataclasses.replace(feature, frequencies=compute_level_shares(read_level_numbers(feature, rows), feature.states))
     if feature.statistics is not None or feature.column is None:
         return feature
-    raw = rows[:, feature.column].to(torch.float64).numpy() * feature.scale + feature.offset
+    raw = feature.decode_numbers(rows[:, feature.column].numpy())
     if isinstance(feature, Integer):
         whole = np.rint(raw)
         broken = np.flatnonzero(np.abs(raw - whole) > 1e-3 + 1e-6 * np.abs(raw))

@@ -109,6 +109,11 @@ def _clamp_continuous(scalars: ScalarColumns, current: Array, move: Array, to_po
     point = current + move
     if to_point:
         np.clip(point, low, high, out=move)
+        for row, feature in scalars.curved:
+            # A raw value must exist for the point, which a curve with jumps does not offer everywhere.
+            snapped = feature.encode_numbers(feature.decode_numbers(move[row])).astype(np.float32)
+            stays = (move[row] == current[row]) | ~np.isfinite(snapped)
+            move[row] = np.where(stays, move[row], np.clip(snapped, low[row], high[row]))
     else:
         # A change too small for float32 does not alter x, so it must not count among the k features.
         move[point == current] = 0.0
@@ -122,9 +127,18 @@ def _round_integers(scalars: ScalarColumns, current: Array, move: Array, to_poin
     scaled = current * scalars.scale
     raw = scaled + scalars.offset
     requested = raw + move * scalars.scale
+    slack = np.abs(scaled) * 2.0**-22 + np.abs(scalars.offset) * 2.0**-48 + 1e-9
+    for row, feature in scalars.curved:
+        raw[row] = feature.decode_numbers(current[row])
+        end = feature.decode_numbers(current[row].astype(np.float64) + move[row])
+        requested[row] = np.clip(np.nan_to_num(np.where(move[row] == 0, raw[row], end), nan=0.0), -_MAX_STEP, _MAX_STEP)
+        beside = feature.decode_numbers(current[row] * np.float32(1 + 2.0**-21)) - feature.decode_numbers(
+            current[row] * np.float32(1 - 2.0**-21)
+        )
+        slack[row] = np.abs(beside) + 1e-6
     whole = np.rint(raw)
     # A whole number stored as float32 decodes to a value slightly beside it, which still counts as that number.
-    off_grid = np.abs(raw - whole) > np.abs(scaled) * 2.0**-22 + np.abs(scalars.offset) * 2.0**-48 + 1e-9
+    off_grid = np.abs(raw - whole) > slack
     if off_grid.any():
         np.copyto(whole, raw, where=off_grid)
     low, high = np.ceil(np.minimum(scalars.low, whole)), np.floor(np.maximum(scalars.high, whole))
@@ -135,6 +149,8 @@ def _round_integers(scalars: ScalarColumns, current: Array, move: Array, to_poin
         requested = np.clip(requested, np.minimum(low, whole), np.maximum(high, whole))
         stays |= (np.abs(requested - whole) <= np.abs(requested - nearest)) | (low > high)
     point = ((nearest - scalars.offset) / scalars.scale).astype(np.float32)
+    for row, feature in scalars.curved:
+        point[row] = feature.encode_numbers(nearest[row])
     np.copyto(point, current, where=stays)
     move[:] = point if to_point else point - current
 

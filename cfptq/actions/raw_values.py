@@ -89,6 +89,14 @@ def parse_level_numbers(series: pd.Series[Any], levels: Sequence[Level]) -> npt.
     return numbers.astype(np.int64)
 
 
+def parse_states(feature: Ordinal | Categorical, series: pd.Series[Any]) -> npt.NDArray[np.int64]:
+    """Return each row's level number ``(N,)``, by its bin where the encoder bins numbers."""
+    if isinstance(feature, Ordinal) and feature.edges is not None:
+        values = parse_numbers(series)
+        return np.where(np.isnan(values), -1, np.searchsorted(feature.edges, values, side="right")).astype(np.int64)
+    return parse_level_numbers(series, feature.states)
+
+
 def _build_level_index(levels: Sequence[Level]) -> pd.Index[Any]:
     # An object that equals no value replaces None, so that positions remain those of ``levels``.
     return pd.Index([object() if level is None else level for level in levels], dtype=object)

@@ -17,7 +17,7 @@ from torch import Tensor
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
 from cfptq.actions.identifiers import has_dates, is_identifier, is_identifier_name
 from cfptq.actions.missing_codes import find_missing_codes
-from cfptq.actions.raw_values import parse_level_numbers, parse_numbers, read_level_numbers, select_series
+from cfptq.actions.raw_values import parse_numbers, parse_states, read_level_numbers, select_series
 from cfptq.actions.validation import to_python_value
 from cfptq.errors import DataWarning
 
@@ -119,7 +119,7 @@ def examine_columns(features: Sequence[AnyFeature], columns: Tensor) -> tuple[Re
     for feature in features:
         if isinstance(feature, Continuous):
             if feature.column is not None:
-                raw = columns[:, feature.column].double().numpy() * feature.scale + feature.offset
+                raw = feature.decode_numbers(columns[:, feature.column].numpy())
                 found.extend(_examine_numbers(feature, _round_to_float32(raw)))
             continue
         beside = read_level_numbers(feature, columns) < 0
@@ -170,7 +170,7 @@ def _examine_numbers(feature: Continuous, values: npt.NDArray[np.float64]) -> li
 
 
 def _examine_levels(feature: Ordinal | Categorical, series: pd.Series[Any]) -> list[Remark]:
-    numbers = parse_level_numbers(series, feature.states)
+    numbers = parse_states(feature, series)
     missing = series.isna().to_numpy(dtype=bool)
     found: list[Remark] = []
     absent = missing & (numbers < 0)
@@ -249,8 +249,7 @@ def _compare_with_observed(feature: Continuous, present: npt.NDArray[np.float64]
 def _find_lost_digits(feature: Continuous, present: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Find values that another raw number stands for once the column is float32."""
     with np.errstate(over="ignore", invalid="ignore"):
-        column = ((present - feature.offset) / feature.scale).astype(np.float32)
-        back: npt.NDArray[np.float64] = column.astype(np.float64) * feature.scale + feature.offset
+        back = feature.decode_numbers(feature.encode_numbers(present).astype(np.float32))
     if isinstance(feature, Integer):
         return np.array((np.rint(back) != present) & (present == np.rint(present)), dtype=bool)
     spread = 0.0 if feature.statistics is None else feature.statistics.std

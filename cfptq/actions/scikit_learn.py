@@ -7,19 +7,23 @@ scikit-learn is imported inside functions, because it is slow to import and only
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cfptq.actions.column_mapping import TracedColumn, map_to_columns
+from cfptq.actions.curves import Scaling
 from cfptq.actions.features import AnyFeature, Continuous
+from cfptq.actions.scikit_learn_curves import read_curves
 from cfptq.actions.validation import Level, to_python_value
 from cfptq.errors import ActionSetError
 from cfptq.io.suggestions import did_you_mean
 
 SUPPORTED_STEPS = (
-    "StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, OneHotEncoder, OrdinalEncoder, SimpleImputer, "
+    "StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, PowerTransformer, QuantileTransformer, KBinsDiscretizer, Binarizer, "
+    "FunctionTransformer with an inverse, OneHotEncoder, OrdinalEncoder, SimpleImputer, "
     "'passthrough', 'drop', and Pipeline or ColumnTransformer of these"
 )
 
@@ -61,7 +65,7 @@ def map_to_encoder(encoder: Any, features: Sequence[AnyFeature]) -> tuple[tuple[
 
 
 def _refuse_numbers_as_levels(traced: Sequence[TracedColumn], by_name: dict[str, AnyFeature]) -> None:
-    numbers = [c.feature for c in traced if c.base != "raw" and isinstance(by_name[c.feature], Continuous)]
+    numbers = [c.feature for c in traced if c.base != "raw" and c.edges is None and isinstance(by_name[c.feature], Continuous)]
     if numbers:
         names = list(dict.fromkeys(numbers))
         raise ActionSetError(
@@ -141,8 +145,24 @@ def _trace_step(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
         return _trace_ordinal(step, columns)
     if isinstance(step, preprocessing.FunctionTransformer) and step.func is None:
         return columns
+    if isinstance(step, preprocessing.KBinsDiscretizer | preprocessing.Binarizer):
+        return _trace_bins(step, columns)
+    curves = read_curves(step, columns)
+    if curves is not None:
+        for column in columns:
+            if column.base != "raw":
+                raise ActionSetError(f"{type(step).__name__} follows another encoder on {column.feature!r}. Encode the raw column.")
+        bent = []
+        for column, parts in zip(columns, curves, strict=True):
+            for part in parts:
+                column = column.rescale(part.offset, part.scale) if isinstance(part, Scaling) else column.bend(part)
+            bent.append(column)
+        return bent
     names = ", ".join(dict.fromkeys(column.feature for column in columns))
-    raise ActionSetError(f"{type(step).__name__} (on {names}) is not supported. Supported are {SUPPORTED_STEPS}.")
+    raise ActionSetError(
+        f"{type(step).__name__} (on {names}) is not supported. Supported are {SUPPORTED_STEPS}. "
+        "A step of your own needs the methods encode and decode of cfptq.actions.NumberEncoder."
+    )
 
 
 def _trace_column_transformer(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
@@ -199,6 +219,8 @@ def _trace_imputer(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
             result.append(column)  # An earlier step has filled or coded the missing values.
         elif column.base == "code":
             result.append(dataclasses.replace(column, missing_code=float(value) * column.scale + column.offset))
+        elif column.curve:
+            raise ActionSetError(f"SimpleImputer follows a curve on {column.feature!r}. Impute the raw column first.")
         elif (column.offset, column.scale) == (0.0, 1.0):
             result.append(dataclasses.replace(column, fill=value))
         else:
@@ -206,8 +228,28 @@ def _trace_imputer(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
     return result
 
 
+def _trace_bins(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
+    from sklearn.preprocessing import Binarizer
+
+    result: list[TracedColumn] = []
+    for place, column in enumerate(columns):
+        _require_raw(step, column)
+        is_binarizer = isinstance(step, Binarizer)
+        # scikit-learn's Binarizer is on above its threshold, and its bins hold their lower edge.
+        edges = (math.nextafter(float(step.threshold), math.inf),) if is_binarizer else tuple(map(float, step.bin_edges_[place][1:-1]))
+        if len(set(edges)) < len(edges):
+            raise ActionSetError(f"{type(step).__name__} has empty bins of {column.feature!r}. Use fewer bins.")
+        count = len(edges) + 1
+        is_coded = is_binarizer or step.encode == "ordinal"
+        common = dataclasses.replace(
+            column, base="code" if is_coded else "slot", categories=tuple(range(count)), group=id(step), edges=edges, missing_as="nan"
+        )
+        result.extend([common] if is_coded else [dataclasses.replace(common, place=slot) for slot in range(count)])
+    return result
+
+
 def _require_raw(step: Any, column: TracedColumn) -> None:
-    if column.base != "raw" or (column.offset, column.scale) != (0.0, 1.0):
+    if column.base != "raw" or column.curve or (column.offset, column.scale) != (0.0, 1.0):
         raise ActionSetError(f"{type(step).__name__} follows another encoder or a scaler on {column.feature!r}. Encode the raw column.")
 
 

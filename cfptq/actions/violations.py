@@ -15,8 +15,8 @@ from torch import Tensor
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
 from cfptq.actions.raw_values import (
     COLUMN_TOLERANCE,
-    parse_level_numbers,
     parse_numbers,
+    parse_states,
     read_level_numbers,
     read_slots,
     select_series,
@@ -83,8 +83,11 @@ def find_violations_in_columns(features: Sequence[AnyFeature], rows: Tensor) -> 
             if feature.column is None:
                 continue
             values = rows[:, feature.column].to(torch.float64).numpy()
-            raw = values * feature.scale + feature.offset
+            raw = feature.decode_numbers(values)
             slack = _BOUND_TOLERANCE * (np.abs(values) * feature.scale + abs(feature.offset))
+            if feature.curve:
+                step = _BOUND_TOLERANCE * (np.abs(values) + abs(feature.offset) / feature.scale)
+                slack = np.nan_to_num(feature.decode_numbers(values + step) - feature.decode_numbers(values - step))
             found.append(_find_out_of_bounds(feature, raw, slack))
         elif feature.columns is None:
             found.append(_find_unknown_codes(feature, rows))
@@ -107,7 +110,7 @@ def find_violations_in_frame(features: Sequence[AnyFeature], frame: pd.DataFrame
                 found.append(_tabulate(feature, _MISSING_RULE, missing, values))
             found.append(_find_out_of_bounds(feature, raw, slack=np.zeros(len(raw))))
             continue
-        numbers = parse_level_numbers(series, feature.states)
+        numbers = parse_states(feature, series)
         if feature.unknown == "error":
             found.append(_tabulate(feature, f"the value is none of {list(feature.states)}", (numbers < 0) & ~missing, values))
             if feature.fill is None and None not in feature.states and feature.model_columns:

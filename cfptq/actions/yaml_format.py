@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from cfptq.actions.curves import format_curve, parse_curve
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal, Statistics
 from cfptq.errors import ActionSetError, FileError
 from cfptq.io.suggestions import did_you_mean
@@ -22,7 +23,7 @@ VERSION = 1
 MAX_FILE_BYTES = 2**26  # Larger files are refused. A feature with statistics takes about 300 bytes.
 
 _KINDS: dict[str, type[AnyFeature]] = {"continuous": Continuous, "integer": Integer, "ordinal": Ordinal, "categorical": Categorical}
-_SEQUENCES = ("bounds", "bounds_share", "domain", "levels", "reachable", "frequencies", "codes", "columns", "off", "on")
+_SEQUENCES = ("bounds", "bounds_share", "domain", "levels", "reachable", "frequencies", "codes", "edges", "columns", "off", "on")
 _SETTING_SEQUENCES = ("column_names", "unseen", "norm")
 
 T = TypeVar("T")
@@ -108,7 +109,8 @@ def _format_feature(feature: AnyFeature) -> dict[str, Any]:
     for field in dataclasses.fields(feature):
         value = getattr(feature, field.name)
         if field.name != "name" and (value != field.default or isinstance(value, bool) != isinstance(field.default, bool)):
-            entry[field.name] = _to_yaml_value(value)
+            is_curve = field.name == "curve"
+            entry[field.name] = [format_curve(part, feature.name) for part in value] if is_curve else _to_yaml_value(value)
     return entry
 
 
@@ -122,6 +124,10 @@ def _parse_feature(entry: Any, source: str) -> AnyFeature:
     fields = {key: value for key, value in entry.items() if key not in ("name", "kind")}
     _require_known_keys(fields, [field.name for field in dataclasses.fields(_KINDS[kind]) if field.name != "name"], f"{source}: {name}")
     _lists_to_tuples(fields, _SEQUENCES)
+    if "curve" in fields:
+        if not isinstance(fields["curve"], list):
+            raise FileError(f"{source}: {name}: curve must be a list of functions, got {reprlib.repr(fields['curve'])}.")
+        fields["curve"] = tuple(parse_curve(part, f"{source}: {name}") for part in fields["curve"])
     statistics = fields.get("statistics")
     if statistics is not None:
         known = [field.name for field in dataclasses.fields(Statistics)]

@@ -15,6 +15,7 @@ from cfptq.actions import ActionSet
 from cfptq.actions.bounds import find_reachable_levels
 from cfptq.actions.cost import Norm
 from cfptq.actions.features import Categorical, Continuous, Integer, Ordinal
+from cfptq.errors import ActionSetError
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -180,6 +181,11 @@ def _list_integer_changes(feature: Continuous, current: float, low: float, high:
 
     A value between two integers moves to the next integer first, which is its shortest change.
     """
+    if feature.curve:
+        raise ActionSetError(
+            f"{feature.name}: exact recourse needs whole numbers at equal distances, but a curve encodes them. "
+            "Use minimal-cost recourse, or declare the feature continuous."
+        )
     scale, offset = feature.scale, feature.offset
     value = current * scale + offset
     slack = abs(current * scale) * 2.0**-22 + abs(offset) * 2.0**-48 + 1e-9
