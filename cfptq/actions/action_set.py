@@ -408,7 +408,8 @@ class ActionSet:
         """Return remarks on how rows are read, by column and number of rows.
 
         They tell of unknown and missing categories, imputed values, codes for missing values, other units, rows outside declared
-        bounds, numbers that are not whole, digits that float32 loses, and features that hold dates as text or number the rows.
+        bounds, numbers that are not whole, digits that float32 loses, features that hold dates as text or number the rows, and curves
+        behind which costs are measured.
 
         Args:
             rows: raw rows (a DataFrame), or the model's columns (float32 ``(N, d)``), which tell less.

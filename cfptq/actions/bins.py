@@ -35,9 +35,9 @@ def choose_within(within: tuple[float, float], *, whole: bool, edges: npt.NDArra
 
     middle = (low + high) / 2
     if whole:
-        for number in (round(middle), math.ceil(low), math.floor(high), math.ceil(high) - 1):
-            if fits(number):
-                return int(number)
+        for whole_number in (round(middle), math.ceil(low), math.floor(high), math.ceil(high) - 1):
+            if fits(whole_number):
+                return whole_number
         raise ActionSetError(f"{name}: bin {bin_number} of its encoder holds no whole number. Use fewer bins.")
     for digits in range(1, 17):
         number = float(f"{middle:.{digits}g}")

@@ -16,6 +16,8 @@ from cfptq.actions.validation import Level
 from cfptq.errors import ActionSetError
 
 _NO_COLUMNS: dict[str, Any] = dict.fromkeys(("column", "codes", "columns", "off", "on"))
+_CURVE_POINTS = 257  # A curve is checked at this many raw values.
+_CURVE_SLACK = 1e-12  # A fall by this share of the largest value is rounding.
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ def map_to_columns(feature: AnyFeature, own: list[tuple[int, TracedColumn]]) -> 
     if isinstance(feature, Continuous) and first.edges is not None:
         return _map_bins(feature, own)
     if isinstance(feature, Continuous):
-        return dataclasses.replace(feature, column=number, offset=first.offset, scale=first.scale, fill=first.fill, curve=first.curve)
+        placed = dataclasses.replace(feature, column=number, offset=first.offset, scale=first.scale, fill=first.fill, curve=first.curve)
+        if placed.curve:
+            _require_rise(placed)
+        return placed
     if first.curve or first.edges is not None:
         raise ActionSetError(
             f"{feature.name}: the encoder treats it as a number, but the action set lists its values. "
@@ -111,6 +116,24 @@ def map_to_columns(feature: AnyFeature, own: list[tuple[int, TracedColumn]]) -> 
         common["frequencies"] = tuple(frequency_of.get(level, 0.0) for level in levels)
     common |= _map_slots(levels, own) if first.base == "slot" else _map_codes(levels, number, first)
     return _set_levels(feature, levels, common)
+
+
+def _require_rise(feature: Continuous) -> None:
+    """Refuse a curve that falls somewhere in the observed range, or within finite bounds where none was observed."""
+    seen = feature.statistics
+    low, high = feature.reachable_bounds if seen is None else (seen.minimum, seen.maximum)
+    low, high = (side if math.isfinite(side) else default for side, default in ((low, min(0.0, high - 1)), (high, max(1.0, low + 1))))
+    raw = np.linspace(low, high, _CURVE_POINTS)
+    column = feature.encode_numbers(raw)
+    is_finite = np.isfinite(column)
+    raw, column = raw[is_finite], column[is_finite]
+    falls = np.flatnonzero(np.diff(column) < -_CURVE_SLACK * np.abs(column).max(initial=0.0))
+    if len(falls):
+        start = int(falls[0])
+        raise ActionSetError(
+            f"{feature.name}: its encoder must not fall where the raw value rises, but it falls between {raw[start]:g} and "
+            f"{raw[start + 1]:g}. One-way changes would point the wrong way. Use an increasing function, such as its negative."
+        )
 
 
 def _map_bins(feature: Continuous, own: list[tuple[int, TracedColumn]]) -> Ordinal:

@@ -145,7 +145,8 @@ class Continuous(Feature):
         column: index of the model's column, which holds ``(raw - offset) / scale``, of the curve's value if there is one.
         offset: offset in raw units. Default: 0.
         scale: scale in raw units, above 0. Default: 1.
-        curve: increasing functions that the encoder applies before offset and scale, in this order. Default: none.
+        curve: increasing functions that the encoder applies before offset and scale, in this order. Costs are measured in the encoded
+            column, behind the curve. Default: none.
     """
 
     bounds: tuple[float | None, float | None] = (None, None)

@@ -23,7 +23,7 @@ from cfptq.errors import DataWarning
 
 RemarkKind: TypeAlias = Literal[
     "unknown category", "missing", "imputed", "code for missing", "other range", "out of bounds", "not whole", "lost digits",
-    "identifier", "date",
+    "identifier", "date", "curve",
 ]  # fmt: skip
 """Kinds of remark."""
 
@@ -79,6 +79,7 @@ _PREDICATES: dict[RemarkKind, str] = {
     "lost digits": "lose digits in float32",
     "identifier": "have a value of their own",
     "date": "hold a date as text",
+    "curve": "pass through a curve of the encoder",
 }
 
 
@@ -162,6 +163,8 @@ def _examine_numbers(feature: Continuous, values: npt.NDArray[np.float64]) -> li
     add("out of bounds", (present < low) | (present > high), f"Actions keep these values or move towards {bounds}.", is_expected=True)
     if isinstance(feature, Integer):
         add("not whole", present != np.rint(present), "The action set declares whole numbers.")
+    if feature.curve:
+        add("curve", np.ones(len(present), dtype=bool), "The cost of a change is measured in the encoded column.", is_expected=True)
     if feature.column is not None:
         add(
             "lost digits", _find_lost_digits(feature, present), "The model sees a rounded number. Subtract a constant, or scale the column."

@@ -112,3 +112,29 @@ def test_what_cannot_be_inverted_is_refused_with_the_protocol() -> None:
     frame = people(1)
     with pytest.raises(ActionSetError, match=r"no inverse_func.*NumberEncoder"):
         ActionSet.from_frame(frame, favourable=1).encoded_by(fitted(lambda: FunctionTransformer(np.tanh), frame))
+
+
+class Falling(CubeRoot):
+    """A step of a user's own that falls where the raw value rises."""
+
+    def encode(self, values: Any) -> Any:
+        return -np.cbrt(values)
+
+    def decode(self, columns: Any) -> Any:
+        return -(columns**3)
+
+
+@pytest.mark.parametrize("encoder", [lambda: FunctionTransformer(np.negative, np.negative), Falling])
+def test_an_encoder_that_falls_is_refused(encoder: Any) -> None:
+    frame = people(1)
+    with pytest.raises(ActionSetError, match=r"income: its encoder must not fall .* increasing function"):
+        ActionSet.from_frame(frame, increase_only=["income"], favourable=1).encoded_by(fitted(encoder, frame))
+
+
+def test_examine_says_where_costs_behind_a_curve_are_measured() -> None:
+    frame = people(1)
+    encoder = ColumnTransformer([("a", FunctionTransformer(np.log1p, np.expm1), ["income"]), ("b", "passthrough", ["savings"])]).fit(frame)
+    remarks = ActionSet.from_frame(frame, favourable=1).encoded_by(encoder).examine(frame)
+    told = [remark for remark in remarks if remark.kind == "curve"]
+    assert [(remark.column, remark.is_expected) for remark in told] == [("income", True)]
+    assert "measured in the encoded column" in str(told[0])
