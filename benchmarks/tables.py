@@ -344,8 +344,9 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[], Iterator[str]]], ...] = (
      "method_times.py", lambda: method_times.markdown(results("method_times"))),
     ("Files", FORMER + "Bytes on disk and latency, one thread.", "deployment.py", deployment),
     ("Audits of other tools' files, with letters",
-     "Development networks, `cfptq audit` as an analyst runs it, letters sent at a probability of 0.55 to up to 2,000 refused people. The "
-     "last table asks the exact solver whether the audit's search found what there is: every finding that there is recourse is confirmed.",
+     FORMER + "Development networks, `cfptq audit` as an analyst runs it, letters sent at a probability of 0.55 to up to 2,000 refused "
+     "people. The last table asks the exact solver whether the audit's search found what there is: every "
+     "finding that there is recourse is confirmed.",
      "audits.py", lambda: audits.markdown(results("audits"))),
     ("Toolchains left to themselves",
      BEFORE + "adult, three seeds; ModelOpt only simulates, so it has no file; PyTorch's are timed uncompiled.",
