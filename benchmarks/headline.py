@@ -27,7 +27,6 @@ from typing import Any
 
 import reporting
 
-import cfptq
 from cfptq.allocation import BitAllocation, Budget, LayerScores, Widths, allocate_exactly
 from cfptq.allocation.budget import resolve_widths
 from cfptq.network.onnx.session import describe_runtime
@@ -129,20 +128,8 @@ def list_methods() -> list[str | Method]:
 def measure(name: str, seed: int) -> dict[str, Any]:
     """Quantize one network by every method and judge the files."""
     experiment = reporting.load_experiment(name, seed)
-    columns = experiment.columns
-    comparison = cfptq.compare(
-        experiment.model,
-        [(columns.train, columns.train_labels)],
-        [(columns.test, columns.test_labels)],
-        experiment.action_set,
-        methods=list_methods(),
-        budgets=[BUDGET],
-        groups=experiment.groups,
-        max_rows=CALIBRATION_ROWS,
-        seed=seed,
-        dataset=name,
-        progress=False,
-    )
+    settings = {"budgets": [BUDGET], "groups": experiment.groups, "max_rows": CALIBRATION_ROWS, "progress": False}
+    comparison = reporting.compare_methods(experiment, name, seed, list_methods(), **settings)
     entries = {method: _shorten(method, entry) for method, entry in comparison.methods.items()}
     run = {
         "seed": seed,

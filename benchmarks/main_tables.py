@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cfptq
+import reporting
+
 from cfptq.experiments.recipe import Recipe
 from cfptq.io.atomic import write_text
 
@@ -78,18 +79,7 @@ def measure(name: str, seed: int, methods: Sequence[str] = METHODS) -> dict[str,
     """Train, quantize by every method, judge: one data set, one seed."""
     recipe = Recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
     experiment = recipe.prepare(seed)
-    columns = experiment.columns
-    comparison = cfptq.compare(
-        experiment.model,
-        [(columns.train, columns.train_labels)],
-        [(columns.test, columns.test_labels)],
-        experiment.action_set,
-        methods=methods,
-        budgets=BUDGETS,
-        max_rows=recipe.calibration.rows,
-        seed=seed,
-        dataset=name,
-    )
+    comparison = reporting.compare_methods(experiment, name, seed, methods, budgets=BUDGETS, max_rows=recipe.calibration.rows)
     result = comparison.to_dict()
     del result["methods"]  # the headline budget's, once more
     for budget, entries in result["budgets"].items():

@@ -33,11 +33,14 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
+import cfptq
 from cfptq.errors import ConfigurationError, FileError
 from cfptq.experiments.recipe import Experiment, Recipe
 from cfptq.experiments.stored_networks import INDEX_FILE, name_file, read_index, write_network
 from cfptq.io.atomic import write_text
 from cfptq.io.files import read_json
+from cfptq.pipeline.comparison import Comparison
+from cfptq.pipeline.method import Method
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent / "recipes"
@@ -73,6 +76,29 @@ def is_reporting_seed(name: str, seed: int) -> bool:
 def is_development_seed(name: str, seed: int) -> bool:
     """Tell whether settings may be chosen on a seed of a data set."""
     return seed in DEVELOPMENT_SEEDS[name] or (name not in POOLED and seed >= FURTHER_DEVELOPMENT_SEEDS)
+
+
+def compare_methods(experiment: Experiment, name: str, seed: int, methods: Sequence[str | Method], **settings: Any) -> Comparison:
+    """Quantize an experiment's network by several methods, and judge all of them on its test people.
+
+    Args:
+        experiment: data, action set and network of one seed.
+        name: Name of the data set in the results.
+        seed: Seed of the calibration draw and of the people.
+        methods: Presets, toolchains and methods.
+        settings: Further keywords of ``cfptq.compare``.
+    """
+    columns = experiment.columns
+    return cfptq.compare(
+        experiment.model,
+        [(columns.train, columns.train_labels)],
+        [(columns.test, columns.test_labels)],
+        experiment.action_set,
+        methods=methods,
+        seed=seed,
+        dataset=name,
+        **settings,
+    )
 
 
 def load_experiment(name: str, seed: int, *, progress: bool = False) -> Experiment:

@@ -27,7 +27,6 @@ import numpy as np
 import reporting
 import torch
 
-import cfptq
 from cfptq.network.onnx.session import describe_runtime
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.method_presets import FAITHFUL
@@ -63,19 +62,9 @@ def measure(network: tuple[str, int]) -> dict[str, Any]:
     name, seed = network
     started = time.perf_counter()
     experiment = reporting.load_experiment(name, seed)
-    columns = experiment.columns
-    comparison = cfptq.compare(
-        experiment.model,
-        [(columns.train, columns.train_labels)],
-        [(columns.test, columns.test_labels)],
-        experiment.action_set,
-        methods=[FAITHFUL, *(replace(method, name=part) for part, method in WITHOUT.items())],
-        budgets=[BUDGET],
-        max_rows=headline.CALIBRATION_ROWS,
-        seed=seed,
-        dataset=name,
-        progress=False,
-    )
+    methods = [FAITHFUL, *(replace(method, name=part) for part, method in WITHOUT.items())]
+    settings = {"budgets": [BUDGET], "max_rows": headline.CALIBRATION_ROWS, "progress": False}
+    comparison = reporting.compare_methods(experiment, name, seed, methods, **settings)
     figures = {
         method: {figure: headline.get_figure(entry, figure) for figure in (*RATIOS, *MEANS)} for method, entry in comparison.methods.items()
     }

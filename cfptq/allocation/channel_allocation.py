@@ -269,15 +269,17 @@ def _choose_split_layers(scores: ChannelScores, budget: Budget, widths: Widths, 
     """
     if not scores.fine_inputs:
         return scores
-    pins = pinned or {}
     bits = budget.ceiling(scores.parameters) * (8 if budget.unit is BudgetUnit.BYTES else 1)
+    if not MIN_SPLIT_AVERAGE <= bits / sum(scores.parameters) <= MAX_SPLIT_AVERAGE:
+        return replace(scores, fine_inputs=())
+    pins = pinned or {}
     chosen = replace(
         scores, fine_inputs=tuple(() if name in pins else own for name, own in zip(scores.names, scores.fine_inputs, strict=True))
     )
+    if not any(chosen.fine_inputs):
+        return replace(scores, fine_inputs=())
     problem = build_channel_problem(chosen, budget, widths, pinned)
-    is_affordable = problem.count_bits(problem.lowest_kept) <= bits
-    is_split = is_affordable and MIN_SPLIT_AVERAGE <= bits / sum(scores.parameters) <= MAX_SPLIT_AVERAGE
-    return chosen if is_split and any(chosen.fine_inputs) else replace(scores, fine_inputs=())
+    return chosen if problem.count_bits(problem.lowest_kept) <= bits else replace(scores, fine_inputs=())
 
 
 def allocate_channels(

@@ -58,11 +58,7 @@ class Unpacker:
         whole = parts[0] if len(parts) == 1 else self._add("Concat", parts, axis=0)
         order = np.concatenate([group.channels for group in groups])
         if not (np.diff(order) == 1).all():
-            place = np.argsort(order).astype(INDEX_TYPES[count_index_bytes(len(order))])
-            index = self._store(place)
-            if place.dtype != np.int32:
-                index = self._add("Cast", [index], to=TensorProto.INT32)
-            whole = self._add("Gather", [whole, index], axis=0)
+            whole = self._reorder(whole, order, axis=0)
         return whole, self._nodes
 
     def join_columns(self, left: str, right: str, columns: npt.NDArray[np.int64]) -> tuple[str, list[onnx.NodeProto]]:
@@ -78,11 +74,15 @@ class Unpacker:
         """
         self._nodes = []
         whole = self._add("Concat", [left, right], axis=1)
-        place = np.argsort(columns).astype(INDEX_TYPES[count_index_bytes(len(columns))])
+        return self._reorder(whole, columns, axis=1), self._nodes
+
+    def _reorder(self, tensor: str, order: npt.NDArray[np.int64], axis: int) -> str:
+        """Put the entries of a tensor, which stand in some order along an axis, in their places, and return the result's name."""
+        place = np.argsort(order).astype(INDEX_TYPES[count_index_bytes(len(order))])
         index = self._store(place)
         if place.dtype != np.int32:
             index = self._add("Cast", [index], to=TensorProto.INT32)
-        return self._add("Gather", [whole, index], axis=1), self._nodes
+        return self._add("Gather", [tensor, index], axis=axis)
 
     def _unpack_group(self, integers: npt.NDArray[np.int8], container: Container, factor: int) -> str:
         """Store the integers of one container, and return the name of the INT8 tensor, in which they are multiplied by a power of two."""

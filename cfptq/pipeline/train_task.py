@@ -104,7 +104,7 @@ def train_with(
     fitted = method.schedule.split(len(task.rows), task.seed)[0] if rule.sequential else None
     calibrating = _sample_rows(task, calibration_rows, fitted)
     # A policy chooses among the same widths in every layer. Training moves all weights, so that it drops no channel.
-    widths = tuple(bits for bits in layer_widths(True, portable, rule.granularity) if bits) if method.bits == "learned" else ()
+    widths = layer_widths(True, portable, rule.granularity) if method.bits == "learned" else ()
     allowed = {name: widths or own for name, own in rule.find_candidate_widths(task.network, portable).items()}
     first = quantize_with(calibrating, rule, limit, pinned=pinned, portable=portable, widths=allowed, progress=progress)
     start = _build_start(calibrating, rule, first, widths, portable)

@@ -123,10 +123,20 @@ def count_bits(bits: Bits, parameters: int, kept_inputs: Sequence[bool] = (), fi
             column differs.
     """
     if fine_inputs:
-        return count_split_bits(spread_bits(bits, 1), fine_inputs) * (parameters // len(spread_bits(bits, 1)) // len(fine_inputs))
-    if kept_inputs:
-        parameters = parameters // len(kept_inputs) * sum(kept_inputs)
+        own = spread_bits(bits, 1)
+        return count_split_bits(own, fine_inputs) * (parameters // len(own) // len(fine_inputs))
+    parameters = count_kept_weights(parameters, kept_inputs)
     return parameters * bits if isinstance(bits, int) else parameters // len(bits) * sum(bits)
+
+
+def count_kept_weights(parameters: int, kept_inputs: Sequence[bool]) -> int:
+    """Count the weights of a layer that do not read a dropped input channel.
+
+    Args:
+        parameters: number of weights. Each input channel has the same number.
+        kept_inputs: False for each input channel that is dropped. Empty where none is.
+    """
+    return parameters // len(kept_inputs) * sum(kept_inputs) if kept_inputs else parameters
 
 
 def average_bits(bits: Bits) -> float:
@@ -152,16 +162,17 @@ def count_channels(bits: Sequence[int]) -> dict[int, int]:
     return {width: bits.count(width) for width in sorted(set(bits))}
 
 
-def layer_widths(feeds_integers: bool, portable: bool, granularity: Granularity = "layer") -> tuple[int, ...]:
-    """Return the candidate widths of a layer or of its output channels, in bits and ascending. Channels that cannot be dropped lack 0.
+def layer_widths(feeds_integers: bool, portable: bool, granularity: Granularity = "layer", is_droppable: bool = False) -> tuple[int, ...]:
+    """Return the candidate widths of a layer or of its output channels, in bits and ascending.
 
     Args:
         feeds_integers: integer kernels run the layer.
         portable: the kernels must be right on processors without VNNI too.
         granularity: what has a width of its own.
+        is_droppable: the layer's channels can be dropped, so that 0 bits are a candidate.
     """
     widths = PORTABLE_WIDTHS if feeds_integers and portable else WIDTHS
-    return widths if granularity == "layer" else tuple(width for width in CHANNEL_WIDTHS if width <= widths[-1])
+    return widths if granularity == "layer" else tuple(width for width in CHANNEL_WIDTHS[not is_droppable :] if width <= widths[-1])
 
 
 def container_bits(bits: int) -> int:

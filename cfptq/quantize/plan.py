@@ -266,11 +266,10 @@ class QuantizationPlan:
     @property
     def candidate_widths(self) -> dict[str, tuple[int, ...]]:
         """Candidate widths of each layer, or of its channels, under this plan's activation formats, by name."""
-        widths = {}
-        for layer in self.layers:
-            own = layer_widths(self.input_format(layer).feeds_integers, self.portable, self.granularity)
-            widths[layer.name] = tuple(width for width in own if width or layer.is_sortable)
-        return widths
+        return {
+            layer.name: layer_widths(self.input_format(layer).feeds_integers, self.portable, self.granularity, layer.is_sortable)
+            for layer in self.layers
+        }
 
     @property
     def granularity(self) -> Granularity:

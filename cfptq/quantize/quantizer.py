@@ -224,8 +224,7 @@ def find_candidate_widths(
     sortable, found = find_sortable_layers(network), {}
     for layer in network.layers:
         bits = input_bits if layer.input == network.input_name else activations.bits
-        widths = layer_widths(bits in (8, "two-step"), portable, granularity)
-        found[layer.name] = tuple(width for width in widths if width or layer.name in sortable)
+        found[layer.name] = layer_widths(bits in (8, "two-step"), portable, granularity, layer.name in sortable)
     return found
 
 

@@ -69,7 +69,8 @@ class LayerProblem:
 
     def compute_full_scale(self) -> torch.Tensor:
         """Compute the step of each channel at which no weight that may differ from 0 is clipped, (out,)."""
-        limit = torch.maximum(-self.bounds[0], self.bounds[1])
+        lowest, highest = self.bounds
+        limit = torch.maximum(-lowest, highest)
         needed = torch.where(limit > 0, self.weight.abs() / limit.clamp_min(1), torch.zeros_like(limit)).flatten(1).amax(dim=1)
         return torch.where(needed > torch.finfo(torch.float32).tiny, needed, torch.ones_like(needed))
 

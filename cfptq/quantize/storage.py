@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
-from cfptq.quantize.formats import Bits, container_bits, count_channels, spread_bits
+from cfptq.quantize.formats import Bits, container_bits, count_channels, count_kept_weights, spread_bits
 from cfptq.quantize.split_inputs import split_bits
 
 
@@ -129,8 +129,7 @@ def count_layer_bytes(
             for own, columns in zip(split_bits(spread_bits(bits, 1)), (sum(fine_inputs), len(fine_inputs) - sum(fine_inputs)), strict=True)
         ]
         return sum(halves) + SPLIT_BYTES + len(fine_inputs) * count_index_bytes(len(fine_inputs))
-    if kept_inputs:
-        parameters = parameters // len(kept_inputs) * sum(kept_inputs)
+    parameters = count_kept_weights(parameters, kept_inputs)
     if isinstance(bits, int):
         return -(-parameters * container_bits(bits) // 8)
     counts, weights = tuple(_count_stored(bits, is_sortable).items()), parameters // len(bits)
