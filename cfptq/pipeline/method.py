@@ -41,7 +41,7 @@ from cfptq.quantize import (
     round_compensated,
     round_nearest,
     round_nearest_full_range,
-    sweep_repeatedly,
+    sweep_plan,
 )
 from cfptq.quantize.calibration_set import CalibrationSet
 
@@ -102,7 +102,7 @@ class Method:
         equalization_exponent: α of the scale s = a^α / w^(1-α) of a channel, from 0 to 1, with a its largest activation and w the largest
             weight that it meets. 0.5 makes both equal. More lets channels share the activations' step better, at the weights' expense.
         sequential: let each layer compensate for the error of the quantized layers before it.
-        sweeps: sweeps over all layers at the end, on the margins of the whole quantized model; see ``cfptq.quantize.sweep_repeatedly``.
+        sweeps: sweeps over all layers at the end, on the margins of the whole quantized model; see ``cfptq.quantize.sweep_plan``.
         repair: adjust integers and bias of the last layer at the end, until calibration recourse that fails holds; see
             ``cfptq.quantize.repair``.
         groups: reweight the groups of people so that the worst group's Validity Drop falls (eq. 33): a feature's name, or a function
@@ -261,7 +261,7 @@ class Method:
         )
         if self.sweeps:
             goal = MarginTarget.of(network, calibration, decision)
-            plan = sweep_repeatedly(network, plan, goal, decision, self.sweeps, progress)
+            plan = sweep_plan(network, plan, goal, decision, self.sweeps, progress)
         return plan
 
     def to_dict(self) -> dict[str, Any] | None:

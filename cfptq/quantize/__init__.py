@@ -38,7 +38,7 @@ from cfptq.quantize.reconstruct import round_nearest, round_nearest_full_range
 from cfptq.quantize.rounding_rule import LayerProblem, RoundedWeight, Rounding
 from cfptq.quantize.row_sampling import sample_affordable_rows
 from cfptq.quantize.structure import STRUCTURE, SignBounds, check_keep
-from cfptq.quantize.sweep import MarginTarget, sweep_plan, sweep_repeatedly
+from cfptq.quantize.sweep import MarginTarget, sweep_plan
 from cfptq.quantize.variants import Variability, sample_variants
 
 __all__ = [
@@ -104,6 +104,5 @@ __all__ = [
     "spread_bits",
     "summarize_bits",
     "sweep_plan",
-    "sweep_repeatedly",
     "widest_bits",
 ]

@@ -13,7 +13,7 @@ therefore costs no more than one decision.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,24 +147,30 @@ def _choose_end(values: Tensor, pull: Tensor, limit: Tensor, full: Tensor, other
     exact = values == 0
     inner = torch.where(exact | (values < -other[:, None]), torch.zeros_like(pull), pull)
 
-    def measure(end: Tensor) -> Tensor:
+    def measure(end: Tensor) -> tuple[Tensor, Tensor]:
         beyond = values - end[:, None]
-        is_inside = beyond <= 0
-        rounding = (inner * is_inside).sum(dim=1) * ((end + other) / steps).square() / 12
+        rounding = (inner * (beyond <= 0)).sum(dim=1) * ((end + other) / steps).square() / 12
         clipped = torch.minimum(pull * beyond.clamp_min_(0).square_(), limit)
-        return rounding + CLIPPING_FACTOR * clipped.sum(dim=1)
+        return rounding, CLIPPING_FACTOR * clipped.sum(dim=1)
 
-    def choose(best: Tensor, candidates: list[Tensor]) -> Tensor:
-        least = measure(best)
-        for end in candidates:
-            error = measure(end)
+    best, least = full, torch.add(*measure(full))
+
+    def search(ends: Iterable[Tensor], falls: bool) -> None:
+        nonlocal best, least
+        for end in ends:
+            rounding, clipping = measure(end)
+            error = rounding + clipping
             best, least = torch.where(error < least, end, best), torch.minimum(error, least)
-        return best
+            # Clipping alone only grows while the ends fall, and rounding alone while they rise. No later end can be better.
+            if bool(((clipping if falls else rounding) > least).all()):
+                return
 
-    end = choose(full, [full * 2.0**-halving for halving in range(1, HALVINGS)])
+    search((full * 2.0**-halving for halving in range(1, HALVINGS)), falls=True)
     for shares in (SHARES, FINE_SHARES):
-        end = choose(end, [torch.minimum(end * share, full) for share in shares])
-    return end
+        middle = best
+        search((middle * share for share in reversed(shares) if share < 1), falls=True)
+        search((torch.minimum(middle * share, full) for share in shares if share > 1), falls=False)
+    return best
 
 
 def measure_slopes(

@@ -105,7 +105,7 @@ def quantize(
         activations: formats of the hidden tensors and of the input. None means 8 bits each.
         equalize: equalize the scales of hidden channels across layers first.
         equalized: the network that ``equalize_on_calibration`` returned for the same rows and narrower weights than activations, so that
-            it is not computed again. It is not used where some layer's weights are as fine as the activations.
+            it is not computed again. It is not used where the weights of several layers are as fine as the activations.
         equalization_exponent: exponent of a channel's largest activation in its scale; see ``cfptq.quantize.equalize_network``.
         sequential: let each layer see the output of the quantized layers before it. Its target stays the full-precision output.
         decision: head of the network's raw output and decision threshold. With ``sequential``, ``rounding`` is then given the effect on
@@ -135,7 +135,8 @@ def quantize(
     fine_layers = _find_fine_layers(bits, settings)
     source = network
     if equalize:
-        source = equalized if equalized and not fine_layers else _equalize(network, rows, fine_layers, equalization_exponent, ranged)
+        # Fine layers are equalized otherwise only between two of them.
+        source = equalized if equalized and len(fine_layers) < 2 else _equalize(network, rows, fine_layers, equalization_exponent, ranged)
     has_channels = any(not isinstance(width, int) for width in bits.values())
     sortable = find_sortable_layers(network) if has_channels else ()
     kept_inputs = find_kept_inputs(network, bits) if has_channels else {}

@@ -18,7 +18,7 @@ from cfptq.io.progress import track
 from cfptq.network import DecisionRule, Layer, Network, target_margin
 from cfptq.quantize.calibration_set import CalibrationSet
 from cfptq.quantize.compensate import factorize_hessian
-from cfptq.quantize.fake_quantized import check_matches, fake_quantize_network, insert_fake_quantization
+from cfptq.quantize.fake_quantized import check_matches, insert_fake_quantization
 from cfptq.quantize.formats import ActivationFormat
 from cfptq.quantize.margin_rounding import MIN_DESCENT_ROWS, descend_on_margins, is_descent_affordable
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan, widen_steps_for_bias
@@ -93,64 +93,47 @@ class MarginTarget:
         return replace(self, weights=torch.where(is_otherwise, OTHER_DECISION_WEIGHT * self.weights, self.weights))
 
 
-def sweep_repeatedly(
-    network: Network, plan: QuantizationPlan, target: MarginTarget, decision: DecisionRule, sweeps: int, progress: bool = True
+def sweep_plan(
+    network: Network, plan: QuantizationPlan, target: MarginTarget, decision: DecisionRule, sweeps: int = 1, progress: bool = False
 ) -> QuantizationPlan:
-    """Sweep several times. Every sweep after the first gives more weight to the rows that the plan before it decides otherwise.
-
-    Args:
-        network: the network of the plan.
-        plan: the plan to sweep.
-        target: rows, and the margins that they should have.
-        decision: head of the network's raw output and decision threshold.
-        sweeps: number of sweeps.
-        progress: whether a progress bar may be shown.
-    """
-    for number in track(range(sweeps), "sweeping layers", enabled=progress):
-        goal = target
-        if number:
-            with torch.no_grad():
-                output = fake_quantize_network(network, plan)(target.rows)
-            goal = target.emphasize_other_decisions(target_margin(decision.class_logits(output), target.target))
-        plan = sweep_plan(network, plan, goal, decision)
-    return plan
-
-
-def sweep_plan(network: Network, plan: QuantizationPlan, target: MarginTarget, decision: DecisionRule) -> QuantizationPlan:
-    """Sweep once over the integers and biases of a plan's layers.
+    """Sweep over the integers and biases of a plan's layers.
 
     Scales, widths and activation formats stay. A layer keeps its integers in three cases: moving them does not lower the error of margins,
-    it has more than 2^16 weights, or it affords fewer than 512 rows.
+    it has more than 2^16 weights, or it affords fewer than 512 rows. Every sweep after the first gives more weight to the rows that the
+    plan before it decides otherwise.
 
     Args:
         network: the network of the plan. Its weights only say which structure the plan keeps.
         plan: the plan to sweep.
         target: rows, and the margins that they should have.
         decision: head of the network's raw output and decision threshold.
+        sweeps: number of sweeps.
+        progress: whether a progress bar may be shown.
     """
     check_matches(network, plan)
+    kept, weights = sample_affordable_rows(network, target.weights, MAX_PASS_MACS, MIN_DESCENT_ROWS)
+    target = replace(target, rows=target.rows[kept], target=target.target[kept], margins=target.margins[kept], weights=weights)
     # Callers may have gradients switched off.
     with torch.inference_mode(False), torch.enable_grad():
-        kept, weights = sample_affordable_rows(network, target.weights, MAX_PASS_MACS, MIN_DESCENT_ROWS)
-        target = replace(target, rows=target.rows[kept], target=target.target[kept], margins=target.margins[kept], weights=weights)
-        layers = {layer.name: layer for layer in plan.layers}
+        run = _QuantizedRun(network, plan, target, decision)
+        for number in track(range(sweeps), "sweeping layers", enabled=progress):
+            run = _sweep_layers(network, run, target.emphasize_other_decisions(run.margins) if number else target, decision)
+    return run.plan
 
-        def run() -> _QuantizedRun:
-            return _QuantizedRun(network, replace(plan, layers=tuple(layers.values())), target, decision)
 
-        current = run()
-        for layer in network.layers:
-            before = layers[layer.name]
-            after = _sweep_layer(network, layer, before, plan.keep, current, target)
-            if after is before:
-                continue
-            layers[layer.name] = widen_steps_for_bias(after, plan.input_format(before))
-            candidate = run()
-            if target.error(candidate.margins) < target.error(current.margins):
-                current = candidate
-            else:
-                layers[layer.name] = before
-        return replace(plan, layers=tuple(layers.values()))
+def _sweep_layers(network: Network, run: _QuantizedRun, target: MarginTarget, decision: DecisionRule) -> _QuantizedRun:
+    """Sweep once over all layers from ``run``, a run of the plan on the rows of ``target``, and return that of the plan reached."""
+    for position, layer in enumerate(network.layers):
+        before = run.plan.layers[position]
+        after = _sweep_layer(network, layer, before, run.plan.keep, run, target)
+        if after is before:
+            continue
+        moved = widen_steps_for_bias(after, run.plan.input_format(before))
+        layers = (*run.plan.layers[:position], moved, *run.plan.layers[position + 1 :])
+        candidate = _QuantizedRun(network, replace(run.plan, layers=layers), target, decision)
+        if target.error(candidate.margins) < target.error(run.margins):
+            run = candidate
+    return run
 
 
 def _sweep_layer(
@@ -180,6 +163,7 @@ class _QuantizedRun(fx.Interpreter):
     """One run of the quantized network.
 
     Attributes:
+        plan: the plan that is run.
         inputs: quantized input of each layer by name, (N, ...).
         slopes: the margins' gradient in each layer's output by name, (N, channels, positions).
         margins: the target margins, (N,).
@@ -187,6 +171,7 @@ class _QuantizedRun(fx.Interpreter):
 
     def __init__(self, network: Network, plan: QuantizationPlan, target: MarginTarget, decision: DecisionRule) -> None:
         super().__init__(insert_fake_quantization(network, plan.layers, {form.tensor: form for form in plan.activations}))
+        self.plan = plan
         self._layers = {layer.node: layer.name for layer in network.layers}
         self._outputs: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
