@@ -133,7 +133,8 @@ class ChannelProblem:
                 candidate = reached[: amounts - cost] + self.benefit[channel, place]
                 # Of equal benefits, the wider one is kept, so that bits are spent.
                 better = candidate >= best[cost:]
-                best[cost:][better], place_of_best[cost:][better] = candidate[better], place
+                np.copyto(best[cost:], candidate, where=better)
+                np.copyto(place_of_best[cost:], place, where=better, casting="unsafe")
             reached, chosen[channel] = best, place_of_best
         choice, left = np.empty(len(self.costs), dtype=np.int64), amounts - 1
         for channel in range(len(self.costs) - 1, -1, -1):

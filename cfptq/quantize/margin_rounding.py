@@ -126,23 +126,24 @@ class _LayerDescent:
         # Nothing moves in a channel that no margin depends on, such as a dropped one, and that has no error of its own.
         is_exact = (self.integers * self.scale[:, :, None] == self.factors.wanted.mT).all(dim=2).flatten()
         is_idle = (is_exact & ~(slope != 0).any(dim=2).any(dim=0)).tolist()
-        for place, direction in enumerate(self._iterate_directions(slope)):
+        for place, (rows, direction) in enumerate(self._iterate_directions(slope)):
             if is_idle[place]:
                 continue
             group, channel = divmod(place, out)
-            left = self._descend(group, channel, direction, slope[:, place].sum(dim=1), left, float(own[place]))
+            level_slope = slope[rows, place].sum(dim=1)
+            left[rows] = self._descend(group, channel, direction, level_slope, left[rows], float(own[place]))
 
     def _descend(self, group: int, channel: int, direction: Tensor, level_slope: Tensor, left: Tensor, own: float) -> Tensor:
-        """Move one channel's integers and level, and return the margins' errors that are left, (n,).
+        """Move one channel's integers and level, and return the margins' errors that are left, (m,).
 
         Rows enter multiplied by the root of their share.
 
         Args:
             group: position of the channel's group.
             channel: position of the channel in its group.
-            direction: the margins' gradient in each weight at constant level, (n, k).
-            level_slope: the margins' gradient in the level, (n,).
-            left: the margins' errors before, (n,).
+            direction: the margins' gradient in each weight at constant level, (m, k), of the m rows that depend on the channel.
+            level_slope: the margins' gradient in the level, (m,).
+            left: the margins' errors before, (m,).
             own: λ γ_r.
         """
         hessian, integers, scale = self.factors.hessian[group], self.integers[group, channel], float(self.scale[group, channel])
@@ -165,8 +166,10 @@ class _LayerDescent:
         self.level[group, channel] += shift
         return left.addmv(direction, moved).add_(level_slope, alpha=shift)
 
-    def _iterate_directions(self, slope: Tensor) -> Iterator[Tensor]:
-        """Yield the rows' margin gradient in the weights of one channel after the other, (n, k) each.
+    def _iterate_directions(self, slope: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Yield the rows whose margins depend on a channel, and their gradient in its weights, (m, k), for one channel after the other.
+
+        Behind a ReLU this is about half of the rows, and descent takes half the time.
 
         Args:
             slope: the margins' gradient in the layer's output, (n, out, positions).
@@ -185,4 +188,8 @@ class _LayerDescent:
         every = torch.cat(parts, dim=1).transpose(1, 2)
         for place in range(groups * out):
             group, channel = divmod(place, out)
-            yield every[group, 0] * slope[:, place] if positions == 1 else every[group, channel]
+            if positions == 1:
+                rows = slope[:, place, 0].nonzero()[:, 0]
+                yield rows, every[group, 0].index_select(0, rows) * slope[rows, place]
+            else:
+                yield slice(None), every[group, channel]
