@@ -111,10 +111,10 @@ def sweep_plan(
         progress: whether a progress bar may be shown.
     """
     check_matches(network, plan)
-    kept, weights = sample_affordable_rows(network, target.weights, MAX_PASS_MACS, MIN_DESCENT_ROWS)
-    target = replace(target, rows=target.rows[kept], target=target.target[kept], margins=target.margins[kept], weights=weights)
     # Callers may have gradients switched off.
     with torch.inference_mode(False), torch.enable_grad():
+        kept, weights = sample_affordable_rows(network, target.weights, MAX_PASS_MACS, MIN_DESCENT_ROWS)
+        target = replace(target, rows=target.rows[kept], target=target.target[kept], margins=target.margins[kept], weights=weights)
         run = _QuantizedRun(network, plan, target, decision)
         for number in track(range(sweeps), "sweeping layers", enabled=progress):
             run = _sweep_layers(network, run, target.emphasize_other_decisions(run.margins) if number else target, decision)
