@@ -103,7 +103,7 @@ class LayerPlan:
             raise ModelError(f"The integers of layer {self.name!r} must be multiples of {COARSE_STEP} in its coarse columns.")
         if self.kept_inputs and bool(self.integers[:, ~torch.tensor(self.kept_inputs)].any()):
             raise ModelError(f"The integers of layer {self.name!r} must be 0 in the columns of dropped channels.")
-        beyond = self.integers.to(torch.int16).abs() > self._limits
+        beyond = self.integers.to(torch.int16).abs() > self.limits
         if bool(beyond.any()):
             width = spread_bits(self.bits, channels[0])[int(beyond.flatten(1).any(dim=1).nonzero()[0])]
             raise ModelError(f"The integers of layer {self.name!r} must stay within ±{integer_limit(width)}, the range of {width} bits.")
@@ -113,7 +113,7 @@ class LayerPlan:
             raise ModelError(f"The bias of layer {self.name!r} must hold {channels[0]} finite numbers.")
 
     @property
-    def _limits(self) -> int | torch.Tensor:
+    def limits(self) -> int | torch.Tensor:
         """The largest magnitude of the integers, in a shape that broadcasts over them."""
         if not self.fine_inputs:
             return align_limits(self.bits, self.integers)

@@ -11,9 +11,11 @@ from torch import Tensor, fx
 
 from cfptq.errors import ModelError
 from cfptq.network import Network
+from cfptq.quantize.cross_layer_equalization import find_channel_pairs
 from cfptq.quantize.fake_quantized import check_matches, fake_quantize_network
-from cfptq.quantize.formats import ActivationFormat, align_limits, align_with_channels, clamp_to_limits
+from cfptq.quantize.formats import ActivationFormat, align_with_channels, clamp_to_limits
 from cfptq.quantize.plan import LayerPlan, QuantizationPlan
+from cfptq.quantize.split_inputs import find_integer_factors
 from cfptq.quantize.structure import SignBounds
 
 
@@ -84,24 +86,73 @@ def perturb_plan(network: Network, plan: QuantizationPlan, settings: Variability
         settings: size of the differences.
         generator: source of randomness. Its state advances.
     """
-    layers = tuple(_perturb_layer(layer, network.weight(layer.name), plan.keep, settings, generator) for layer in plan.layers)
+    rounded = estimate_rounded_weights(network, plan)
+    layers = []
+    for layer in plan.layers:
+        signs = SignBounds.of(network.weight(layer.name), plan.keep, layer.kept_inputs)
+        layers.append(_perturb_layer(layer, rounded[layer.name], signs, settings, generator))
     activations = tuple(_perturb_format(form, settings, generator) for form in plan.activations)
-    return replace(plan, layers=layers, activations=activations, method=f"{plan.method}, varied")
+    return replace(plan, layers=tuple(layers), activations=activations, method=f"{plan.method}, varied")
 
 
-def _perturb_layer(layer: LayerPlan, weight: Tensor, keep: tuple[str, ...], settings: Variability, generator: torch.Generator) -> LayerPlan:
-    integers = layer.integers.to(torch.float32)
-    distance = weight / align_with_channels(layer.scale, weight) - integers
+def estimate_rounded_weights(network: Network, plan: QuantizationPlan) -> dict[str, Tensor]:
+    """Estimate the real weights that a plan's integers were rounded from, by layer name.
+
+    A plan does not say how the scales of hidden channels were equalized before rounding. The scale of each channel is estimated by least
+    squares from the weights that produce it. It is used where more integers are then the nearest to their weights.
+
+    Args:
+        network: the captured full-precision network.
+        plan: a plan for it.
+    """
+    weights = {layer.name: network.weight(layer.name) for layer in plan.layers}
+    planned = {layer.name: layer for layer in plan.layers}
+    for producer, consumer in find_channel_pairs(network):
+        if not {producer.name, consumer.name} <= set(planned):
+            continue
+        own, deployed = weights[producer.name].flatten(1), planned[producer.name].weight().flatten(1)
+        product = (own * deployed).sum(dim=1)
+        scale = torch.where(product > 0, own.square().sum(dim=1) / product.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+        equalized = {
+            producer.name: weights[producer.name] / align_with_channels(scale, weights[producer.name]),
+            consumer.name: weights[consumer.name] * scale.reshape(1, -1, *[1] * (weights[consumer.name].dim() - 2)),
+        }
+        if sum(_count_nearest(planned[name], weight) for name, weight in equalized.items()) > sum(
+            _count_nearest(planned[name], weights[name]) for name in equalized
+        ):
+            weights |= equalized
+    return weights
+
+
+def _column_steps(layer: LayerPlan) -> Tensor:
+    """Return the difference between two neighbouring integers of each column, in a shape that broadcasts over the integers."""
+    return find_integer_factors(layer.fine_inputs).to(torch.float32) if layer.fine_inputs else torch.ones(())
+
+
+def _measure_distance(layer: LayerPlan, weight: Tensor) -> Tensor:
+    """Return the distance of a layer's real weights from its integers, in steps of their column."""
+    return (weight / align_with_channels(layer.scale, weight) - layer.integers) / _column_steps(layer)
+
+
+def _count_nearest(layer: LayerPlan, weight: Tensor) -> int:
+    """Count the integers that are the nearest to their real weights."""
+    return int((_measure_distance(layer, weight).abs() <= 0.5).sum())
+
+
+def _perturb_layer(
+    layer: LayerPlan, weight: Tensor, signs: SignBounds | None, settings: Variability, generator: torch.Generator
+) -> LayerPlan:
+    distance = _measure_distance(layer, weight)
     uniform = torch.rand(distance.shape, generator=generator)
+    integers = layer.integers
     if settings.rounding > 0:
         # A weight that a rounding rule placed farther than half a step moves no more often than one at a tie.
         probability = (0.5 + (distance.abs().clamp(max=0.5) - 0.5) / settings.rounding).clamp_min(0)
-        limit = align_limits(layer.bits, integers)
-        integers = clamp_to_limits(torch.where(uniform < probability, integers + distance.sign(), integers), limit)
-        signs = SignBounds.of(weight, keep, layer.kept_inputs)
+        moved = torch.where(uniform < probability, integers + distance.sign() * _column_steps(layer), integers.to(torch.float32))
+        integers = clamp_to_limits(moved, layer.limits).to(torch.int8)
         integers = integers if signs is None else signs.clamp(integers)
     jitter = 1 + settings.steps * torch.randn(layer.scale.shape, generator=generator).clamp(-3, 3)
-    return replace(layer, integers=integers.to(torch.int8), scale=layer.scale * jitter)
+    return replace(layer, integers=integers, scale=layer.scale * jitter)
 
 
 def _perturb_format(form: ActivationFormat, settings: Variability, generator: torch.Generator) -> ActivationFormat:
