@@ -191,7 +191,7 @@ def calibrate(
         str | None, typer.Option("--groups", help="Feature of the action set whose worst-off group gets higher weights.")
     ] = None,
     pareto: Annotated[
-        Path | None, typer.Option("--pareto", help="Draw Validity Drop against average bits to this .svg, .png or .pdf file.")
+        Path | None, typer.Option("--pareto", help="Draw boundary disagreement against average bits to this .svg, .png or .pdf file.")
     ] = None,
     max_rows: RowsOption = 4096,
     seed: SeedOption = 0,

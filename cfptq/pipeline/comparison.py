@@ -83,8 +83,17 @@ CAPTION = (
     "favourable rate. shift: distance between the boundaries, in steps. CRG: change of cost (ratio of sums). Best: 0, DirSim 1."
 )
 
+#: Sentence of the caption about intervals.
+INTERVALS = " In brackets: 95 % intervals over people."
+
 #: Characters that the method column and one further column take, with their borders.
 METHOD_WIDTH, COLUMN_WIDTH = 22, 11
+
+#: Columns with a 95 % interval over people, first those that keep it in a narrow terminal, and the characters that one takes.
+WITH_INTERVALS, INTERVAL_WIDTH = ("boundary_disagreement", "validity_drop", "premature_validity", "favourable_rate_drift"), 14
+
+#: Columns that the narrowest table has.
+LEAST_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -157,17 +166,18 @@ class Comparison:
             width: characters that the columns must fit into; None shows all.
         """
         chosen = budget or self.headline
-        columns = COLUMNS if width is None else COLUMNS[: max(6, (width - METHOD_WIDTH) // COLUMN_WIDTH)]
+        columns, with_intervals = _choose_columns(width)
         table = Table(
             title=Text(f"{self.dataset}: recourse after quantization to {chosen} bits on average, seed {self.seed}"),
-            caption=Text(f"{CAPTION}{_describe_kept(self.budgets[chosen])}"),
+            caption=Text(f"{CAPTION}{INTERVALS if with_intervals else ''}{_describe_kept(self.budgets[chosen])}"),
         )
         table.add_column("method", no_wrap=True)
         for heading, _, _ in columns:
             table.add_column(heading, justify="right", no_wrap=True)
         ordered = sorted(self.budgets[chosen].items(), key=lambda item: _rank(item[1]))
         for name, entry in (("fp32", self.fp32), *ordered):
-            table.add_row(Text(name), *(_format_cell(entry, key, decimals) for _, key, decimals in columns))
+            cells = (_format_cell(entry, key, decimals, key in with_intervals) for _, key, decimals in columns)
+            table.add_row(Text(name), *map(Text, cells))
         for name in self.unavailable:
             table.add_row(Text(name), "not run")
         return table
@@ -320,11 +330,25 @@ def _describe_kept(methods: Mapping[str, Mapping[str, Any]]) -> str:
     return f" Kept of the weights: {listed}." if listed else ""
 
 
-def _format_cell(entry: Mapping[str, Any], key: str, decimals: int) -> str:
-    """Format one value of a method's entry, or a dash where it has none."""
+def _choose_columns(width: int | None) -> tuple[Sequence[tuple[str, str, int]], Sequence[str]]:
+    """Choose the columns that fit into a width, and those of them that show an interval. None has room for all."""
+    if width is None:
+        return COLUMNS, WITH_INTERVALS
+    room = width - METHOD_WIDTH - LEAST_COLUMNS * COLUMN_WIDTH
+    with_intervals = WITH_INTERVALS[: min(2, max(0, room // INTERVAL_WIDTH))]
+    room -= INTERVAL_WIDTH * len(with_intervals)
+    return COLUMNS[: LEAST_COLUMNS + max(0, room // COLUMN_WIDTH)], with_intervals
+
+
+def _format_cell(entry: Mapping[str, Any], key: str, decimals: int, with_interval: bool = False) -> str:
+    """Format one value of a method's entry, with its interval if asked for, or a dash where it has none."""
     value: Any = entry
     for part in (key,) if key in entry else key.split(".", 1):
         value = value.get(part) if isinstance(value, Mapping) else None
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{value / 1024:.1f}" if key == "stored_bytes" else f"{value:.{decimals}f}"
+    if key == "stored_bytes":
+        return f"{value / 1024:.1f}"
+    low, high = entry.get("ci95", {}).get(key) or (None, None)
+    interval = f" [{low:.{decimals}f}, {high:.{decimals}f}]" if with_interval and low is not None and high is not None else ""
+    return f"{value:.{decimals}f}{interval}"

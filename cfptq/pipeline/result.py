@@ -204,7 +204,7 @@ class Result:
 
     @check_arguments(held_out=BOOLEAN, progress=BOOLEAN)
     def pareto(self, *, held_out: bool = False, progress: bool = True) -> Pareto:
-        """Trace Validity Drop against average bits. It is an estimate on calibration people.
+        """Trace boundary disagreement and Validity Drop against average bits. Both are estimates on calibration people.
 
         Every budget's allocation is rounded and measured on its fake-quantized module.
 
@@ -232,6 +232,7 @@ class Result:
             self.allocation,
             self.plan,
             decision=self.decision,
+            last_refused=None if self.teacher is None else self.teacher.last_refused,
             pinned=self.pinned,
             held_out=held_out,
             progress=progress,

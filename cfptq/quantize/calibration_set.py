@@ -137,8 +137,18 @@ def hold_out_people(calibration: CalibrationSet, every: int = HOLD_OUT_EVERY) ->
     people = int((calibration.origin == FACTUAL).sum())
     if people < every:
         raise DataError(f"{people} factual calibration rows are too few to hold out every {every}th person. Give at least {every}.")
-    held_out = calibration.source % every == every - 1
+    held_out = find_held_out(calibration, every)
     return _take(calibration, ~held_out), _take(calibration, held_out)
+
+
+def find_held_out(calibration: CalibrationSet, every: int = HOLD_OUT_EVERY) -> Tensor:
+    """Find the rows of every ``every``-th person, (N,) bool.
+
+    Args:
+        calibration: the set.
+        every: one person in so many is held out.
+    """
+    return calibration.source % every == every - 1
 
 
 def keep_first_points(calibration: CalibrationSet, count: int) -> CalibrationSet:

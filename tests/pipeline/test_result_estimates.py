@@ -68,6 +68,18 @@ def test_the_curve_runs_from_two_to_eight_bits_and_marks_the_result(result: cfpt
     assert "seen by the rounding" in curve.measured_on
 
 
+def test_boundary_disagreement_is_the_mean_of_both_sides(result: cfptq.Result, curve: Pareto) -> None:
+    teacher = result.teacher
+    assert teacher is not None and teacher.last_refused is not None
+    with torch.no_grad():
+        early = float((decide(result.module()(teacher.last_refused)) == teacher.target).float().mean())
+    assert curve.chosen.boundary_disagreement == pytest.approx((drop(result) + early) / 2)
+    for point in curve.points:
+        low, high = point.boundary_disagreement_interval or (1.0, 0.0)
+        assert point.boundary_disagreement is not None and 0 <= low <= point.boundary_disagreement <= high <= 1
+    assert "boundary_disagreement" in str(curve).splitlines()[1]
+
+
 def test_each_point_is_what_calibrating_at_its_budget_gives(curve: Pareto, calibrated: Calibrated) -> None:
     point = curve.points[len(curve.points) // 2]
     again = calibrated(budget=cfptq.Budget.average(point.average_bits + 1e-6))
@@ -81,6 +93,7 @@ def test_held_out_people_are_a_fourth_and_never_seen(result: cfptq.Result, curve
     assert 0.15 * curve.people < held_out.people < 0.35 * curve.people
     assert [point.bits for point in held_out.points] == [point.bits for point in curve.points]
     assert "held-out" in held_out.measured_on
+    assert all(point.boundary_disagreement is not None for point in held_out.points)
 
 
 def test_the_frame_has_a_row_for_each_point(curve: Pareto) -> None:
