@@ -5,6 +5,23 @@ The package also projects actions, encodes raw rows as the model's columns, and 
 
 from cfptq.actions.action_set import ActionSet
 from cfptq.actions.action_space import ActionSpace
+from cfptq.actions.constraints import (
+    AtMost,
+    Changes,
+    Computed,
+    Constraint,
+    Implies,
+    Is,
+    Linked,
+    Ordered,
+    PerPerson,
+    SpecialCodes,
+    Stays,
+    StepLimit,
+    Thermometer,
+    Transitions,
+    Was,
+)
 from cfptq.actions.cost import Norm, Weights
 from cfptq.actions.curves import NumberEncoder
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal, Statistics
@@ -15,15 +32,30 @@ __all__ = [
     "ActionSet",
     "ActionSpace",
     "AnyFeature",
+    "AtMost",
     "Categorical",
+    "Changes",
+    "Computed",
+    "Constraint",
     "Continuous",
+    "Implies",
     "Integer",
+    "Is",
     "Level",
+    "Linked",
     "Mutability",
     "Norm",
     "NumberEncoder",
+    "Ordered",
     "Ordinal",
+    "PerPerson",
     "Remark",
+    "SpecialCodes",
     "Statistics",
+    "Stays",
+    "StepLimit",
+    "Thermometer",
+    "Transitions",
+    "Was",
     "Weights",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +18,16 @@ from torch import Tensor
 from cfptq.actions.bounds import compute_column_bounds
 from cfptq.actions.columns import require_one_feature_per_column, require_shape, resolve_column_names, to_columns
 from cfptq.actions.compiled import CompiledFeatures, compile_features
+from cfptq.actions.constraints.base import Constraint
+from cfptq.actions.constraints.enforcement import CompiledConstraints, compile_constraints
+from cfptq.actions.constraints.limits import SpecialCodes
+from cfptq.actions.constraints.people import KnownPeople, PerPerson, build_known_people
+from cfptq.actions.constraints.relations import require_consistent
+from cfptq.actions.constraints.tables import find_broken_in_columns, find_broken_in_frame, hide_codes, read_person_columns
 from cfptq.actions.cost import Norm, Weights, compute_column_weights, compute_row_costs, parse_norm, parse_weights
 from cfptq.actions.describe import describe_actions, format_table
 from cfptq.actions.encoding import compute_float32_rounding, decode_columns, encode_frame, encode_people
-from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
+from cfptq.actions.features import AnyFeature, Categorical, Continuous, Mutability, Ordinal
 from cfptq.actions.infer_features import infer_from_columns, infer_from_frame
 from cfptq.actions.projection import compute_counterfactual_points, compute_gradient_mask, project_rows
 from cfptq.actions.remarks import Remark, examine_columns, examine_frame, warn_of
@@ -29,7 +36,7 @@ from cfptq.actions.straight_through import straight_through
 from cfptq.actions.validation import parse_column_number, to_python_value
 from cfptq.actions.violations import find_violations_in_columns, find_violations_in_frame, require_valid_columns
 from cfptq.actions.yaml_format import construct, format_yaml, read_yaml
-from cfptq.errors import ActionSetError
+from cfptq.errors import ActionSetError, DataWarning
 from cfptq.io.atomic import write_text
 from cfptq.io.suggestions import did_you_mean
 
@@ -55,6 +62,8 @@ class ActionSet:
         norm: ``"l1"``, ``"l2"`` or ``("mix", λ1, λ2)``. Default: ``"l1"``.
         weights: rule for the cost of one unit of each column, ``"std"``, ``"uniform"`` or ``"mad"``. Default: ``"std"``.
         epsilon: ε of eq. 13, which is added to σ. Default: 1e-6.
+        constraints: rules between features and about each person, of ``cfptq.actions.constraints``.
+        people: columns of the people's frame that ``PerPerson`` reads, which ``for_people`` sets. They are not saved.
     """
 
     features: tuple[AnyFeature, ...]
@@ -66,6 +75,8 @@ class ActionSet:
     norm: Norm = "l1"
     weights: Weights = "std"
     epsilon: float = 1e-6
+    constraints: tuple[Constraint, ...] = ()
+    people: KnownPeople | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.features, str) or not isinstance(self.features, Iterable):
@@ -93,6 +104,13 @@ class ActionSet:
         if isinstance(self.unseen, str) or not isinstance(self.unseen, Iterable):
             raise ActionSetError(f"unseen must be a list of names, got {self.unseen!r}.")
         object.__setattr__(self, "unseen", tuple(map(str, self.unseen)))
+        if isinstance(self.constraints, str) or not isinstance(self.constraints, Iterable):
+            raise ActionSetError(f"constraints must be a list of constraints, got {self.constraints!r}.")
+        object.__setattr__(self, "constraints", tuple(self.constraints))
+        for constraint in self.constraints:
+            if not isinstance(constraint, Constraint):
+                raise ActionSetError(f"constraints must be a list of constraints such as StepLimit(...), got {constraint!r}.")
+        require_consistent(self.constraints, {feature.name: feature for feature in features})
         if self.width is None:
             object.__setattr__(self, "column_names", None)
         else:
@@ -122,6 +140,7 @@ class ActionSet:
         favourable: int | None = None,
         norm: Norm = "l1",
         weights: Weights = "std",
+        constraints: Sequence[Constraint] = (),
     ) -> ActionSet:
         """Infer features from raw training rows, refined by the keywords.
 
@@ -150,6 +169,7 @@ class ActionSet:
             favourable: index of the class that people want. Default: not declared.
             norm: norm of the cost, ``"l1"``, ``"l2"`` or ``("mix", λ1, λ2)``. Default: ``"l1"``.
             weights: rule for the cost of one unit, ``"std"``, ``"uniform"`` or ``"mad"``. Default: ``"std"``.
+            constraints: rules between features and about each person, of ``cfptq.actions.constraints``.
 
         Raises:
             ActionSetError: a name is unknown, declarations contradict one another, bounds leave no value or hold no training row, or
@@ -157,7 +177,7 @@ class ActionSet:
             DataError: the frame is empty, repeats a column name, holds infinity, or has a dtype that is none of the above.
         """
         features, remarks = infer_from_frame(
-            frame,
+            hide_codes(frame, [one for one in constraints if isinstance(one, SpecialCodes)]),
             immutable=immutable,
             increase_only=increase_only,
             decrease_only=decrease_only,
@@ -171,7 +191,9 @@ class ActionSet:
             categorical=categorical,
         )
         warn_of(remarks)
-        return cls(features=features, max_changes=max_changes, favourable=favourable, norm=norm, weights=weights)
+        return cls(
+            features=features, max_changes=max_changes, favourable=favourable, norm=norm, weights=weights, constraints=tuple(constraints)
+        )
 
     @classmethod
     def from_columns(
@@ -186,6 +208,7 @@ class ActionSet:
         favourable: int | None = None,
         norm: Norm = "l1",
         weights: Weights = "std",
+        constraints: Sequence[Constraint] = (),
     ) -> ActionSet:
         """Declare features directly on the model's columns.
 
@@ -203,6 +226,7 @@ class ActionSet:
             favourable: index of the class that people want. Default: not declared.
             norm: norm of the cost, ``"l1"``, ``"l2"`` or ``("mix", λ1, λ2)``. Default: ``"l1"``.
             weights: rule for the cost of one unit, ``"std"``, ``"uniform"`` or ``"mad"``. Default: ``"std"``.
+            constraints: rules between features and about each person, of ``cfptq.actions.constraints``.
 
         Raises:
             ActionSetError: a column is out of range or belongs to two features, or an integer feature holds another number.
@@ -217,6 +241,7 @@ class ActionSet:
             favourable=favourable,
             norm=norm,
             weights=weights,
+            constraints=tuple(constraints),
         )
 
     def encoded_by(self, encoder: Any) -> ActionSet:
@@ -236,7 +261,31 @@ class ActionSet:
             ActionSetError: the encoder is not fitted, has an unsupported step, or reads a column that is no feature of the action set.
         """
         features, names, unseen = map_to_encoder(encoder, self.features)
-        return dataclasses.replace(self, features=features, width=len(names), column_names=names, unseen=unseen)
+        return dataclasses.replace(self, features=features, width=len(names), column_names=names, unseen=unseen, people=None)
+
+    def for_people(self, people: pd.DataFrame) -> ActionSet:
+        """Return a copy that knows what columns of the people's frame say for each person, which ``PerPerson`` reads.
+
+        ``cfptq.recourse.solve`` and ``cfptq.audit`` do this with the frame that they are given. Without ``PerPerson``, the action set is
+        returned as it is.
+
+        Args:
+            people: raw rows with the features and with the columns that ``PerPerson`` names.
+
+        Raises:
+            DataError: a column is missing from the frame, or holds no numbers.
+
+        Warns:
+            DataWarning: people whom the model cannot tell apart have different limits.
+        """
+        rules = tuple(one for one in self.constraints if isinstance(one, PerPerson))
+        if not rules:
+            return self
+        columns = read_person_columns(rules, people)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # Whoever encodes the people is warned of how they are read.
+            rows = encode_frame(self.features, self._encoded_width(), people)
+        return dataclasses.replace(self, people=build_known_people(rows, columns, rules))
 
     def refine(self, name: str, **changes: Any) -> ActionSet:
         """Return a copy with one feature changed, as in ``refine("hours", bounds=(1, 80), effort=2.0)``.
@@ -333,7 +382,10 @@ class ActionSet:
         """
         self._check_shape(x, delta)
         with torch.no_grad():
-            result = project_rows(self._tensors, x, delta, self.max_changes, self.norm)
+            rules = self._rules
+            result = project_rows(self._tensors, x, delta, self.max_changes if rules is None else None, self.norm)
+            if rules is not None:
+                result = rules.project(x.detach(), result, self._tensors.weights)
         if torch.is_grad_enabled() and delta.requires_grad:
             with torch.no_grad():
                 mask = compute_gradient_mask(self._tensors, x, delta, result)
@@ -352,8 +404,11 @@ class ActionSet:
         self._check_shape(x, delta)
         with torch.no_grad():
             point = compute_counterfactual_points(self._tensors, x, delta)
+            if self._rules is not None:
+                point = self._rules.snap(x.detach(), delta.detach(), point)
         if torch.is_grad_enabled() and (delta.requires_grad or x.requires_grad):
-            return straight_through(x + delta, point)
+            moved = delta if self._rules is None else self._rules.follow(x.detach(), delta)
+            return straight_through(x + moved, point)
         return point
 
     def cost(self, x: Tensor, delta: Tensor) -> Tensor:
@@ -442,11 +497,17 @@ class ActionSet:
         self._check_shape(x)
         return compute_float32_rounding(self.features, x)
 
-    def validate(self, rows: pd.DataFrame | Tensor | npt.NDArray[Any]) -> pd.DataFrame:
+    def validate(
+        self,
+        rows: pd.DataFrame | Tensor | npt.NDArray[Any],
+        before: pd.DataFrame | Tensor | npt.NDArray[Any] | None = None,
+    ) -> pd.DataFrame:
         """List each violation of a declared rule. Observed ranges are no rule.
 
         Args:
             rows: raw rows (a DataFrame), or the model's columns (float32 ``(N, d)``).
+            before: the same people before the action, in the same form. With them, the actions that lead to ``rows`` are compared with
+                the constraints. Without, rows that break a constraint by themselves are listed.
 
         Returns:
             A frame with the columns ``row`` (counted from 0), ``feature``, ``rule`` and ``value``, empty if no rule is broken.
@@ -455,8 +516,12 @@ class ActionSet:
             DataError: a feature or column is missing, or the width or dtype is wrong.
         """
         if isinstance(rows, pd.DataFrame):
-            return find_violations_in_frame(self.features, rows)
-        return find_violations_in_columns(self.features, to_columns(self._encoded_width(), rows))
+            own = find_violations_in_frame(self.features, rows)
+            return find_broken_in_frame(self.constraints, self.features, rows, before, own)
+        columns = to_columns(self._encoded_width(), rows)
+        past = None if before is None else to_columns(self._encoded_width(), before)
+        own = find_violations_in_columns(self.features, columns)
+        return find_broken_in_columns(self.constraints, self.features, columns, past, own, self.people)
 
     def check(self, x: Tensor) -> None:
         """Raise unless every row of ``x`` ``(N, d)`` is one that the encoder gives.
@@ -476,7 +541,7 @@ class ActionSet:
         settings = {
             field.name: value
             for field in dataclasses.fields(self)
-            if field.name != "features" and (value := getattr(self, field.name)) != field.default
+            if field.name not in ("features", "people") and (value := getattr(self, field.name)) != field.default
         }
         write_text(path, format_yaml(self.features, settings))
 
@@ -488,7 +553,7 @@ class ActionSet:
             FileError: the file does not exist, is not YAML, is not an action set, or has another version.
             ActionSetError: the action set contradicts itself.
         """
-        return construct(cls, read_yaml(path, [field.name for field in dataclasses.fields(cls)]), str(path))
+        return construct(cls, read_yaml(path, [field.name for field in dataclasses.fields(cls) if field.name != "people"]), str(path))
 
     def __str__(self) -> str:
         return format_table(
@@ -499,12 +564,33 @@ class ActionSet:
             favourable=self.favourable,
             norm=self.norm,
             weights=self.weights,
+            constraints=[constraint.describe() for constraint in self.constraints],
         )
+
+    @cached_property
+    def _rules(self) -> CompiledConstraints | None:
+        if self.people is None and any(isinstance(one, PerPerson) for one in self.constraints):
+            names = ", ".join(one.feature for one in self.constraints if isinstance(one, PerPerson))
+            warnings.warn(
+                f"Nothing is known about each person, because the rows came as columns. Actions leave {names} unchanged. Give a DataFrame "
+                "where a function takes one, or use action_set.for_people(frame).",
+                DataWarning,
+                stacklevel=4,
+            )
+        return compile_constraints(self.constraints, self.features, self.max_changes, self.people)
 
     @cached_property
     def _tensors(self) -> CompiledFeatures:
         width = self._encoded_width()
-        return compile_features(self.features, width, compute_column_weights(self.features, width, self.weights, self.epsilon))
+        weights = compute_column_weights(self.features, width, self.weights, self.epsilon)
+        rules = self._rules
+        if rules is None:
+            return compile_features(self.features, width, weights)
+        for name in rules.uncounted:
+            weights[list(self[name].model_columns)] = 0.0
+        # What follows from other features moves for nothing else.
+        own = [dataclasses.replace(one, mutability=Mutability.IMMUTABLE) if one.name in rules.targets else one for one in self.features]
+        return compile_features(own, width, weights)
 
     def _encoded_width(self) -> int:
         if self.width is None:

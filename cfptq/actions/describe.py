@@ -91,6 +91,7 @@ def format_table(
     favourable: int | None,
     norm: Norm,
     weights: Weights,
+    constraints: Sequence[str] = (),
 ) -> str:
     """Format an action set as a text table with one line for each feature. The arguments are the fields of the set."""
     header = ["feature", "kind", "may move", "to", "columns", "effort"]
@@ -119,6 +120,7 @@ def format_table(
     )
     if unseen:
         body.append(f"not seen by the model: {', '.join(unseen)}")
+    body.extend(f"rule: {constraint}" for constraint in constraints)
     return "\n".join([title, *body])
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cfptq.actions.action_set import ActionSet
+from cfptq.actions.constraints.enforcement import compile_constraints
+from cfptq.actions.constraints.orders import Thermometer
 from cfptq.actions.features import AnyFeature, Continuous, Mutability
 
 #: Factor on the rounding of raw values in float32, within which two columns count as equal.
@@ -21,21 +24,39 @@ def find_forbidden_changes(action_set: ActionSet, rows: Tensor, points: Tensor) 
     """
     delta = points - rows
     slack = SLACK * (action_set.rounding(rows) + action_set.rounding(points))
-    free = action_set.replace(max_changes=None)
+    free = action_set.replace(max_changes=None, constraints=())
     is_beyond = (free.apply(rows, free.project(rows, delta)) - points).abs() > slack
     is_changed = delta.abs() > slack
     found: list[list[str]] = [[] for _ in range(len(rows))]
+    following = {name for constraint in action_set.constraints for name in constraint.targets}
     for feature, columns in zip(action_set, action_set.feature_columns, strict=True):
         own = list(columns)
+        if feature.name in following:  # The constraint says where it moves to.
+            continue
         for row in (is_beyond[:, own] & is_changed[:, own]).any(1).nonzero().flatten().tolist():
             found[row].append(_name_rule(feature))
     most = action_set.max_changes
     if most is not None:
-        counts = sum(is_changed[:, list(columns)].any(1).int() for columns in action_set.feature_columns)
-        assert isinstance(counts, Tensor)
-        for row in (counts > most).nonzero().flatten().tolist():
+        for row in (_count_changes(action_set, is_changed) > most).nonzero().flatten().tolist():
             found[row].append(f"at most {most} features may change")
-    return [tuple(rules) for rules in found]
+    rules = compile_constraints(action_set.constraints, tuple(action_set), None, action_set.people)
+    if rules is not None:
+        for constraint, is_broken in rules.find_broken(rules.read_change(rows, points)):
+            for row in is_broken.nonzero()[0].tolist():
+                found[row].append(constraint.describe())
+    return [tuple(broken) for broken in found]
+
+
+def _count_changes(action_set: ActionSet, is_changed: Tensor) -> Tensor:
+    """Return how many features count as changed, ``(N,)``. Free consequences do not, and nested columns count as one."""
+    free = {name for one in action_set.constraints if one.is_free for name in one.targets}
+    counted = {name for one in action_set.constraints if not one.is_free for name in one.targets}
+    nested = {name: one.names[0] for one in action_set.constraints if isinstance(one, Thermometer) for name in one.names}
+    groups: dict[str, list[int]] = {}
+    for feature, columns in zip(action_set, action_set.feature_columns, strict=True):
+        if feature.name not in free - counted:
+            groups.setdefault(nested.get(feature.name, feature.name), []).extend(columns)
+    return torch.stack([is_changed[:, columns].any(1) for columns in groups.values()]).sum(0)
 
 
 def _name_rule(feature: AnyFeature) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from cfptq.actions.constraints.yaml_form import parse_entries, to_entry
 from cfptq.actions.curves import format_curve, parse_curve
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal, Statistics
 from cfptq.errors import ActionSetError, FileError
@@ -37,8 +38,10 @@ def format_yaml(features: Sequence[AnyFeature], settings: Mapping[str, Any]) -> 
         settings: further fields of the action set that differ from their defaults, by name.
     """
     document: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-    document.update((name, _to_yaml_value(value)) for name, value in settings.items())
+    document.update((name, _to_yaml_value(value)) for name, value in settings.items() if name != "constraints")
     document["features"] = [_format_feature(feature) for feature in features]
+    if settings.get("constraints"):
+        document["constraints"] = [to_entry(constraint) for constraint in settings["constraints"]]
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -91,6 +94,8 @@ def parse_yaml(text: str, known: Iterable[str], source: str) -> dict[str, Any]:
     if not isinstance(entries, list):
         raise FileError(f"{source}: features must be a list with one entry for each feature, got {reprlib.repr(entries)}.")
     _lists_to_tuples(fields, _SETTING_SEQUENCES)
+    if "constraints" in fields:
+        fields["constraints"] = parse_entries(fields["constraints"], source)
     return {"features": tuple(_parse_feature(entry, source) for entry in entries), **fields}
 
 

@@ -88,6 +88,8 @@ def run_audit(
     """
     protocol = protocol or Protocol()
     columns = _encode(rows, space)
+    if isinstance(rows, pd.DataFrame) and isinstance(space, ActionSet):
+        space = space.for_people(rows)
     remarks = _examine(rows, columns, space)
     if strict and remarks:
         raise DataError(f"People must give no cause for a remark, because strict is set. {' '.join(map(str, remarks))}")

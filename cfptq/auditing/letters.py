@@ -216,9 +216,10 @@ def _compare_raw(
     found: list[list[str]] = [[] for _ in letters]
     if raw is None or not isinstance(space, ActionSet):
         return [tuple(entry) for entry in found]
+    following = {name for constraint in space.constraints for name in constraint.targets}
     for feature in space:
         name = feature.name
-        if not feature.is_immutable or name not in issued.columns:
+        if not feature.is_immutable or name in following or name not in issued.columns:
             continue
         told, own = issued[name].iloc[letters], raw[name].iloc[persons]
         stays = _find_empty(issued[name])[letters]
@@ -236,11 +237,12 @@ def _compare_raw(
 
 def _find_disagreements(points: Tensor, rows: Tensor, action_set: ActionSet) -> list[tuple[str, ...]]:
     """Return the immutable features in which columns of letters differ from those of the people."""
+    following = {name for constraint in action_set.constraints for name in constraint.targets}
     differs = (points - rows).abs() > SLACK * (action_set.rounding(rows) + action_set.rounding(points))
     pairs = [
         (feature.name, differs[:, list(columns)].any(1).tolist())
         for feature, columns in zip(action_set, action_set.feature_columns, strict=True)
-        if feature.is_immutable
+        if feature.is_immutable and feature.name not in following
     ]
     return [tuple(name for name, flags in pairs if flags[row]) for row in range(len(rows))]
 

@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from cfptq.recourse.target import Target
 
 def solve_diverse(
     model: Model,
-    rows: Tensor | np.ndarray,
+    rows: Tensor | np.ndarray | pd.DataFrame,
     action_set: ActionSet,
     *,
     target: Target,
@@ -37,7 +38,7 @@ def solve_diverse(
 
     Args:
         model: Model as ``cfptq.recourse.solve`` takes it.
-        rows: Columns as floats, (N, d).
+        rows: Columns as floats, (N, d), or a DataFrame of raw features.
         action_set: Admissible actions of each person and their costs.
         target: One class for all rows, one class per row (N,), or a rule ``(rows, logits) -> (N,)``.
         actions: Number of actions m, at least 1, default 3.
@@ -57,6 +58,8 @@ def solve_diverse(
         raise DataError(f"actions must be a whole number of at least 1, got {actions!r}.")
     if not isinstance(action_set, ActionSet):
         raise DataError(f"action_set must be a cfptq.ActionSet, got {type(action_set).__name__}.")
+    if isinstance(rows, pd.DataFrame):
+        action_set, rows = action_set.for_people(rows), action_set.encode(rows)
     first = solve(model, rows, action_set, target=target, method=method, seed=seed, progress=progress)
     batches = [first]
     forbidden: list[frozenset[str]] = [frozenset()] * len(first)

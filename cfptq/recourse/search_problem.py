@@ -47,6 +47,7 @@ class SearchProblem:
         is_single: Columns that are a feature of their own, (d,) bool.
         is_continuous: Single columns in which every shorter action is feasible too (neither integers nor ordinals), (d,) bool.
         grid_step: Smallest change of each single column on a grid (integers, ordinals), (d,), zero in other columns.
+        is_constrained: True if the space couples features, so that an action is evaluated as its projection.
         is_additive: True if the cost of an action is the sum of its features' costs (l1).
         incidence: Incidence of features and columns, (F, d).
         is_grouped: Features of several columns, (F,) bool.
@@ -72,6 +73,7 @@ class SearchProblem:
     is_single: Tensor
     is_continuous: Tensor
     grid_step: Tensor
+    is_constrained: bool
     is_additive: bool
     incidence: Tensor
     is_grouped: Tensor
@@ -83,12 +85,15 @@ class SearchProblem:
         """Compute the target margin of the artefact after feasible actions, (M,)."""
         if len(index) == 0:
             return delta.new_zeros(0)
+        if self.is_constrained:
+            delta = self.project(index, delta)
         return target_margin(self.predictor.logits(self.space.apply(self.rows[index], delta)), self.target[index])
 
     def differentiate_margin(self, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the target margin of the surrogate (M,) and its gradient with respect to the action (M, d)."""
         with torch.enable_grad():
-            action = delta.detach().requires_grad_(True)
+            start = self.project(index, delta.detach()) if self.is_constrained else delta.detach()
+            action = start.requires_grad_(True)
             margin = target_margin(self.predictor.surrogate(self.space.apply(self.rows[index], action)), self.target[index])
             (gradient,) = torch.autograd.grad(margin.sum(), action)
         return margin.detach(), gradient
@@ -132,7 +137,10 @@ def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace,
         incidence[feature, list(own)] = 1
         feature_of_column[list(own)] = feature
     is_single = (incidence.T @ incidence.sum(1)) == 1
-    at_once = max(1, min(space.max_changes or len(features), len(features)))
+    # A space that does not tell whether it has constraints may couple features.
+    is_constrained = bool(getattr(space, "constraints", True))
+    # Constraints revert some of several pushes, so that each feature is pushed alone.
+    at_once = 1 if is_constrained else max(1, min(space.max_changes or len(features), len(features)))
     lowest, highest = torch.zeros_like(start), torch.zeros_like(start)
     single_columns = [own[0] for own in features if len(own) == 1]
     for first in range(0, len(single_columns), at_once):
@@ -175,6 +183,7 @@ def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace,
         is_single=is_single,
         is_continuous=is_continuous,
         grid_step=_find_grid_steps(rows[probed], space, is_continuous, single_columns, at_once, lowest[probed], highest[probed]),
+        is_constrained=is_constrained,
         is_additive=is_additive,
         incidence=incidence,
         is_grouped=is_grouped,

@@ -35,6 +35,8 @@ def find_single_feature_actions(predictor: Predictor, rows: Tensor, space: Actio
     has_shorter = torch.where(moves.shorter >= 0, is_reached[:, moves.shorter.clamp_min(0)], False)
     row, move = (is_reached & ~has_shorter).nonzero(as_tuple=True)
     delta = moves.apply_to(problem, row, torch.zeros(len(row), len(problem.unit_cost)), move)
+    if problem.is_constrained:
+        delta = problem.project(row, delta)
     margin = problem.compute_margin(row, delta)
     factual = rows[row]
     batch = RecourseBatch(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cfptq.actions import ActionSet
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError, ModelError, name_rows
 from cfptq.io.arguments import BOOLEAN, COUNT, SEED, check_arguments, one_of, optional
@@ -55,7 +57,7 @@ _METHOD = replace(
 )
 def solve(
     model: Model,
-    rows: Tensor | np.ndarray,
+    rows: Tensor | np.ndarray | pd.DataFrame,
     action_set: ActionSpace,
     *,
     target: Target,
@@ -76,7 +78,8 @@ def solve(
 
     Args:
         model: Predictor, ``nn.Module``, ONNX file or function (see ``cfptq.network.predictor.as_predictor``).
-        rows: Columns as floats, (N, d) or (N, ...).
+        rows: Columns as floats, (N, d) or (N, ...), or a DataFrame of raw features, which an ``cfptq.actions.ActionSet`` encodes. A
+            DataFrame brings along the columns that ``PerPerson`` names.
         action_set: Admissible actions of each person and their costs.
         target: One class for all rows, one class per row (N,), or a rule ``(rows, logits) -> (N,)``.
         method: One of the names in ``METHODS``, or the settings of a method.
@@ -100,7 +103,8 @@ def solve(
         ModelError: The model cannot be run, or has no gradient.
     """
     settings = METHODS[method] if isinstance(method, str) else method
-    x = _check_rows(rows)
+    action_set, columns = encode_people(action_set, rows)
+    x = _check_rows(columns)
     modules = (model,) if isinstance(model, nn.Module) else ()
     with allow_progress(progress), preserved_state(*modules, threads=threads):
         predictor = as_predictor(model, example=x[:EXAMPLE_ROWS], head=head, threshold=threshold, output=output)
@@ -244,6 +248,15 @@ def name_method(settings: Method) -> str:
     if isinstance(settings, GradientFree):
         return "gradient-free"
     return "minimal-cost" if isinstance(settings, MinimalCost) else "projected-gradient"
+
+
+def encode_people(space: ActionSpace, rows: Any) -> tuple[ActionSpace, Any]:
+    """Return the action space that knows the people of a DataFrame, and their columns. Other rows are returned as they are."""
+    if not isinstance(rows, pd.DataFrame):
+        return space, rows
+    if not isinstance(space, ActionSet):
+        raise DataError(f"rows must be columns, because a {type(space).__name__} cannot encode a DataFrame. Give the model's columns.")
+    return space.for_people(rows), space.encode(rows)
 
 
 def _check_rows(rows: Tensor | np.ndarray) -> Tensor:

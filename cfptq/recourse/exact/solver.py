@@ -167,7 +167,7 @@ def compute_infeasibility_status(
         required_margin: Target margin to reach, in logits.
 
     Returns:
-        ``Status`` codes (N,) int8 and lower bounds of the cost (N,).
+        ``Status`` codes (N,) int8 and lower bounds of the cost (N,). With constraints, nothing is proven.
 
     Raises:
         ModelError: As ``read_network``.
@@ -175,6 +175,8 @@ def compute_infeasibility_status(
     network = read_network(predictor, rows)
     status = torch.full((len(rows),), int(Status.NOT_FOUND), dtype=torch.int8)
     bounds = torch.zeros(len(rows))
+    if action_set.constraints:  # The bounds hold for features that move by themselves, and consequences move others.
+        return status, bounds
     for row, actions in enumerate(build_action_models(action_set, rows)):
         wanted = int(target[row])
         if is_unreachable(network, actions, wanted, required_margin):
@@ -188,4 +190,7 @@ def _check_action_set(space: ActionSpace) -> ActionSet:
         raise DataError(
             f'Exact recourse needs a cfptq.ActionSet, because it reads features, got a {type(space).__name__}. Use method="minimal-cost".'
         )
+    if space.constraints:
+        kinds = ", ".join(dict.fromkeys(type(constraint).__name__ for constraint in space.constraints))
+        raise DataError(f'Exact recourse does not know the constraints of the action set ({kinds}). Use method="minimal-cost".')
     return space
