@@ -141,16 +141,21 @@ class AuditReport(AuditFindings):
         """Return the metrics as a Rich table."""
         return build_metrics_table(self.metrics, self.fp32, self.issued, self.protocol.level, self.title)
 
-    def render(self, gate: Gate | None = None, *, include_people: bool = False, names_people: bool = True) -> Group:
+    def render(
+        self, gate: Gate | None = None, *, include_people: bool = False, names_people: bool = True, include_small_groups: bool = True
+    ) -> Group:
         """Return the report for a terminal, the verdict first.
+
+        By default it is what ``print`` shows, which holds all groups. The files of a report hold groups of at least ten people.
 
         Args:
             gate: Outcome against limits, from ``gate``. None states no limit.
-            include_people: Show a row for each person affected, and groups of any size.
+            include_people: Show a row for each person affected.
             names_people: Name a few people by their keys or rows in sentences, as where letters name nobody.
+            include_small_groups: Show groups and features of any number of people.
         """
         parts: list[RenderableType] = [Text(self.title, style="bold")]
-        for section in build_sections(self, gate, include_people, names_people):
+        for section in build_sections(self, gate, include_people, names_people, include_small_groups):
             if section.name == "pointers":
                 continue
             parts.append(Text(f"\n{section.title}", style="bold"))

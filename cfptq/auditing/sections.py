@@ -124,22 +124,28 @@ class Section:
 
 
 def build_sections(
-    report: AuditFindings, gate: Gate | None = None, include_people: bool = False, names_people: bool | None = None
+    report: AuditFindings,
+    gate: Gate | None = None,
+    include_people: bool = False,
+    names_people: bool | None = None,
+    include_small_groups: bool | None = None,
 ) -> tuple[Section, ...]:
     """Return the sections of a report.
 
     Args:
         report: The report.
         gate: Its outcome against limits. None states no limit.
-        include_people: Show a row for each person affected, and groups of any size.
+        include_people: Show a row for each person affected.
         names_people: Name a few people by their keys or rows in sentences. ``include_people`` by default.
+        include_small_groups: Show groups and features of any number of people. ``include_people`` by default.
     """
     names_people = include_people if names_people is None else names_people
+    smallest = 0 if (include_people if include_small_groups is None else include_small_groups) else SMALLEST_SHOWN
     sections = (
         Section("verdict", "Verdict", describe_verdict(report, gate), _grid_of_limits(gate)),
-        Section("affected", "Who is affected", *_describe_affected(report, include_people, names_people)),
+        Section("affected", "Who is affected", *_describe_affected(report, include_people, names_people, smallest)),
         Section("cost", "What it costs them now", _describe_cost(report)),
-        Section("groups", "Groups", *_describe_groups(report, include_people)),
+        Section("groups", "Groups", *_describe_groups(report, smallest)),
         Section("measures", "All measures", _describe_counts(report), (_grid_of_measures(report),)),
         Section("checked", "What was checked and what was not", _describe_checks(report), (_grid_of_facts(report),)),
         Section(
@@ -250,7 +256,9 @@ def _grid_of_limits(gate: Gate | None) -> tuple[Grid, ...]:
     return (Grid(("Measure", "Value", "Interval", "Limit", "Outcome"), rows, (1, 2, 3), "Limits"),)
 
 
-def _describe_affected(report: AuditFindings, include_people: bool, names_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
+def _describe_affected(
+    report: AuditFindings, include_people: bool, names_people: bool, smallest: int
+) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
     people, advice = report.consequences.people, report.issued
     count = len(advice.broken if advice is not None else report.broken)
     done = "doing what they were told" if advice is not None else "making the change that was computed for them"
@@ -259,7 +267,7 @@ def _describe_affected(report: AuditFindings, include_people: bool, names_people
         sentences.append(f"{advice.kept:,} of {format_count(advice.promised, 'people')} with letters still get what they were promised.")
         sentences.extend(advice.findings(names_people))
     grids: list[Grid] = []
-    shown = [entry for entry in report.consequences.features if include_people or entry.told >= SMALLEST_SHOWN]
+    shown = [entry for entry in report.consequences.features if entry.told >= smallest]
     if shown:
         rows = tuple((entry.feature, str(entry.told), str(entry.broken), format_percent(entry.broken / entry.told)) for entry in shown)
         grids.append(Grid(("Feature", "People who change it", "Refused again", "Share"), rows, (1, 2, 3), "By the features that change"))
@@ -303,7 +311,7 @@ def _describe_cost(report: AuditFindings) -> tuple[str, ...]:
     return (*sentences, "A cost counts how far features move, in the units and weights that the action set declares.")
 
 
-def _describe_groups(report: AuditFindings, include_people: bool) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
+def _describe_groups(report: AuditFindings, smallest: int) -> tuple[tuple[str, ...], tuple[Grid, ...]]:
     if not report.groups:
         return ("No groups were given, so that disparate impact (one group hit harder than another) was not examined.",), ()
     sentences: list[str] = []
@@ -312,7 +320,7 @@ def _describe_groups(report: AuditFindings, include_people: bool) -> tuple[tuple
         if report.issued is not None:
             letters = report.issued.groups[attribute]
             sentences.append(_describe_worst(f"By {attribute}, letters", "share of broken letters", letters.validity_drop))
-            told = {name: group for name, group in letters.groups.items() if include_people or group.kept_before >= SMALLEST_SHOWN}
+            told = {name: group for name, group in letters.groups.items() if group.kept_before >= smallest}
             sentences.extend(_describe_hidden(f"By {attribute}, letters", len(letters.groups) - len(told)))
             outcomes: tuple[tuple[str, ...], ...] = tuple(
                 (
@@ -328,7 +336,7 @@ def _describe_groups(report: AuditFindings, include_people: bool) -> tuple[tuple
             grids.append(Grid(LETTER_GROUP_HEADERS, outcomes, tuple(range(1, 6)), f"Letters by {attribute}"))
         label = f"By {attribute}" if report.issued is None else f"By {attribute}, computed changes"
         sentences.append(_describe_worst(label, "Validity Drop", grouping.validity_drop))
-        shown = {name: group for name, group in grouping.groups.items() if include_people or group.with_recourse >= SMALLEST_SHOWN}
+        shown = {name: group for name, group in grouping.groups.items() if group.with_recourse >= smallest}
         sentences.extend(_describe_hidden(label, len(grouping.groups) - len(shown)))
         rows = tuple(_row_of_group(name, group) for name, group in shown.items())
         # Accuracy is the last column, and nobody needs it without labels.

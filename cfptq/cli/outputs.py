@@ -109,7 +109,7 @@ def show_audit(judged: Sequence[tuple[AuditReport, Gate]], form: ReportFormat, i
         say(*(f"{report.title}: {gate.outcome if gate.rulings else 'no limit'}. {report.verdict(gate)[1]}" for report, gate in judged))
     for report, gate in judged:
         names_people = include_people or Console().is_terminal
-        show(report.render(gate, include_people=include_people, names_people=names_people))
+        show(report.render(gate, include_people=include_people, names_people=names_people, include_small_groups=include_people))
         say(str(gate))
 
 

@@ -19,6 +19,7 @@ from cfptq.auditing.gate import Finding, format_junit, judge
 from cfptq.auditing.sections import SMALLEST_SHOWN, build_sections
 from cfptq.errors import ConfigurationError
 from cfptq.io.csv import neutralize_formula, write_csv
+from cfptq.io.tables import as_text
 from cfptq.testing import random_classifier, small_action_set, small_people
 
 
@@ -158,6 +159,17 @@ def test_small_groups_are_not_broken_down_without_personal_rows(report: AuditRep
     small = run_audit(Cut(0.0), Cut(0.1), rows, Plane(), groups=groups, protocol=QUICK, progress=False)
     assert "tiny" not in small.to_markdown() and "not shown: 1 group with fewer than 10 people" in small.to_markdown()
     assert "| tiny |" in small.to_markdown(include_people=True)
+
+
+def test_the_printed_report_shows_groups_of_any_size() -> None:
+    rows = crowd(60)
+    groups = {"town[/b]": ["[tiny]"] * (SMALLEST_SHOWN - 1) + ["large"] * (60 - SMALLEST_SHOWN + 1)}
+    report = run_audit(Cut(0.0), Cut(0.1), rows, Plane(), groups=groups, protocol=QUICK, progress=False)
+    for text in (str(report), repr(report), report._repr_html_()):
+        assert "[tiny]" in text and "town[/b]" in text and "not shown" not in text
+    assert list(report.to_dict()["groups"]["town[/b]"]["groups"]) == ["large"]
+    assert "tiny" not in report.to_markdown()
+    assert "tiny" not in as_text(report.render(include_small_groups=False))
 
 
 def test_a_gap_needs_two_groups_with_enough_people() -> None:
