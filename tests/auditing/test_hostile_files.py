@@ -89,6 +89,26 @@ def test_a_shape_that_claims_too_much_is_refused(tmp_path: Path, shape: list[int
             read(tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("place", ["function", "graph within the graph", "graph within a function"])
+def test_a_constant_that_claims_too_much_is_found_wherever_it_hides(tmp_path: Path, place: str) -> None:
+    save_with_weights_at(tmp_path / "model.onnx", "weights.bin")
+    (tmp_path / "weights.bin").write_bytes(bytes(8))
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    huge = TensorProto(data_type=TensorProto.FLOAT, name="huge", dims=[2**20, 2**20])
+    constant = helper.make_node("Constant", [], ["c"], value=huge)
+    inner = helper.make_graph([constant], "inner", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, None)])
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    if place == "graph within the graph":
+        model.graph.node.append(branch)
+    else:
+        nodes = [constant] if place == "function" else [branch]
+        model.functions.append(helper.make_function("own", "f", ["x"], ["c"], nodes, [helper.make_opsetid("", 21)]))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    for read in (OnnxModule, OnnxFile):
+        with pytest.raises(FileError, match=f"at most {MAX_ELEMENTS} elements, got the shape .* of 'huge'"):
+            read(tmp_path / "model.onnx")
+
+
 def test_reports_hold_the_digests_of_weights_beside_a_model(tmp_path: Path) -> None:
     save_with_weights_at(tmp_path / "model.onnx", "weights.bin")
     reports = []

@@ -16,18 +16,24 @@ MAX_EXTERNAL_BYTES = 2**31  # Of one file, and of all tensors of a model togethe
 MAX_ELEMENTS = 2**28  # Of one tensor. As float32 they take 1 GiB.
 
 
-def iterate_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield the initializers and constants of a graph and of the graphs within it."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
+def iterate_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initializers and constants of a model's graph, of the graphs within it, and of its functions."""
+    graphs, nodes = [model.graph], [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes += graph.node
+            continue
+        for attribute in nodes.pop().attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from iterate_tensors(inner)
+            for sparse in (*((attribute.sparse_tensor,) if attribute.HasField("sparse_tensor") else ()), *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            graphs += [*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs]
 
 
 def check_elements(model: onnx.ModelProto, where: str) -> None:
@@ -40,7 +46,7 @@ def check_elements(model: onnx.ModelProto, where: str) -> None:
     Raises:
         FileError: a tensor claims more, or a dimension is negative.
     """
-    for tensor in iterate_tensors(model.graph):
+    for tensor in iterate_tensors(model):
         shape = list(tensor.dims)
         if any(size < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
             raise FileError(
@@ -63,7 +69,7 @@ def check_external_sizes(model: onnx.ModelProto, path: Path) -> None:
     """
     sizes: dict[Path, int] = {}
     total = 0
-    for tensor in iterate_tensors(model.graph):
+    for tensor in iterate_tensors(model):
         if not uses_external_data(tensor):
             continue
         claim = ExternalDataInfo(tensor)
@@ -81,7 +87,7 @@ def check_external_sizes(model: onnx.ModelProto, path: Path) -> None:
 def list_external_files(path: Path) -> dict[str, Path]:
     """Return the files beside an ONNX file that hold its weights, by their names in it."""
     model = onnx.load(path, load_external_data=False)
-    names = {ExternalDataInfo(tensor).location for tensor in iterate_tensors(model.graph) if uses_external_data(tensor)}
+    names = {ExternalDataInfo(tensor).location for tensor in iterate_tensors(model) if uses_external_data(tensor)}
     return {name: path.parent / name for name in sorted(names)}
 
 
