@@ -69,6 +69,7 @@ def calibrate(
     repair: bool = False,
     groups: Groups | None = None,
     keep: Sequence[str] | None = None,
+    reserve: float | None = None,
     head: Head | str | None = None,
     threshold: float | None = None,
     output: str | None = None,
@@ -101,6 +102,8 @@ def calibrate(
             function from rows (N, ...) to N labels. ``result.worst_group`` reports on each group. By default all weigh alike.
         keep: structure of the weights that is kept. "zeros" keeps every exact zero at 0, and "signs" keeps every integer from the opposite
             sign of its weight. By default the method's own, which is both. ``()`` keeps nothing.
+        reserve: what is added to the margins of accepted rows, as a share of the median margin. More recourse then survives, and more
+            people are accepted than by the full-precision model; ``result.notes`` says how many. By default the method's own, which is 0.
         head: what the model puts out. By default it is inferred from the output.
         threshold: decision threshold on the probability of a binary model. By default what an ONNX file records,
             or else the larger logit decides.
@@ -128,6 +131,7 @@ def calibrate(
         repair=repair or chosen.repair,
         groups=groups if groups is not None else chosen.groups,
         keep=chosen.keep if keep is None else check_keep(keep),
+        reserve=chosen.reserve if reserve is None else float(reserve),
     )
     module = as_module(model, output)
     with allow_progress(progress), preserved_state(module, threads=1):

@@ -190,6 +190,10 @@ def calibrate(
     groups: Annotated[
         str | None, typer.Option("--groups", help="Feature of the action set whose worst-off group gets higher weights.")
     ] = None,
+    reserve: Annotated[
+        float | None,
+        typer.Option("--reserve", help="Margin added to accepted rows, as a share of the median margin. Its price in drift is printed."),
+    ] = None,
     pareto: Annotated[
         Path | None, typer.Option("--pareto", help="Draw boundary disagreement against average bits to this .svg, .png or .pdf file.")
     ] = None,
@@ -226,6 +230,7 @@ def calibrate(
         portable=portable,
         repair=repair,
         groups=groups,
+        reserve=reserve,
         head=head,
         threshold=threshold,
         max_rows=max_rows,

@@ -13,6 +13,7 @@ from cfptq.pipeline.method import Method
 from cfptq.pipeline.task import QuantizationTask
 from cfptq.quantize import QuantizationPlan, fake_quantize_network
 from cfptq.quantize.extreme_rows import find_extreme_rows
+from cfptq.recourse import resolve_target
 
 #: Share of calibration decisions that a plan may change without a remark where the network's numbers are far from each other.
 MAX_FLIPS = 0.01
@@ -59,6 +60,27 @@ def describe_bounded_work(task: QuantizationTask, method: Method) -> tuple[str, 
     """Return what recourse near the boundary was left out to bound the work, in at most one remark."""
     note = task.boundary_set(method)[1].note if method.rows == "boundary" else ""
     return (note,) if note else ()
+
+
+def describe_reserve(task: QuantizationTask, method: Method, plan: QuantizationPlan) -> tuple[str, ...]:
+    """Return the price of a method's reserve, in one remark, or nothing where it has none.
+
+    Args:
+        task: the model and its calibration rows.
+        method: the quantization method.
+        plan: the plan that it made.
+    """
+    if not method.reserve:
+        return ()
+    logits = task.predictor.logits(task.rows)
+    wanted = resolve_target(task.target, task.rows, logits)
+    with torch.no_grad():
+        given = decide(task.decision.class_logits(fake_quantize_network(task.network, plan)(task.rows)))
+    before, after = (float((decisions == wanted).double().mean()) for decisions in (decide(logits), given))
+    return (
+        f"Reserve {method.reserve:g}: the quantized model gives {after:.2%} of the calibration rows the target, and the full-precision "
+        f"model {before:.2%}. The difference, {100 * (after - before):+.2f} points, is its price",
+    )
 
 
 def examine_decisions(task: QuantizationTask, plan: QuantizationPlan) -> tuple[str, ...]:

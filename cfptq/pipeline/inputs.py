@@ -21,7 +21,7 @@ from cfptq.errors import ActionSetError, BudgetError, ConfigurationError, DataEr
 from cfptq.io.arguments import BOOLEAN, COUNT, PATH, SEED, TEXT, Argument, instance_of, number, one_of, optional
 from cfptq.network import Head, OnnxModule
 from cfptq.network.wrappers import check_inputs, unwrap
-from cfptq.pipeline.method import Method
+from cfptq.pipeline.method import MAX_RESERVE, Method
 from cfptq.pipeline.method_presets import METHODS
 from cfptq.recourse.arguments import ACTION_SPACE, MODEL_TO_RUN, TARGET
 from cfptq.training import QAT_METHODS, QatMethod
@@ -76,6 +76,7 @@ CALIBRATE: Mapping[str, Argument] = {
     "max_validity_drop": optional(replace(number("a share between 0 and 1", lambda value: 0 <= value <= 1), error=BudgetError)),
     "method": one_of(METHODS, f"a cfptq.Method or one of {', '.join(METHODS)}", accepts=lambda value: isinstance(value, Method)),
     "activation_bits": optional(HIDDEN_BITS),
+    "reserve": optional(number(f"a number from 0 to {MAX_RESERVE:g}", lambda value: 0 <= value <= MAX_RESERVE)),
     "groups": optional(
         Argument(
             lambda value: isinstance(value, str) or callable(value),

@@ -24,7 +24,8 @@ from cfptq.allocation import (
     score_by_output_distance,
 )
 from cfptq.errors import CfptqError, ConfigurationError
-from cfptq.network import DecisionRule, Network
+from cfptq.io.arguments import is_number
+from cfptq.network import DecisionRule, Network, target_margin
 from cfptq.quantize import (
     STRUCTURE,
     Activations,
@@ -43,7 +44,7 @@ from cfptq.quantize import (
     round_nearest_full_range,
     sweep_plan,
 )
-from cfptq.quantize.calibration_set import CalibrationSet
+from cfptq.quantize.calibration_set import FACTUAL, CalibrationSet
 
 T = TypeVar("T", bound=Callable[..., object])
 
@@ -68,6 +69,9 @@ ALLOCATORS: Mapping[str, Allocator] = MappingProxyType(
 ROUNDINGS: Mapping[str, Rounding] = MappingProxyType(
     {"nearest": round_nearest, "nearest-full-range": round_nearest_full_range, "compensated": round_compensated, "margin": round_by_margins}
 )
+
+#: Largest reserve, in median margins.
+MAX_RESERVE = 10.0
 
 #: Groups of people: a feature's name, or a function from rows (N, ...) to one label each.
 Groups = str | Callable[[torch.Tensor], Sequence[Any]]
@@ -103,6 +107,9 @@ class Method:
             weight that it meets. 0.5 makes both equal. More lets channels share the activations' step better, at the weights' expense.
         sequential: let each layer compensate for the error of the quantized layers before it.
         sweeps: sweeps over all layers at the end, on the margins of the whole quantized model; see ``cfptq.quantize.sweep_plan``.
+        reserve: what the sweeps add to the margins of rows that the full-precision model accepts, as a share of the factual rows' median
+            margin. Recourse near the boundary then survives more often, at the price of accepting people whom the full-precision model
+            refuses. It needs sweeps.
         repair: adjust integers and bias of the last layer at the end, until calibration recourse that fails holds; see
             ``cfptq.quantize.repair``.
         groups: reweight the groups of people so that the worst group's Validity Drop falls (eq. 33): a feature's name, or a function
@@ -128,6 +135,7 @@ class Method:
     equalization_exponent: float = 0.5
     sequential: bool = False
     sweeps: int = 0
+    reserve: float = 0.0
     repair: bool = False
     groups: Groups | None = None
     keep: tuple[str, ...] = STRUCTURE
@@ -161,6 +169,10 @@ class Method:
             )
         if not (isinstance(self.sweeps, int) and self.sweeps >= 0):
             raise ConfigurationError(f"sweeps of method {self.name!r} must be a whole number from 0, got {self.sweeps!r}.")
+        if not (is_number(self.reserve) and 0 <= self.reserve <= MAX_RESERVE):
+            raise ConfigurationError(f"reserve of method {self.name!r} must be a number from 0 to {MAX_RESERVE:g}, got {self.reserve!r}.")
+        if self.reserve and not self.sweeps:
+            raise ConfigurationError(f"reserve of method {self.name!r} requires sweeps. Set sweeps=2, or choose method='faithful'.")
         object.__setattr__(self, "keep", check_keep(self.keep, f"Method {self.name!r}: "))
         if not (self.groups is None or isinstance(self.groups, str) or callable(self.groups)):
             raise ConfigurationError(
@@ -261,6 +273,8 @@ class Method:
         )
         if self.sweeps:
             goal = MarginTarget.of(network, calibration, decision)
+            if self.reserve:
+                goal = goal.lift_accepted(self.reserve * _measure_median_margin(network, calibration, decision))
             plan = sweep_plan(network, plan, goal, decision, self.sweeps, progress)
         return plan
 
@@ -274,6 +288,14 @@ class Method:
     def from_dict(content: Mapping[str, Any]) -> Method:
         """Build a method from what ``to_dict`` returned. An older file without ``keep`` kept no structure, and had widths of layers."""
         return Method(**{"keep": (), **content, "activations": Activations(**content["activations"])})
+
+
+def _measure_median_margin(network: Network, calibration: CalibrationSet, decision: DecisionRule) -> float:
+    """Return the median |m| of the factual rows, in logits."""
+    factual = calibration.origin == FACTUAL
+    with torch.no_grad():
+        margins = target_margin(decision.class_logits(network(calibration.rows[factual])), calibration.target[factual])
+    return float(margins.abs().median())
 
 
 def _look_up(choice: str | T, known: Mapping[str, T]) -> T:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cfptq.allocation import BitAllocation, Budget, LayerScores, Widths, assign_lowest_bits
 from cfptq.io.progress import track
-from cfptq.pipeline.examination import describe_bounded_work, examine_decisions, examine_rows
+from cfptq.pipeline.examination import describe_bounded_work, describe_reserve, examine_decisions, examine_rows
 from cfptq.pipeline.group_weighting import ROUNDS, GroupTrial, WorstGroup, build_group_problem, choose_trial, label_rows
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.result import Result
@@ -52,7 +52,8 @@ def quantize_with(
     scores = seen.score_layers(method, progress)
     allocation = method.allocate(scores, budget, candidates, pinned)
     result = quantize_at(seen, method, scores, allocation, Budget.of(budget), pinned=pinned, portable=portable, progress=progress)
-    return replace(result, remarks=(*remarks, *describe_bounded_work(seen, method), *examine_decisions(seen, result.plan)))
+    found = (*describe_bounded_work(seen, method), *describe_reserve(seen, method, result.plan), *examine_decisions(seen, result.plan))
+    return replace(result, remarks=(*remarks, *found))
 
 
 def quantize_at(

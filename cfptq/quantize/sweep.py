@@ -81,6 +81,14 @@ class MarginTarget:
         """Return the row weights of a sum of squares with the gradient of ``error`` at ``margins``, (N,)."""
         return self.weights * (self.huber_delta / (margins - self.margins).abs()).clamp(max=1)
 
+    def lift_accepted(self, reserve: float) -> MarginTarget:
+        """Return the same target with larger margins for the rows that the full-precision model accepts.
+
+        Args:
+            reserve: what is added to their margins, in logits.
+        """
+        return replace(self, margins=torch.where(self.margins > 0, self.margins + reserve, self.margins))
+
     def emphasize_other_decisions(self, margins: Tensor) -> MarginTarget:
         """Return the same target with more weight on the rows that are decided otherwise.
 

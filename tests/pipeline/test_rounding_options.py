@@ -131,3 +131,36 @@ def test_margins_to_reach_are_those_of_the_rows_that_count() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Method("own", **options)
+
+
+def test_a_reserve_accepts_more_people_near_the_boundary_and_tells_its_price() -> None:
+    fresh = torch.randn(4000, 10, generator=torch.Generator().manual_seed(2))
+    results = {reserve: calibrated(FAITHFUL, reserve=reserve) for reserve in (0.0, 0.1, 0.5)}
+    network = results[0.0].network
+    near = target_margin(network(fresh), torch.ones(4000, dtype=torch.int64)).abs() < 0.02
+    granted = {reserve: float((decide(result.module()(fresh[near])) == 1).float().mean()) for reserve, result in results.items()}
+    assert granted[0.0] < granted[0.1] < granted[0.5]
+    assert not any("Reserve" in note for note in results[0.0].notes)
+    (note,) = [note for note in results[0.5].notes if "Reserve 0.5" in note]
+    shares = [float((decide(model(X)) == 1).float().mean()) for model in (results[0.5].module(), network)]
+    assert f"{shares[0]:.2%}" in note and f"{shares[1]:.2%}" in note and f"{100 * (shares[0] - shares[1]):+.2f} points" in note
+    assert results[0.0].plan.digest == calibrated(FAITHFUL).plan.digest
+
+
+def test_a_reserve_lifts_the_margins_of_accepted_rows_alone() -> None:
+    zeros = torch.zeros(3, dtype=torch.int64)
+    goal = MarginTarget(torch.zeros(3, 1), zeros, torch.tensor([1.0, 0.0, -1.0]), torch.ones(3))
+    assert goal.lift_accepted(0.25).margins.tolist() == [1.25, 0.0, -1.0]
+
+
+@pytest.mark.parametrize("reserve", [-0.1, float("nan"), 11.0, "much", True])
+def test_a_reserve_that_makes_no_sense_is_refused(reserve: Any) -> None:
+    with pytest.raises(ConfigurationError, match="reserve"):
+        calibrated(FAITHFUL, reserve=reserve)
+    with pytest.raises(ConfigurationError, match="reserve"):
+        replace(FAITHFUL, reserve=reserve)
+
+
+def test_a_reserve_needs_sweeps() -> None:
+    with pytest.raises(ConfigurationError, match="requires sweeps"):
+        calibrated(METHODS["ptq"], reserve=0.1)
