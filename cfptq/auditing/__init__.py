@@ -10,10 +10,12 @@ from cfptq.auditing.gate import Gate
 from cfptq.auditing.group_metrics import Grouping, GroupMetrics
 from cfptq.auditing.inputs import split_by_group
 from cfptq.auditing.issued import IssuedAdvice, LetterOutcome, check_issued
+from cfptq.auditing.layerwise_bound import LayerwiseBound, bound_perturbation
 from cfptq.auditing.letters import Letters, read_letters
-from cfptq.auditing.margin_estimate import MarginEstimate, estimate_margins
+from cfptq.auditing.margin_estimate import MarginEstimate, estimate_first_order, estimate_margins
 from cfptq.auditing.protocol import Protocol, ReferenceRecourse, reference_recourse
 from cfptq.auditing.recourse_metrics import RecourseMetrics
+from cfptq.auditing.recourse_proof import RecourseProof, RecourseProver
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.io.json import canonicalize, to_canonical_json
 
@@ -24,14 +26,19 @@ __all__ = [
     "GroupMetrics",
     "Grouping",
     "IssuedAdvice",
+    "LayerwiseBound",
     "LetterOutcome",
     "Letters",
     "MarginEstimate",
     "Protocol",
     "RecourseMetrics",
+    "RecourseProof",
+    "RecourseProver",
     "ReferenceRecourse",
+    "bound_perturbation",
     "canonicalize",
     "check_issued",
+    "estimate_first_order",
     "estimate_margins",
     "evaluate",
     "read_letters",

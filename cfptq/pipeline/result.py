@@ -13,10 +13,10 @@ import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from cfptq.allocation import AllocationGap, BitAllocation, Budget, LayerScores, compare_allocations
-from cfptq.auditing import MarginEstimate, estimate_margins
+from cfptq.auditing import LayerwiseBound, MarginEstimate, RecourseProof, RecourseProver, bound_perturbation, estimate_margins
 from cfptq.backends.onnxruntime import OPSET_INT2, Storage
 from cfptq.backends.prepared_model import build_prepared_module
 from cfptq.backends.quantize_static import RowReader, build_quantize_static_arguments
@@ -252,16 +252,44 @@ class Result:
         Raises:
             DataError: the result has no calibration rows or recourse.
         """
-        _, people = self._recourse_people("an estimate of Prop. 5.1")
-        points = people.origin == COUNTERFACTUAL
-        rows, target = people.rows[points], people.target[points]
-        example = torch.zeros(2, *self.network.input_shape)
-        f, f_q = (
-            as_predictor(module, example=example, head=self.head, threshold=self.threshold)
-            for module in (self.network.graph, self.module())
-        )
-        kept = f.logits(rows).argmax(dim=1) == target
-        return estimate_margins(f, f_q, rows[kept], target[kept], radius=radius, samples=samples, seed=self.plan.seed, progress=progress)
+        f, rows, target = self._granted_points("an estimate of Prop. 5.1")
+        f_q = self._as_predictor(self.module())
+        return estimate_margins(f, f_q, rows, target, radius=radius, samples=samples, seed=self.plan.seed, progress=progress)
+
+    @check_arguments(radius=number())
+    def prove_recourse(self, *, radius: float = 0.0) -> RecourseProof:
+        """Prove at which calibration recourse points the quantized model decides the target, also within a radius.
+
+        Points that the full-precision model itself refuses are left out. The proof counts the rounding of float sums in any order, so
+        that it holds for the fake-quantized module and for exported files that hold the same integers and run without saturation. To
+        prove something about a file and other people, see ``cfptq.auditing.RecourseProver``.
+
+        Args:
+            radius: radius of the ball around a point within which every deviation must keep the target, in columns' units. 0 takes the
+                points alone.
+
+        Raises:
+            DataError: the result has no calibration rows or recourse.
+            ModelError: the network has layers other than Linear, ReLU and similar ones.
+        """
+        _, rows, target = self._granted_points("a proof of recourse")
+        return RecourseProver(self._as_predictor(self.module()), rows).prove(rows, target, radius=radius)
+
+    @check_arguments(radius=number())
+    def bound_perturbation(self, *, radius: float = 0.0) -> LayerwiseBound:
+        """Bound ε at calibration recourse points by layerwise Lipschitz constants (eqs. 52 to 60), with each layer's share.
+
+        See ``cfptq.auditing.bound_perturbation``.
+
+        Args:
+            radius: radius of the ball around a point, in columns' units. 0 takes the points alone.
+
+        Raises:
+            DataError: the result has no calibration rows or recourse.
+            ModelError: the network is no chain of Linear and ReLU that puts out logits, or it has a layer in float.
+        """
+        _, rows, _ = self._granted_points("a bound of the logit perturbation")
+        return bound_perturbation(self.network, self.plan, self.decision, rows, radius=radius)
 
     @cached_property
     def estimated_fraction(self) -> float:
@@ -271,6 +299,19 @@ class Result:
         projected-gradient steps first reach the target. Minimal-cost recourse at 0.5 ends on the boundary, where no margin is left.
         """
         return self.estimate_margins().fraction
+
+    def _granted_points(self, purpose: str) -> tuple[Predictor, Tensor, Tensor]:
+        """Return the full-precision model, and the calibration recourse points that it grants with their targets."""
+        _, people = self._recourse_people(purpose)
+        points = people.origin == COUNTERFACTUAL
+        rows, target = people.rows[points], people.target[points]
+        f = self._as_predictor(self.network.graph)
+        kept = f.logits(rows).argmax(dim=1) == target
+        return f, rows[kept], target[kept]
+
+    def _as_predictor(self, module: nn.Module) -> Predictor:
+        example = torch.zeros(2, *self.network.input_shape)
+        return as_predictor(module, example=example, head=self.head, threshold=self.threshold)
 
     def _recourse_people(self, purpose: str) -> tuple[CalibrationSet, CalibrationSet]:
         """Return the calibration rows, and those among them that recourse is judged by."""

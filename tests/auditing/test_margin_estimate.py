@@ -54,6 +54,31 @@ def test_epsilon_of_two_linear_models_is_their_difference() -> None:
     assert estimate.epsilon_quantile() == pytest.approx(0.5, abs=1e-5)
 
 
+def test_the_first_order_estimate_of_two_linear_models_is_exact() -> None:
+    f, f_q = nn.Linear(3, 2), nn.Linear(3, 2)
+    with torch.no_grad():
+        f_q.weight.copy_(f.weight + torch.tensor([[0.3, 0.0, 0.4], [0.0, 0.0, 0.0]]))
+        f_q.bias.copy_(f.bias)
+    points = torch.tensor([[1.0, 5.0, 1.0], [-2.0, 0.0, 0.0]])
+    predictors = (as_predictor(f, example=points), as_predictor(f_q, example=points))
+    estimate = estimate_margins(*predictors, points, torch.zeros(2, dtype=torch.int64), radius=0.2)
+    assert torch.allclose(estimate.first_order, torch.tensor([0.7 + 0.1, 0.6 + 0.1]), atol=1e-5)
+    assert bool((estimate.first_order + 1e-5 >= estimate.epsilon).all())
+
+
+def test_points_that_fail_are_at_risk_and_a_model_without_gradient_has_no_first_order_estimate() -> None:
+    points = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    f, f_q = as_predictor(net(1), example=points), as_predictor(net(1, 0.3), example=points)
+    target = f.logits(points).argmax(1)
+    estimate = estimate_margins(f, f_q, points, target)
+    assert 0 < estimate.failed <= estimate.risk == 1 - estimate.fraction
+    assert not bool((estimate.fails & estimate.holds).any())
+    assert estimate.failed <= estimate.first_order_risk <= 1
+    function = as_predictor(lambda rows: rows[:, :3], example=points)
+    blind = estimate_margins(f, function, points, target)
+    assert bool(blind.first_order.isnan().all()) and math.isnan(blind.first_order_risk)
+
+
 def test_epsilon_stays_below_the_supremum_and_approaches_it() -> None:
     # f_q − f = 0.3 x₀ in logit 0, whose supremum over a ball of radius ρ around u is 0.3 (|u₀| + ρ).
     f, f_q = nn.Linear(2, 2), nn.Linear(2, 2)

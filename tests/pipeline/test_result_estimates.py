@@ -137,7 +137,7 @@ def test_a_loaded_result_draws_the_same_curve_if_it_has_its_rows(result: cfptq.R
     assert again.estimated_fraction == result.estimated_fraction
     result.save(tmp_path / "bare", rows=False)
     bare = cfptq.load(tmp_path / "bare")
-    for ask in (bare.pareto, bare.estimate_margins):
+    for ask in (bare.pareto, bare.estimate_margins, bare.prove_recourse, bare.bound_perturbation):
         with pytest.raises(DataError, match="saved without them"):
             ask()
     assert bare.allocation_gap == result.allocation_gap
@@ -182,6 +182,15 @@ def test_where_the_estimate_holds_recourse_survives(result: cfptq.Result) -> Non
     assert bool(kept[estimate.holds].all())
     assert 0 < estimate.fraction <= float(kept.float().mean())
     assert result.estimated_fraction == estimate.fraction
+
+
+def test_what_is_proven_lies_below_what_is_observed_and_bounds_above_what_is_measured(result: cfptq.Result) -> None:
+    estimate, bound = result.estimate_margins(radius=0.05, progress=False), result.bound_perturbation(radius=0.05)
+    at_point, around = result.prove_recourse(), result.prove_recourse(radius=0.05)
+    assert not bool((at_point.holds & estimate.fails).any())
+    assert 0 < around.fraction <= at_point.fraction <= 1 - estimate.failed
+    assert bool((bound.epsilon + 1e-5 >= estimate.epsilon.double()).all())
+    assert list(bound.shares) == list(result.bits)
 
 
 def test_more_bits_raise_the_estimated_fraction(result: cfptq.Result, calibrated: Calibrated) -> None:

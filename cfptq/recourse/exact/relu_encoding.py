@@ -133,26 +133,69 @@ class PiecewiseLinearNetwork:
         return np.asarray(values @ self.logits.matrix.T + self.logits.offset)
 
 
-def read_piecewise_linear(network: Network, head: Head, log_odds: float = 0.0) -> PiecewiseLinearNetwork:
+@dataclass(frozen=True)
+class Purpose:
+    """Purpose of reading a network, as errors name it.
+
+    Attributes:
+        name: Noun phrase at the beginning of a sentence.
+        remedy: Sentence on what to do where a network cannot be read.
+    """
+
+    name: str
+    remedy: str
+
+
+EXACT_RECOURSE = Purpose("Exact recourse", 'Use method="minimal-cost" for this model.')
+
+
+def read_piecewise_linear(network: Network, head: Head, log_odds: float = 0.0, purpose: Purpose = EXACT_RECOURSE) -> PiecewiseLinearNetwork:
     """Read a captured network as piecewise linear.
 
     Args:
         network: Captured network on rows (N, d).
         head: Meaning of the raw output. Probabilities must come from a last sigmoid or softmax.
         log_odds: Log odds of the decision threshold, subtracted from the logit of class 1, default 0.
+        purpose: What errors name the reading by, exact recourse by default.
 
     Raises:
         ModelError: The network has an operation that is not piecewise linear or not supported.
     """
-    return _Reader(network).read(head, log_odds)
+    return _Reader(network, purpose).read(head, log_odds)
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """Sums of magnitudes that bound the float error of each affine map of a ``PiecewiseLinearNetwork``.
+
+    A value that is computed with at most k roundings differs from the exact one by at most about k roundoffs times its sum of magnitudes,
+    in any order of the sums.
+
+    Attributes:
+        preactivations: Map from magnitudes of v to those of each nonlinearity's inputs.
+        logits: Map from magnitudes of v to those of the class logits.
+        roundings: Upper bound of the number of roundings k on any path.
+    """
+
+    preactivations: tuple[Affine, ...]
+    logits: Affine
+    roundings: int
+
+
+def read_magnitudes(network: Network, head: Head, log_odds: float = 0.0, purpose: Purpose = EXACT_RECOURSE) -> Magnitudes:
+    """Read the sums of magnitudes of a captured network. Arguments and errors are those of ``read_piecewise_linear``."""
+    reader = _MagnitudeReader(network, purpose)
+    read = reader.read(head, log_odds)
+    return Magnitudes(tuple(layer.preactivation for layer in read.nonlinearities), read.logits, reader.roundings)
 
 
 class _Reader:
     """Reader of a graph, which holds the value of each node visited."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, purpose: Purpose) -> None:
         if len(network.input_shape) != 1:
-            raise ModelError(f"Exact recourse needs rows of columns (N, d), but this network takes rows of shape {network.input_shape}.")
+            raise ModelError(f"{purpose.name} needs rows of columns (N, d), but this network takes rows of shape {network.input_shape}.")
+        self.purpose = purpose
         self.root = network.graph
         self.width = self.total_width = network.input_shape[0]
         self.values: dict[str, Any] = {}
@@ -179,7 +222,7 @@ class _Reader:
             matrix, offset = np.concatenate((np.zeros_like(matrix), matrix)), np.concatenate((np.zeros_like(offset), offset))
         offset = offset.copy()
         if log_odds:
-            offset[1] -= log_odds
+            offset[1] += self._get_factor(-log_odds)
         return PiecewiseLinearNetwork(self.width, tuple(self.nonlinearities), Affine(matrix, offset))
 
     def _read_node(self, node: fx.Node) -> Any:
@@ -219,7 +262,8 @@ class _Reader:
             slope = float(cast(float, node.args[1])) if len(node.args) > 1 else 0.01
             before = self._get_affine(cast(fx.Node, first))
             return self._add(
-                _scale(before, slope), _scale(self._add_nonlinearity(Nonlinearity("relu", before, self.total_width)), 1 - slope)
+                _scale(before, self._get_factor(slope)),
+                _scale(self._add_nonlinearity(Nonlinearity("relu", before, self.total_width)), self._get_factor(1 - slope)),
             )
         if target in (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default):
             return self._apply_batch_norm(node)
@@ -227,11 +271,11 @@ class _Reader:
             sign = -1.0 if target is aten.sub.Tensor else 1.0
             sign *= float(cast(float, node.kwargs.get("alpha", 1)))
             left, right = self._get_affine_or_constant(first), self._get_affine_or_constant(node.args[1])
-            return self._add(*_broadcast(left, _scale(right, sign)))
+            return self._add(*_broadcast(left, _scale(right, self._get_factor(sign))))
         if target in (aten.mul.Tensor, aten.div.Tensor):
             return self._multiply(node)
         if target is aten.neg.default:
-            return _scale(self._get_affine(cast(fx.Node, first)), -1.0)
+            return _scale(self._get_affine(cast(fx.Node, first)), self._get_factor(-1.0))
         if target is aten.cat.default and node.args[1:] in ((1,), (-1,)):
             parts = [self._get_affine(part) for part in cast("list[fx.Node]", first)]
             return Affine(np.concatenate([part.pad(self.total_width) for part in parts]), np.concatenate([part.offset for part in parts]))
@@ -256,22 +300,22 @@ class _Reader:
         """Build the error for an operation that is not supported."""
         operation = str(node.target).removeprefix("aten.").split(".")[0]
         return ModelError(
-            f"Exact recourse cannot read the operation {operation!r}{' ' + where if where else ''} (node {node.name!r}). It reads Linear, "
-            'BatchNorm, ReLU, LeakyReLU, sums and a last sigmoid or softmax. Use method="minimal-cost" for this model.'
+            f"{self.purpose.name} cannot read the operation {operation!r}{' ' + where if where else ''} (node {node.name!r}). It reads "
+            f"Linear, BatchNorm, ReLU, LeakyReLU, sums and a last sigmoid or softmax. {self.purpose.remedy}"
         )
 
     def _get_affine(self, node: fx.Node) -> Affine:
         """Return the affine map of a node that depends on the rows."""
         value = self.values[node.name]
         if not isinstance(value, Affine):
-            raise ModelError(f"Exact recourse cannot read node {node.name!r}, because it does not depend on the rows.")
+            raise ModelError(f"{self.purpose.name} cannot read node {node.name!r}, because it does not depend on the rows.")
         return value
 
     def _get_array(self, argument: Any) -> Array:
         """Return an argument that does not depend on the rows as an array."""
         value = self.values[argument.name] if isinstance(argument, fx.Node) else argument
         if isinstance(value, Affine):
-            raise ModelError("Exact recourse cannot read a product of two values that both depend on the rows.")
+            raise ModelError(f"{self.purpose.name} cannot read a product of two values that both depend on the rows.")
         return np.asarray(value.detach().numpy() if isinstance(value, Tensor) else value, dtype=np.float64)
 
     def _get_affine_or_constant(self, argument: Any) -> Affine:
@@ -280,6 +324,10 @@ class _Reader:
             return cast(Affine, self.values[argument.name])
         constant = np.atleast_1d(self._get_array(argument)).reshape(-1)
         return Affine(np.zeros((len(constant), self.total_width)), constant)
+
+    def _get_factor(self, factor: Any) -> Any:
+        """Return a constant as it enters an affine map."""
+        return factor
 
     def _apply_linear(self, value: Affine, weight: Array, bias: Array | None) -> Affine:
         """Apply a linear layer to an affine map."""
@@ -316,7 +364,7 @@ class _Reader:
         assert mean is not None and variance is not None
         scale = 1 / np.sqrt(variance + epsilon) * (1.0 if gamma is None else gamma)
         value = _scale(self._get_affine(cast(fx.Node, node.args[0])), scale)
-        return Affine(value.matrix, value.offset - mean * scale + (0.0 if beta is None else beta))
+        return Affine(value.matrix, value.offset + self._get_factor(-mean * scale) + (0.0 if beta is None else beta))
 
     def _apply_clamp(self, node: fx.Node) -> Affine:
         """Express a clamp as ``low + relu(z - low) - relu(z - high)``."""
@@ -326,12 +374,36 @@ class _Reader:
         missing = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
         low, high = (given.get(name, default) for name, default in zip(names, missing, strict=True))
         if low is not None:
-            lifted = self._add_nonlinearity(Nonlinearity("relu", _shift(value, -float(cast(float, low))), self.total_width))
-            value = _shift(lifted, float(cast(float, low)))
+            shift = self._get_factor(-float(cast(float, low)))
+            lifted = self._add_nonlinearity(Nonlinearity("relu", _shift(value, shift), self.total_width))
+            value = _shift(lifted, self._get_factor(float(cast(float, low))))
         if high is not None:
-            beyond = self._add_nonlinearity(Nonlinearity("relu", _shift(value, -float(cast(float, high))), self.total_width))
-            value = self._add(value, _scale(beyond, -1.0))
+            shift = self._get_factor(-float(cast(float, high)))
+            beyond = self._add_nonlinearity(Nonlinearity("relu", _shift(value, shift), self.total_width))
+            value = self._add(value, _scale(beyond, self._get_factor(-1.0)))
         return value
+
+
+class _MagnitudeReader(_Reader):
+    """Reader that takes the magnitude of every constant, so that nothing cancels."""
+
+    def __init__(self, network: Network, purpose: Purpose) -> None:
+        super().__init__(network, purpose)
+        self.roundings = 0
+
+    def _read_node(self, node: fx.Node) -> Any:
+        self.roundings += 4  # No operation beside a linear layer rounds a value more often.
+        return super()._read_node(node)
+
+    def _get_array(self, argument: Any) -> Array:
+        return np.abs(super()._get_array(argument))
+
+    def _get_factor(self, factor: Any) -> Any:
+        return np.abs(factor)
+
+    def _apply_linear(self, value: Affine, weight: Array, bias: Array | None) -> Affine:
+        self.roundings += weight.shape[1] + 1
+        return super()._apply_linear(value, weight, bias)
 
 
 def _shift(value: Affine, constant: float) -> Affine:

@@ -14,13 +14,13 @@ from cfptq.actions import ActionSet
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError, ModelError, name_rows
 from cfptq.io.progress import track
-from cfptq.network import Predictor, capture, target_margin
+from cfptq.network import Head, Network, Predictor, capture, target_margin
 from cfptq.network.head import compute_threshold_logit
 from cfptq.network.predictor import ArtefactPredictor
 from cfptq.recourse.batch import Status
 from cfptq.recourse.exact.action_model import build_action_models
 from cfptq.recourse.exact.enumeration import FindFirstValid
-from cfptq.recourse.exact.relu_encoding import PiecewiseLinearNetwork, read_piecewise_linear
+from cfptq.recourse.exact.relu_encoding import EXACT_RECOURSE, PiecewiseLinearNetwork, Purpose, read_piecewise_linear
 from cfptq.recourse.exact.row_search import Array, classify_infeasibility, is_unreachable, solve_row
 from cfptq.recourse.exact.settings import Exact
 
@@ -43,24 +43,51 @@ def read_network(predictor: Predictor, rows: Tensor) -> PiecewiseLinearNetwork:
         ModelError: The predictor has no module or ONNX file, holds an operation that is not piecewise linear, or its artefact computes
             other margins than the network that was read.
     """
+    read = read_piecewise_linear(*capture_network(predictor, rows, EXACT_RECOURSE))
+    compare_with_artefact(read, predictor, rows, EXACT_RECOURSE)
+    return read
+
+
+def capture_network(predictor: Predictor, rows: Tensor, purpose: Purpose) -> tuple[Network, Head, float]:
+    """Capture the network of a predictor, and return it with its head and the log odds of its threshold.
+
+    Args:
+        predictor: Predictor of a module or an ONNX file.
+        rows: Rows that the network is meant for, (N, d).
+        purpose: What errors name the reading by.
+
+    Raises:
+        ModelError: The predictor has no module or ONNX file.
+    """
     module = getattr(predictor.twin, "module", None) if isinstance(predictor, ArtefactPredictor) else None
     if not isinstance(module, nn.Module) or not isinstance(predictor, ArtefactPredictor):
         why = getattr(predictor, "reason", "") or "it is not a module"
-        raise ModelError(f"Exact recourse needs the weights of a torch module or an ONNX file, but {predictor.name} has none ({why}).")
+        raise ModelError(f"{purpose.name} needs the weights of a torch module or an ONNX file, but {predictor.name} has none ({why}).")
+    log_odds = compute_threshold_logit(predictor.threshold) if predictor.threshold is not None else 0.0
+    return capture(module, rows[:_COMPARED_ROWS].detach()), predictor.twin_head or predictor.head, log_odds
+
+
+def compare_with_artefact(read: PiecewiseLinearNetwork, predictor: Predictor, rows: Tensor, purpose: Purpose) -> None:
+    """Compare a network that was read with the artefact.
+
+    Args:
+        read: Network of the predictor.
+        predictor: Predictor of a module or an ONNX file.
+        rows: Rows to compare on, (N, d).
+        purpose: What errors name the reading by.
+
+    Raises:
+        ModelError: The artefact computes other margins.
+    """
     compared = rows[:_COMPARED_ROWS].detach()
-    network = capture(module, compared)
-    head = predictor.twin_head or predictor.head
-    threshold = compute_threshold_logit(predictor.threshold) if predictor.threshold is not None else 0.0
-    read = read_piecewise_linear(network, head, threshold)
     margins = _subtract_first(predictor.logits(compared).double().numpy())
     difference = np.abs(_subtract_first(read(compared.double().numpy())) - margins).max(1)
     is_different = difference > _MARGIN_TOLERANCE * (1 + np.abs(margins).max())
     if is_different.mean() > (_MAX_DIFFERENT_SHARE if read.has_rounding else 0.0):
         raise ModelError(
             f"{predictor.name} does not compute what its network does. Margins differ by up to {float(difference.max()):.3g} on rows "
-            f'{name_rows(np.flatnonzero(is_different).tolist())}. Use method="minimal-cost".'
+            f"{name_rows(np.flatnonzero(is_different).tolist())}. {purpose.remedy}"
         )
-    return read
 
 
 def _subtract_first(logits: Array) -> Array:
