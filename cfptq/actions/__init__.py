@@ -25,7 +25,10 @@ from cfptq.actions.constraints import (
 from cfptq.actions.cost import Norm, Weights
 from cfptq.actions.curves import NumberEncoder
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal, Statistics
+from cfptq.actions.latent import LatentActionSet
+from cfptq.actions.loading import load_action_space
 from cfptq.actions.remarks import Remark
+from cfptq.actions.semantic import SemanticActionSet
 from cfptq.actions.validation import Level
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "Implies",
     "Integer",
     "Is",
+    "LatentActionSet",
     "Level",
     "Linked",
     "Mutability",
@@ -51,6 +55,7 @@ __all__ = [
     "PerPerson",
     "Remark",
     "SpecialCodes",
+    "SemanticActionSet",
     "Statistics",
     "Stays",
     "StepLimit",
@@ -58,4 +63,5 @@ __all__ = [
     "Transitions",
     "Was",
     "Weights",
+    "load_action_space",
 ]

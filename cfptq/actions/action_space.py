@@ -11,9 +11,13 @@ from torch import Tensor
 class ActionSpace(Protocol):
     """Feasible changes of a row and their cost, 𝒜(x) and c(δ) of the paper's eq. 3.
 
-    ``x`` is a float32 tensor ``(N, d)`` of model inputs. An action ``δ`` is a float32 tensor ``(N, k)``. For an
-    ``cfptq.actions.ActionSet``, ``k`` equals ``d``. For a latent or semantic space, ``k`` is the size of the code.
-    Code outside an action space never adds δ to x.
+    ``x`` is a float32 tensor ``(N, ...)`` of model inputs, such as columns ``(N, d)`` or images ``(N, 1, 28, 28)``. An action ``δ`` is a
+    float32 tensor ``(N, k)``. For an ``cfptq.actions.ActionSet``, rows are ``(N, d)`` and ``k`` equals ``d``. For a
+    ``cfptq.actions.LatentActionSet``, ``k`` is the size of the code, and for a ``cfptq.actions.SemanticActionSet``, the number of
+    attributes. Code outside an action space never adds δ to x.
+
+    A space may have an attribute ``couples_columns``. Where it is true, a change of one column limits the others, and minimal-cost
+    recourse is searched along gradients of all columns. Elsewhere it is searched by columns.
     """
 
     @property
@@ -35,7 +39,7 @@ class ActionSpace(Protocol):
         ...
 
     def apply(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Return the counterfactual point x′, ``(N, d)``, differentiable with respect to ``delta``."""
+        """Return the counterfactual point x′, ``(N, ...)``, differentiable with respect to ``delta``."""
         ...
 
     def cost(self, x: Tensor, delta: Tensor) -> Tensor:

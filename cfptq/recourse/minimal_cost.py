@@ -23,6 +23,7 @@ from cfptq.recourse.gradient_free import (
     search_combinations,
     search_without_gradient,
 )
+from cfptq.recourse.gradient_search import SLIDES, couples_columns, search_along_gradients
 from cfptq.recourse.margin_descent import Descent, descend_to_target
 from cfptq.recourse.refinement import mask_columns, refine_into, search_nearer_segments
 from cfptq.recourse.search_problem import SearchProblem, build_search_problem
@@ -99,7 +100,8 @@ class MinimalCost:
 def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, target: Tensor, settings: MinimalCost) -> Tensor:
     """Search the cheapest action of each row that is not at its target, (N, d), zero where none is found.
 
-    A predictor without gradient is searched by ``cfptq.recourse.search_without_gradient``.
+    A predictor without gradient is searched by ``cfptq.recourse.search_without_gradient``. A space whose columns limit each other is
+    searched along gradients of all columns by ``cfptq.recourse.gradient_search``.
 
     Args:
         predictor: Model to change the decision of.
@@ -110,6 +112,10 @@ def search_minimal_cost(predictor: Predictor, rows: Tensor, space: ActionSpace, 
     """
     if not predictor.is_differentiable:
         return search_without_gradient(predictor, rows, space, target, settings.without_gradient())
+    if couples_columns(space):
+        more = 2 if settings.effort == "thorough" else 1
+        required = settings.required_margin + settings.slack
+        return search_along_gradients(predictor, rows, space, target, required, steps=more * settings.steps, rounds=more * SLIDES)
     problem = build_search_problem(predictor, rows, space, target, settings.required_margin + settings.slack)
     best = space.zero(rows)
     cost = torch.full((len(rows),), inf)
