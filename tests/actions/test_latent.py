@@ -99,7 +99,7 @@ def test_projected_actions_are_feasible_and_stay_when_projected_again(seed: int,
     once = space.project(x, delta)
     assert bool((once.norm(dim=1) <= space.radius * (1 + 1e-5)).all())
     point = space.apply(x, once)
-    assert 0 <= float(point.min()) and float(point.max()) <= 1
+    assert float(point.min()) >= 0 and float(point.max()) <= 1
     if space.max_change is not None:
         assert bool(((point - x).flatten(1).abs().sum(1) <= space.max_change * (1 + 1e-5)).all())
     assert torch.equal(space.project(x, once), once)
@@ -226,12 +226,12 @@ def test_networks_that_do_not_fit_are_refused() -> None:
         LatentActionSet(encoder, nn.Linear(CODE, 16), SHAPE, 1.0)
     with pytest.raises(CfptqError, match="decoder"):
         LatentActionSet(encoder, nn.Sequential(nn.Linear(CODE + 1, 16), nn.Unflatten(1, SHAPE)), SHAPE, 1.0)
-    with pytest.raises(ActionSetError, match="encoder must be a torch.nn.Module or an ONNX file"):
+    with pytest.raises(ActionSetError, match=r"encoder must be a torch\.nn\.Module or an ONNX file"):
         LatentActionSet(3, decoder, SHAPE, 1.0)  # type: ignore[arg-type]
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ActionSetError, match="rows 1 do not. Divide 8-bit pixels by 255"):
+    with pytest.raises(ActionSetError, match=r"rows 1 do not\. Divide 8-bit pixels by 255"):
         SPACE.check(torch.stack((torch.zeros(SHAPE), torch.full(SHAPE, 200.0))))
     with pytest.raises(ActionSetError, match="must have the shape"):
         SPACE.check(torch.zeros(2, 16))

@@ -75,7 +75,7 @@ def test_projected_edits_are_feasible_stay_and_are_nearest(seed: int, size: floa
     x, delta = people(), size * torch.randn(20, len(NAMES), generator=generator)
     once = SPACE.project(x, delta)
     assert bool((SPACE.cost(x, once) <= 1.5 * (1 + 1e-4)).all()) and bool((once[:, 3:] == 0).all())
-    assert -1e-6 <= float((x + once).min()) and float((x + once).max()) <= 1 + 1e-6
+    assert float((x + once).min()) >= -1e-6 and float((x + once).max()) <= 1 + 1e-6
     assert torch.equal(SPACE.project(x, once), once)
     # No random feasible edit is nearer.
     others = torch.rand(400, len(NAMES), generator=generator) * 2 - 1
