@@ -33,7 +33,7 @@ LEAST_GAIN = 1e-5
 
 @dataclass(frozen=True)
 class _Rule:
-    """How one descent steps.
+    """A rule of one descent.
 
     Attributes:
         step_fraction: share of the shortfall at the start that a step aims at.
