@@ -248,8 +248,13 @@ class ActionSet:
         """Place the action set on the columns of a fitted scikit-learn ``ColumnTransformer`` or ``Pipeline``.
 
         The encoder is read and not kept. Supported are ``StandardScaler``, ``MinMaxScaler``, ``MaxAbsScaler``, ``RobustScaler``,
-        ``OneHotEncoder`` (with ``drop`` and ``handle_unknown``), ``OrdinalEncoder``, ``SimpleImputer``, ``"passthrough"``, ``"drop"``,
-        and pipelines of these.
+        ``PowerTransformer``, ``QuantileTransformer``, ``KBinsDiscretizer``, ``Binarizer``, ``FunctionTransformer`` with an inverse,
+        ``OneHotEncoder``, ``OrdinalEncoder``, ``TargetEncoder``, ``SimpleImputer``, ``MissingIndicator``, optbinning's
+        ``BinningProcess``, steps with the methods of ``cfptq.actions.NumberEncoder``, ``"passthrough"``, ``"drop"``, and pipelines,
+        unions and column transformers of these.
+
+        Infrequent categories that the encoder merges are one choice. Actions lead there only where the encoder reads any unknown text
+        as one of them, and then name none of them. A missing value that an indicator column shows stays missing.
 
         Args:
             encoder: the fitted encoder. The predictor at the end of a pipeline is ignored.
@@ -346,9 +351,15 @@ class ActionSet:
 
     @cached_property
     def feature_columns(self) -> tuple[tuple[int, ...], ...]:
-        """Columns of each feature in order. Together they are all columns."""
+        """Columns of each feature's value in order. Together they are all columns but the indicators of missing values."""
         self._encoded_width()
         return tuple(feature.model_columns for feature in self.features)
+
+    @cached_property
+    def column_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Columns of each feature in order, with the indicators of missing values. Together they are all columns."""
+        self._encoded_width()
+        return tuple(feature.all_columns for feature in self.features)
 
     @cached_property
     def mutable_columns(self) -> Tensor:

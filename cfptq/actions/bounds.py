@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cfptq.actions.compiled import encode_bounds
 from cfptq.actions.features import AnyFeature, Continuous, Mutability
-from cfptq.actions.raw_values import read_level_numbers
+from cfptq.actions.raw_values import find_missing, read_level_numbers
 
 
 def compute_column_bounds(features: Sequence[AnyFeature], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,6 +25,8 @@ def compute_column_bounds(features: Sequence[AnyFeature], x: Tensor) -> tuple[Te
                 low[:, feature.column].clamp_(max=lowest)
             if feature.mutability is not Mutability.DECREASE:
                 high[:, feature.column].clamp_(min=highest)
+            for bound in (low, high):
+                bound[:, feature.column] = torch.where(find_missing(feature, x), x[:, feature.column], bound[:, feature.column])
             continue
         reachable = find_reachable_levels(feature, x)
         if feature.columns is None:
@@ -58,6 +60,7 @@ def find_reachable_levels(feature: AnyFeature, x: Tensor) -> Tensor:
     result &= torch.arange(count) != level_numbers.unsqueeze(1)
     if feature.is_immutable:
         return torch.zeros_like(result)
+    result &= ~find_missing(feature, x).unsqueeze(1)
     if feature.mutability is Mutability.FREE or feature.ranks is None:
         return result
     sign = 1 if feature.mutability is Mutability.INCREASE else -1

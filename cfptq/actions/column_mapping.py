@@ -11,8 +11,8 @@ import numpy as np
 
 from cfptq.actions.bins import choose_within
 from cfptq.actions.curves import NumberEncoder, Scaling
-from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
-from cfptq.actions.validation import Level
+from cfptq.actions.features import INFREQUENT, AnyFeature, Categorical, Continuous, Integer, Ordinal
+from cfptq.actions.validation import Level, to_float32
 from cfptq.errors import ActionSetError
 
 _NO_COLUMNS: dict[str, Any] = dict.fromkeys(("column", "codes", "columns", "off", "on"))
@@ -26,7 +26,8 @@ class TracedColumn:
 
     Attributes:
         feature: the raw feature that the column comes from.
-        base: ``"raw"`` for the raw value, ``"code"`` for its index among ``categories``, ``"slot"`` for 1 at category ``place`` and else 0.
+        base: ``"raw"`` for the raw value, ``"code"`` for the category's number among ``values``, ``"slot"`` for 1 at category ``place`` and
+            else 0, ``"missing"`` for 1 where the value is missing and else 0.
         offset: offset of the column, in units of the base.
         scale: scale of the column, in units of the base, above 0.
         categories: categories of the encoder, for a code or slot.
@@ -38,10 +39,13 @@ class TracedColumn:
         missing_as: category for a missing value, as in ``cfptq.actions.Categorical``.
         curve: functions before offset and scale.
         edges: inner edges of the bins that are the categories. A value at an edge is in the bin above.
+        values: number of each category, for a code. Default: its index.
+        merged: pairs of a further raw value and the category that the encoder shows it as.
+        blocked: category that no action leads to, because its name would tell one of several merged values.
     """
 
     feature: str
-    base: Literal["raw", "code", "slot"] = "raw"
+    base: Literal["raw", "code", "slot", "missing"] = "raw"
     offset: float = 0.0
     scale: float = 1.0
     categories: tuple[Level, ...] = ()
@@ -53,6 +57,14 @@ class TracedColumn:
     missing_as: str = "none"
     curve: tuple[NumberEncoder, ...] = ()
     edges: tuple[float, ...] | None = None
+    values: tuple[float, ...] | None = None
+    merged: tuple[tuple[Level, Level], ...] = ()
+    blocked: Level = None
+
+    def get_code(self, level: Level) -> float:
+        """Return the number of a category."""
+        place = self.categories.index(level)
+        return float(place) if self.values is None else self.values[place]
 
     def bend(self, curve: NumberEncoder) -> TracedColumn:
         """Return the column after a further increasing function."""
@@ -80,6 +92,10 @@ def map_to_columns(feature: AnyFeature, own: list[tuple[int, TracedColumn]]) -> 
     Raises:
         ActionSetError: the columns come from several steps, or do not fit the feature.
     """
+    indicators = [(number, column) for number, column in own if column.base == "missing"]
+    own = [(number, column) for number, column in own if column.base != "missing"]
+    if indicators:
+        feature = _map_indicator(feature, indicators, own)
     number, first = own[0]
     if any(column.base != "slot" or column.group != first.group for _, column in own) and len(own) > 1:
         numbers = ", ".join(str(number) for number, _ in own)
@@ -103,19 +119,62 @@ def map_to_columns(feature: AnyFeature, own: list[tuple[int, TracedColumn]]) -> 
         )
     if first.base == "raw":
         return _map_numbers(feature, number, first)
-    levels = _merge_levels(feature, first)
+    merged = (*first.merged, *_find_equal_codes(feature, first)) if first.base == "code" else first.merged
+    if merged and isinstance(feature, Ordinal):
+        raise ActionSetError(
+            f"{feature.name}: its encoder shows {merged[0][0]!r} and {merged[0][1]!r} alike, so that its values have no order. "
+            "Declare it categorical, or merge these values in the frame first."
+        )
+    levels = tuple(level for level in _merge_levels(feature, first) if level not in [value for value, _ in merged])
+    fill = next((state for value, state in merged if value == first.fill and first.fill is not None), first.fill)
     common: dict[str, Any] = {
         **_NO_COLUMNS,
-        "fill": first.fill,
+        "fill": fill,
         "unknown": first.unknown,
         "missing_as": first.missing_as,
         "frequencies": None,
+        "merged": merged,
     }
     if feature.frequencies is not None:
-        frequency_of = dict(zip(feature.states, feature.frequencies, strict=True))
+        frequency_of: dict[Level, float] = {}
+        state_of = dict(merged)
+        for level, share in zip(feature.states, feature.frequencies, strict=True):
+            state = state_of.get(level, level)
+            frequency_of[state] = frequency_of.get(state, 0.0) + share
         common["frequencies"] = tuple(frequency_of.get(level, 0.0) for level in levels)
     common |= _map_slots(levels, own) if first.base == "slot" else _map_codes(levels, number, first)
-    return _set_levels(feature, levels, common)
+    return _set_levels(feature, levels, common, first.blocked)
+
+
+def _map_indicator(feature: AnyFeature, indicators: list[tuple[int, TracedColumn]], own: list[tuple[int, TracedColumn]]) -> AnyFeature:
+    """Place the column that tells whether the feature's value is missing."""
+    if len(indicators) > 1 or not own:
+        numbers = ", ".join(str(number) for number, _ in indicators)
+        raise ActionSetError(
+            f"{feature.name!r} must reach the model by its value and at most one indicator of a missing value, "
+            f"got {'no value' if not own else 'several indicators'} (columns {numbers}). Pass both on once."
+        )
+    (number, column), first = indicators[0], own[0][1]
+    if column.curve:
+        raise ActionSetError(f"The indicator of a missing value of {feature.name!r} passes through a curve. Only scale it.")
+    if first.fill is None and first.missing_code is None:
+        raise ActionSetError(f"{feature.name!r} has an indicator of a missing value, but no fill in its place. Impute it too.")
+    return dataclasses.replace(feature, indicator=number, indicator_values=(column.encode_base(0.0), column.encode_base(1.0)))
+
+
+def _find_equal_codes(feature: Ordinal | Categorical, column: TracedColumn) -> list[tuple[Level, Level]]:
+    """Return pairs of a level and the most frequent reachable level with the same float32 code, which stands for it."""
+    share_of = dict(zip(feature.states, feature.frequencies or (), strict=False))
+    chosen = set(feature.levels if feature.reachable is None else feature.reachable) if isinstance(feature, Categorical) else set()
+    by_code: dict[float, list[Level]] = {}
+    for level in column.categories:
+        if level is not None and level != column.blocked:
+            by_code.setdefault(to_float32(column.encode_base(column.get_code(level))), []).append(level)
+    result: list[tuple[Level, Level]] = []
+    for alike in by_code.values():
+        state = max(alike, key=lambda level: (level in chosen, share_of.get(level, 0.0)))
+        result.extend((level, state) for level in alike if level != state)
+    return result
 
 
 def _require_rise(feature: Continuous) -> None:
@@ -182,7 +241,6 @@ def _map_slots(levels: tuple[Level, ...], own: list[tuple[int, TracedColumn]]) -
 
 def _map_codes(levels: tuple[Level, ...], number: int, column: TracedColumn) -> dict[str, Any]:
     """Return the column, the code of each level, and the codes of missing and unknown values where they differ from the default."""
-    index_of = {level: index for index, level in enumerate(column.categories)}
     missing = column.missing_code
     codes: list[float] = []
     for level in levels:
@@ -190,10 +248,11 @@ def _map_codes(levels: tuple[Level, ...], number: int, column: TracedColumn) -> 
             assert missing is not None
             codes.append(column.encode_base(missing))
         else:
-            codes.append(column.encode_base(float(index_of[level])))
+            codes.append(column.encode_base(column.get_code(level)))
     result: dict[str, Any] = {"column": number, "codes": tuple(codes)}
-    if missing is not None and missing in [index_of[level] for level in levels if level is not None]:
-        result["fill"] = column.categories[int(missing)]
+    alike = [level for level in levels if level is not None and column.get_code(level) == missing]
+    if missing is not None and alike:
+        result["fill"] = alike[0]
     if not isinstance(column.unknown, str):
         result["unknown"] = column.encode_base(column.unknown)
     return result
@@ -218,18 +277,32 @@ def _merge_levels(feature: Ordinal | Categorical, column: TracedColumn) -> tuple
     if column.base == "slot":
         return (*levels, None) if None in column.categories else tuple(levels)
     missing_code = column.missing_code
-    codes = [float(column.categories.index(level)) for level in levels]
+    codes = [column.get_code(level) for level in levels]
     return (*levels, None) if missing_code is not None and missing_code not in codes else tuple(levels)
 
 
-def _set_levels(feature: Ordinal | Categorical, levels: tuple[Level, ...], common: dict[str, Any]) -> AnyFeature:
+def _set_levels(feature: Ordinal | Categorical, levels: tuple[Level, ...], common: dict[str, Any], blocked: Level) -> AnyFeature:
     if isinstance(feature, Ordinal):
         return dataclasses.replace(feature, domain=levels, **common)
     reachable = feature.reachable
     # A level that only the imputer gives means "unknown", which no action can lead to.
     if reachable is None and common["fill"] is not None and common["fill"] not in feature.levels:
         reachable = tuple(level for level in levels if level is not None and level != common["fill"])
+    if common["merged"]:
+        reachable = _find_reachable_states(feature.reachable if reachable is None else reachable, levels, common["merged"], blocked)
     return dataclasses.replace(feature, levels=levels, reachable=reachable, **common)
+
+
+def _find_reachable_states(
+    reachable: tuple[Level, ...] | None, levels: tuple[Level, ...], merged: tuple[tuple[Level, Level], ...], blocked: Level
+) -> tuple[Level, ...]:
+    """Return the states that actions may lead to. A state for any infrequent value needs all of its values to be reachable."""
+    result = []
+    for level in levels:
+        within = [value for value, state in merged if state == level] if level == INFREQUENT else [level]
+        if level is not None and level != blocked and (reachable is None or level in reachable or all(v in reachable for v in within)):
+            result.append(level)
+    return tuple(result)
 
 
 def _map_numbers(feature: Ordinal | Categorical, number: int, column: TracedColumn) -> AnyFeature:

@@ -65,7 +65,7 @@ def require_one_feature_per_column(features: Sequence[AnyFeature], width: int) -
     for feature in features:
         if not feature.model_columns:
             raise ActionSetError(f"{feature.name}: its column is missing. Give column=…, or columns=(…) for a one-hot group.")
-        for column in feature.model_columns:
+        for column in feature.all_columns:
             if column >= width:
                 raise ActionSetError(f"{feature.name}: column must be below {width}, the number of columns, got {column}.")
             if column in feature_of:

@@ -8,7 +8,7 @@ NumPy's, because at these sizes an elementwise pass takes half the time of torch
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -114,6 +114,7 @@ class CompiledFeatures:
         integer: the integer columns; ``None`` if there are none.
         coded: the coded columns; ``None`` if there are none.
         groups: the one-hot groups; ``None`` if there are none.
+        indicators: rows of ``columns``, and column and threshold of the indicator, for each feature whose missing values stay missing.
     """
 
     width: int
@@ -128,6 +129,7 @@ class CompiledFeatures:
     integer: ScalarColumns | None
     coded: CodedColumns | None
     groups: OneHotGroups | None
+    indicators: tuple[tuple[list[int], int, float], ...] = ()
 
     @property
     def feature_count(self) -> int:
@@ -159,7 +161,15 @@ def compile_features(features: Sequence[AnyFeature], width: int, weights: Tensor
         integer=_compile_scalars(integer, [f.reachable_bounds for f in integer], np.float64) if integer else None,
         coded=_compile_coded(coded) if coded else None,
         groups=_compile_groups(hot) if hot else None,
+        indicators=tuple(_compile_indicators(ordered, columns.tolist())),
     )
+
+
+def _compile_indicators(features: Sequence[AnyFeature], columns: Sequence[int]) -> Iterator[tuple[list[int], int, float]]:
+    for feature in features:
+        if feature.indicator is not None:
+            own = [place for place, column in enumerate(columns) if column in feature.model_columns]
+            yield own, feature.indicator, sum(feature.indicator_values) / 2
 
 
 def _find_runs(columns: Sequence[int]) -> tuple[tuple[slice, slice], ...]:

@@ -103,7 +103,7 @@ def format_table(
                 feature.kind,
                 _MUTABILITY_WORDS[feature.mutability],
                 _format_reachable(feature),
-                "" if width is None else _format_columns(feature.model_columns),
+                "" if width is None else _format_columns(feature.all_columns),
                 f"{feature.effort:g}",
             ]
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
-from cfptq.actions.raw_values import parse_numbers, parse_states, read_level_numbers, select_series
+from cfptq.actions.raw_values import find_missing, parse_numbers, parse_states, read_level_numbers, select_series
 from cfptq.actions.validation import to_python_value
 from cfptq.errors import DataError, name_rows
 from cfptq.io.suggestions import did_you_mean
@@ -31,6 +31,8 @@ def encode_frame(features: Sequence[AnyFeature], width: int, frame: pd.DataFrame
     names = [feature.name for feature in features]
     for feature in features:
         series = select_series(frame, feature.name, names)
+        if feature.indicator is not None:
+            result[:, feature.indicator] = np.where(series.isna().to_numpy(dtype=bool), *feature.indicator_values[::-1])
         if isinstance(feature, Continuous):
             values = parse_numbers(series)
             missing = np.isnan(values)
@@ -69,7 +71,7 @@ def decode_columns(features: Sequence[AnyFeature], columns: Tensor, people: pd.D
         return pd.DataFrame(decoded)
     before = encode_people(features, rows, people)
     for feature in features:
-        own = list(feature.model_columns)
+        own = list(feature.all_columns)
         is_same = (rows[:, own] == before[:, own]).all(1).numpy()
         decoded[feature.name] = _keep_unchanged(feature, decoded[feature.name], people[feature.name], is_same)
     result = pd.DataFrame(decoded)
@@ -100,6 +102,8 @@ def is_fill(feature: AnyFeature, rows: Tensor) -> npt.NDArray[np.bool_]:
     """Return where a feature's columns ``(N, d)`` show the value that the encoder fills in for a missing one, ``(N,)``."""
     if feature.fill is None or not feature.model_columns:
         return np.zeros(len(rows), dtype=bool)
+    if feature.indicator is not None:
+        return find_missing(feature, rows).numpy()
     if isinstance(feature, Continuous):
         assert isinstance(feature.fill, int | float)
         return _encodes_to(feature, np.full(len(rows), float(feature.fill)), rows[:, feature.column].numpy())
@@ -127,9 +131,10 @@ def decode_feature(feature: AnyFeature, rows: Tensor) -> pd.Series[Any]:
 
     A row at no level of a feature that knows a missing value as a level is ``"(unknown)"``.
     """
+    is_missing = find_missing(feature, rows).numpy()
     if isinstance(feature, Continuous):
-        values = _decode_numbers(feature, rows[:, feature.column].numpy())
-        if isinstance(feature, Integer) and feature.fill is not None:
+        values = np.where(is_missing, np.nan, _decode_numbers(feature, rows[:, feature.column].numpy()))
+        if isinstance(feature, Integer) and feature.indicator is None and feature.fill is not None:
             # No whole number encodes to a fill such as a mean of 31.5, so that the value must have been missing.
             values = np.where(is_fill(feature, rows) & (values != np.rint(values)), np.nan, values)
         if isinstance(feature, Integer) and bool(np.all(values == np.rint(values))):
@@ -138,9 +143,12 @@ def decode_feature(feature: AnyFeature, rows: Tensor) -> pd.Series[Any]:
     numbers = read_level_numbers(feature, rows)
     missing = np.nan if feature.missing_as == "nan" else None
     beside = _NO_LEVEL if None in feature.states else missing
-    levels = [beside if n < 0 else missing if (state := feature.states[n]) is None else state for n in numbers.tolist()]
+    levels = [
+        missing if absent else beside if n < 0 else missing if (state := feature.states[n]) is None else state
+        for n, absent in zip(numbers.tolist(), is_missing.tolist(), strict=True)
+    ]
     # pandas would read None among strings as NaN, which is another category to an encoder.
-    is_complete = all(number >= 0 and feature.states[number] is not None for number in set(numbers.tolist()))
+    is_complete = not is_missing.any() and all(number >= 0 and feature.states[number] is not None for number in set(numbers.tolist()))
     return pd.Series(levels) if is_complete else pd.Series(levels, dtype=object)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -30,6 +31,9 @@ from cfptq.actions.validation import (
 from cfptq.errors import ActionSetError
 from cfptq.io.arguments import is_finite_number
 from cfptq.io.suggestions import did_you_mean
+
+INFREQUENT = "(infrequent)"
+"""Level that stands for all categories that an encoder merges, where it reads any unknown text as one of them."""
 
 _MAX_LEVEL = 2**63  # Whole numbers from here on cannot be levels, because no encoder holds them.
 
@@ -88,12 +92,16 @@ class Feature:
         mutability: directions in which an action may change the feature. Default: both.
         effort: factor on the cost of a change, above 0. Default: 1.
         fill: raw value that the encoder puts in place of a missing one. Default: ``None``, no such rule.
+        indicator: index of the column that tells whether the value is missing. A missing value then stays missing. Default: ``None``.
+        indicator_values: values of that column for a present and for a missing value. Default: ``(0.0, 1.0)``.
     """
 
     name: str = field(kw_only=False)
     mutability: Mutability = Mutability.FREE
     effort: float = 1.0
     fill: Level = None
+    indicator: int | None = None
+    indicator_values: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -111,6 +119,13 @@ class Feature:
         if effort <= 0:
             raise ActionSetError(f"{self.name}: effort must be above 0, got {effort:g}. Declare the feature immutable to forbid changes.")
         object.__setattr__(self, "effort", effort)
+        if self.indicator is not None:
+            object.__setattr__(self, "indicator", parse_column_number(self.indicator, f"{self.name}: indicator"))
+            label = f"{self.name}: indicator_values"
+            present, missing = (parse_finite_number(side, label) for side in parse_pair(self.indicator_values, label))
+            if not _is_below(present, missing):
+                raise ActionSetError(f"{label} must be two float32 numbers, the first below the second, got {present:g} and {missing:g}.")
+            object.__setattr__(self, "indicator_values", (present, missing))
 
     @property
     def kind(self) -> str:
@@ -129,8 +144,13 @@ class Feature:
 
     @property
     def model_columns(self) -> tuple[int, ...]:
-        """Columns of the model that show this feature, none before encoding."""
+        """Columns of the model that show this feature's value, none before encoding."""
         raise TypeError("Feature is abstract. Construct a Continuous, Integer, Ordinal or Categorical.")
+
+    @property
+    def all_columns(self) -> tuple[int, ...]:
+        """Columns of the model that show this feature, with the indicator of a missing value."""
+        return self.model_columns if self.indicator is None else (*self.model_columns, self.indicator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +280,10 @@ class _LevelFeature(Feature):
         columns: index of the one-hot column of each level, ``None`` for a level that the encoder drops. All columns are off there.
         off: value of each of ``columns`` when it is off. Default: 0.
         on: value of each of ``columns`` when it is on. Default: 1.
-        unknown: the encoder's treatment of an unlisted value, ``"error"``, ``"zeros"`` (all columns off) or a code.
+        unknown: the encoder's treatment of an unlisted value, ``"error"``, ``"zeros"`` (all columns off), ``"merged"`` (as the level
+            ``INFREQUENT``) or a code.
         missing_as: value that the encoder knows as missing where ``None`` is a state, ``"none"`` or ``"nan"``. Default: ``"none"``.
+        merged: pairs of a raw value and the state that the encoder shows it as, for values that are no states. Default: none.
     """
 
     frequencies: tuple[float, ...] | None = None
@@ -272,6 +294,7 @@ class _LevelFeature(Feature):
     on: tuple[float, ...] | None = None
     unknown: str | float = "error"
     missing_as: str = "none"
+    merged: tuple[tuple[Level, Level], ...] = ()
 
     @property
     def states(self) -> tuple[Level, ...]:
@@ -363,10 +386,24 @@ class _LevelFeature(Feature):
             object.__setattr__(self, "off", off)
             object.__setattr__(self, "on", on)
         is_code = is_finite_number(self.unknown)
-        if not (is_code or (isinstance(self.unknown, str) and self.unknown in ("error", "zeros"))):
-            raise ActionSetError(f'{self.name}: unknown must be "error", "zeros" or a code, got {self.unknown!r}.')
+        known = ("error", "zeros", "merged") if INFREQUENT in self.states else ("error", "zeros")
+        if not (is_code or (isinstance(self.unknown, str) and self.unknown in known)):
+            allowed = '"' + '", "'.join(known) + '"'
+            raise ActionSetError(f"{self.name}: unknown must be {allowed} or a code, got {self.unknown!r}.")
+        object.__setattr__(self, "merged", tuple(self._parse_merged()))
         if self.missing_as not in ("none", "nan"):
             raise ActionSetError(f'{self.name}: missing_as must be "none" or "nan", got {self.missing_as!r}.')
+
+    def _parse_merged(self) -> Iterator[tuple[Level, Level]]:
+        seen = set(self.states)
+        for entry in self.merged:
+            value, state = parse_pair(entry, f"{self.name}: merged")
+            if value in seen or state not in self.states:
+                raise ActionSetError(
+                    f"{self.name}: merged must hold pairs of a further raw value and one of {list(self.states)}, got {entry!r}."
+                )
+            seen.add(value)
+            yield value, state
 
     def _default_codes(self) -> tuple[float, ...]:
         if all(isinstance(state, int | float) for state in self.states):

@@ -186,7 +186,7 @@ def infer_from_columns(
     for keyword, vector in (("means", means), ("scales", scales)):
         if vector is not None and len(vector) != width:
             raise ActionSetError(f"{keyword} must hold one value for each of the {width} columns, got {len(vector)}.")
-    declared = {column for feature in features for column in feature.model_columns}
+    declared = {column for feature in features for column in feature.all_columns}
     rest = tuple(
         Continuous(names[column], column=column, mutability=Mutability.IMMUTABLE) for column in range(width) if column not in declared
     )

@@ -6,6 +6,7 @@ The steps follow the paper's order: immutability, box, categories, sparsity. Whe
 * Integers are whole in raw units and ordinals in their domain. A row beside these values may keep its own.
 * A one-hot group goes to its nearest vertex. All slots off is a vertex too if the encoder drops a level, or if the row is there. It is
   the nearest exactly if every slot is below 0.5. Ties go to the row's own vertex, then to the earlier column.
+* A missing value that an indicator shows stays missing.
 * Sparsity counts features, so that a group is kept or reverted as a whole. Sizes are compared in cost units. Ties go to the earlier
   feature.
 
@@ -32,6 +33,7 @@ def project_rows(compiled: CompiledFeatures, x: Tensor, delta: Tensor, max_chang
     if not len(compiled.columns) or not len(x):
         return torch.zeros_like(delta)
     current, move = _take_movable(compiled, x), _take_movable(compiled, delta)
+    _hold_missing(compiled, x, move)
     _project_moves(compiled, current, move)
     if max_changes is not None and max_changes < compiled.feature_count:
         _revert_smallest(compiled, move, max_changes, norm)
@@ -43,6 +45,7 @@ def compute_counterfactual_points(compiled: CompiledFeatures, x: Tensor, delta: 
     if not len(compiled.columns) or not len(x):
         return x.clone(memory_format=torch.contiguous_format)
     current, move = _take_movable(compiled, x), _take_movable(compiled, delta)
+    _hold_missing(compiled, x, move)
     _project_moves(compiled, current, move, to_point=True)
     return _write_movable(compiled, x.detach().numpy().copy(), move)
 
@@ -56,12 +59,21 @@ def compute_gradient_mask(compiled: CompiledFeatures, x: Tensor, delta: Tensor, 
         return torch.zeros_like(delta)
     current, requested, final = _take_movable(compiled, x), _take_movable(compiled, delta), _take_movable(compiled, result)
     before = requested.copy()
+    _hold_missing(compiled, x, before)
     _project_moves(compiled, current, before)
     changed, kept = (_sum_by_feature(compiled, np.abs(part)) > 0 for part in (before, final))
     passing = (kept | ~changed).astype(np.float32).take(compiled.feature, axis=0)
     count = compiled.blocks[0]
     passing[:count] *= before[:count] == requested[:count]
     return _write_movable(compiled, np.zeros(delta.shape, dtype=passing.dtype), passing)
+
+
+def _hold_missing(compiled: CompiledFeatures, x: Tensor, move: Array) -> None:
+    """Set the moves of missing values with an indicator to 0, in place. No action tells what the value would be."""
+    for places, column, threshold in compiled.indicators:
+        is_missing = x.detach()[:, column].numpy() > threshold
+        if is_missing.any():
+            move[places] *= ~is_missing
 
 
 def _take_movable(compiled: CompiledFeatures, rows: Tensor) -> Array:
@@ -166,7 +178,9 @@ def _project_to_domain(coded: CodedColumns, current: Array, move: Array, to_poin
         )
         # A row off the domain has no rank, so no value is known to lie in the allowed direction.
         rank = np.where(at_value, coded.ranks, -np.inf).max(1, keepdims=True)
-        allowed = allowed & ((coded.sign == 0) | (np.isfinite(rank) & ((coded.ranks - rank) * coded.sign >= 0)))
+        with np.errstate(invalid="ignore"):
+            is_ahead = (coded.ranks - rank) * coded.sign >= 0
+        allowed = allowed & ((coded.sign == 0) | (np.isfinite(rank) & is_ahead))
     distance = np.where(allowed, np.abs(requested[:, None] - coded.values), np.inf)
     least = distance.min(1)
     point = np.where(distance == least[:, None], coded.values, np.inf).min(1)

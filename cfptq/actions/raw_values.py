@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cfptq.actions.features import Categorical, Ordinal
+from cfptq.actions.features import INFREQUENT, AnyFeature, Categorical, Ordinal
 from cfptq.actions.validation import Level, to_python_value
 from cfptq.errors import DataError, name_rows
 from cfptq.io.suggestions import did_you_mean
@@ -94,12 +94,31 @@ def parse_states(feature: Ordinal | Categorical, series: pd.Series[Any]) -> npt.
     if isinstance(feature, Ordinal) and feature.edges is not None:
         values = parse_numbers(series)
         return np.where(np.isnan(values), -1, np.searchsorted(feature.edges, values, side="right")).astype(np.int64)
-    return parse_level_numbers(series, feature.states)
+    if not feature.merged:
+        return _place_unknown(feature, series, parse_level_numbers(series, feature.states))
+    numbers = parse_level_numbers(series, [*feature.states, *(value for value, _ in feature.merged)])
+    places = np.array([*range(len(feature.states)), *(feature.states.index(state) for _, state in feature.merged), -1])
+    return _place_unknown(feature, series, places[numbers].astype(np.int64))
+
+
+def _place_unknown(feature: Ordinal | Categorical, series: pd.Series[Any], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Put unlisted values at the merged level, where the encoder does so. Missing ones too, unless it fills them in."""
+    if feature.unknown != "merged":
+        return numbers
+    is_filled = series.isna().to_numpy(dtype=bool) & (feature.fill is not None)
+    return np.where((numbers < 0) & ~is_filled, feature.states.index(INFREQUENT), numbers)
 
 
 def _build_level_index(levels: Sequence[Level]) -> pd.Index[Any]:
     # An object that equals no value replaces None, so that positions remain those of ``levels``.
     return pd.Index([object() if level is None else level for level in levels], dtype=object)
+
+
+def find_missing(feature: AnyFeature, rows: Tensor) -> Tensor:
+    """Return where the indicator of a feature shows a missing value in the model's columns ``(N, d)``, ``(N,)``."""
+    if feature.indicator is None:
+        return torch.zeros(len(rows), dtype=torch.bool)
+    return rows[:, feature.indicator] > sum(feature.indicator_values) / 2
 
 
 def read_level_numbers(feature: Ordinal | Categorical, rows: Tensor) -> npt.NDArray[np.int64]:

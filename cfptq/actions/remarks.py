@@ -17,7 +17,7 @@ from torch import Tensor
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Ordinal
 from cfptq.actions.identifiers import has_dates, is_identifier, is_identifier_name
 from cfptq.actions.missing_codes import find_missing_codes
-from cfptq.actions.raw_values import parse_numbers, parse_states, read_level_numbers, select_series
+from cfptq.actions.raw_values import parse_level_numbers, parse_numbers, parse_states, read_level_numbers, select_series
 from cfptq.actions.validation import to_python_value
 from cfptq.errors import DataWarning
 
@@ -149,7 +149,7 @@ def _examine_numbers(feature: Continuous, values: npt.NDArray[np.float64]) -> li
 
     if missing.any() and isinstance(feature.fill, int | float):
         share = 0.0 if feature.statistics is None else feature.statistics.missing
-        reading = f"The encoder fills in {_format(feature.fill)}."
+        reading = f"The encoder fills in {_format(feature.fill)}.{_describe_indicator(feature)}"
         found.append(Remark(feature.name, "imputed", int(missing.sum()), rows, None, reading, _is_expected(missing, share)))
     for code in find_missing_codes(present):
         known = feature.statistics is not None and feature.statistics.minimum <= code <= feature.statistics.maximum
@@ -180,8 +180,17 @@ def _examine_levels(feature: Ordinal | Categorical, series: pd.Series[Any]) -> l
     if absent.any() and (feature.fill is not None or feature.unknown != "error"):
         share = 0.0 if feature.frequencies is None else max(0.0, 1.0 - sum(feature.frequencies))
         kind: RemarkKind = "missing" if feature.fill is None else "imputed"
-        reading = _describe_reading(feature) if feature.fill is None else f"The encoder fills in {feature.fill!r}."
+        reading = (
+            _describe_reading(feature) if feature.fill is None else f"The encoder fills in {feature.fill!r}.{_describe_indicator(feature)}"
+        )
         found.append(Remark(feature.name, kind, int(absent.sum()), len(series), None, reading, _is_expected(absent, share)))
+    if feature.unknown == "merged":
+        listed = [*(state for state in feature.states if state is not None), *(value for value, _ in feature.merged)]
+        unknown = ~missing & (parse_level_numbers(series, listed) < 0)
+        if unknown.any():
+            example = to_python_value(series.iloc[int(np.argmax(unknown))])
+            reading = "The model sees an infrequent category."
+            found.append(Remark(feature.name, "unknown category", int(unknown.sum()), len(series), example, reading))
     unknown = ~missing & (numbers < 0)
     if unknown.any() and feature.unknown != "error":
         example = to_python_value(series.iloc[int(np.argmax(unknown))])
@@ -219,6 +228,10 @@ def _describe_reading(feature: Ordinal | Categorical) -> str:
     if None in feature.columns:
         return f"The model sees {feature.states[feature.columns.index(None)]!r}, the level that the encoder drops."
     return "The model sees none of its levels."
+
+
+def _describe_indicator(feature: AnyFeature) -> str:
+    return "" if feature.indicator is None else " A column tells that it is missing, and actions leave it so."
 
 
 def _is_expected(missing: npt.NDArray[np.bool_], training_share: float) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 
 from cfptq.actions.column_mapping import TracedColumn, map_to_columns
 from cfptq.actions.curves import Scaling
-from cfptq.actions.features import AnyFeature, Continuous
+from cfptq.actions.features import INFREQUENT, AnyFeature, Continuous
+from cfptq.actions.optbinning import is_binning_process, trace_binning_process
 from cfptq.actions.scikit_learn_curves import read_curves
 from cfptq.actions.validation import Level, to_python_value
 from cfptq.errors import ActionSetError
@@ -23,8 +24,8 @@ from cfptq.io.suggestions import did_you_mean
 
 SUPPORTED_STEPS = (
     "StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, PowerTransformer, QuantileTransformer, KBinsDiscretizer, Binarizer, "
-    "FunctionTransformer with an inverse, OneHotEncoder, OrdinalEncoder, SimpleImputer, "
-    "'passthrough', 'drop', and Pipeline or ColumnTransformer of these"
+    "FunctionTransformer with an inverse, OneHotEncoder, OrdinalEncoder, TargetEncoder, SimpleImputer, MissingIndicator, BinningProcess, "
+    "'passthrough', 'drop', and Pipeline, FeatureUnion or ColumnTransformer of these"
 )
 
 
@@ -65,7 +66,7 @@ def map_to_encoder(encoder: Any, features: Sequence[AnyFeature]) -> tuple[tuple[
 
 
 def _refuse_numbers_as_levels(traced: Sequence[TracedColumn], by_name: dict[str, AnyFeature]) -> None:
-    numbers = [c.feature for c in traced if c.base != "raw" and c.edges is None and isinstance(by_name[c.feature], Continuous)]
+    numbers = [c.feature for c in traced if c.base in ("code", "slot") and c.edges is None and isinstance(by_name[c.feature], Continuous)]
     if numbers:
         names = list(dict.fromkeys(numbers))
         raise ActionSetError(
@@ -79,7 +80,8 @@ def _check_fitted(encoder: Any) -> None:
     from sklearn.utils.validation import check_is_fitted
 
     try:
-        check_is_fitted(encoder)
+        if not (is_binning_process(encoder) and encoder._is_fitted):  # It does not tell scikit-learn that it is fitted.
+            check_is_fitted(encoder)
     except NotFittedError:
         raise ActionSetError(f"The {type(encoder).__name__} is not fitted. Fit it on the training frame first.") from None
     except TypeError:
@@ -89,7 +91,8 @@ def _check_fitted(encoder: Any) -> None:
 
 
 def _get_input_names(encoder: Any) -> list[str]:
-    names = getattr(encoder, "feature_names_in_", None)
+    first = encoder.steps[0][1] if getattr(encoder, "steps", None) else encoder
+    names = first.variable_names if is_binning_process(first) else getattr(encoder, "feature_names_in_", None)
     if names is None:
         raise ActionSetError(f"The {type(encoder).__name__} was fitted on an array, so it knows no feature names. Fit it on a DataFrame.")
     return [str(name) for name in names]
@@ -127,6 +130,14 @@ def _trace_step(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
         return columns
     if isinstance(step, compose.ColumnTransformer):
         return _trace_column_transformer(step, columns)
+    if isinstance(step, pipeline.FeatureUnion):
+        return [column for _, part in step.transformer_list for column in _trace_step(part, columns)]
+    if isinstance(step, impute.MissingIndicator):
+        return _trace_indicator(step, columns)
+    if isinstance(step, preprocessing.TargetEncoder):
+        return _trace_target(step, columns)
+    if is_binning_process(step):
+        return trace_binning_process(step, columns, _require_raw)
     if isinstance(step, preprocessing.StandardScaler):
         return _trace_scaler(columns, step.mean_ if step.with_mean else None, step.scale_)
     if isinstance(step, preprocessing.RobustScaler):
@@ -202,8 +213,6 @@ def _trace_scaler(columns: list[TracedColumn], offsets: Any, scales: Any) -> lis
 
 
 def _trace_imputer(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
-    if step.add_indicator:
-        raise ActionSetError("SimpleImputer(add_indicator=True) shows one feature in two columns. Impute without the indicator.")
     if len(step.statistics_) != len(columns) or any(to_python_value(value) is None for value in step.statistics_):
         raise ActionSetError("SimpleImputer dropped a column without any value. Drop it from the frame too.")
     marker = to_python_value(step.missing_values)
@@ -225,6 +234,49 @@ def _trace_imputer(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
             result.append(dataclasses.replace(column, fill=value))
         else:
             result.append(dataclasses.replace(column, fill=float(value) * column.scale + column.offset))
+    return [*result, *_trace_indicator(step.indicator_, columns)] if step.add_indicator else result
+
+
+def _trace_indicator(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
+    """Return the columns of a ``MissingIndicator``, of which a raw column without missing values may have none."""
+    result = []
+    for place in step.features_.tolist():
+        column = columns[place]
+        _require_raw(step, column)
+        if to_python_value(step.missing_values) is not None:
+            raise ActionSetError(
+                f"MissingIndicator on {column.feature}: missing_values must be NaN, got {step.missing_values!r}. "
+                f"Replace {step.missing_values!r} by NaN in the frame first."
+            )
+        if column.fill is not None:
+            raise ActionSetError(f"MissingIndicator follows an imputer on {column.feature!r}, so that nothing is missing. Put it beside.")
+        result.append(dataclasses.replace(column, base="missing"))
+    return result
+
+
+def _trace_target(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
+    """Return the columns of a ``TargetEncoder``, which shows each category as one number."""
+    if step.target_type_ == "multiclass":
+        names = ", ".join(dict.fromkeys(column.feature for column in columns))
+        raise ActionSetError(
+            f"TargetEncoder on {names} must have a binary or continuous target, because several classes give each category several "
+            "columns. Fit it on one class against the rest."
+        )
+    result = []
+    for place, column in enumerate(columns):
+        categories = _list_categories(step, place, column)
+        values = tuple(map(float, step.encodings_[place]))
+        result.append(
+            dataclasses.replace(
+                column,
+                base="code",
+                categories=categories,
+                values=values,
+                unknown=float(step.target_mean_),
+                missing_as=_get_missing_marker(step.categories_[place]),
+                missing_code=values[categories.index(None)] if None in categories else None,
+            )
+        )
     return result
 
 
@@ -249,6 +301,11 @@ def _trace_bins(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
 
 
 def _require_raw(step: Any, column: TracedColumn) -> None:
+    if column.base == "missing":
+        raise ActionSetError(
+            f"{type(step).__name__} follows the indicator of a missing value of {column.feature!r}. "
+            "Leave the indicator as it is, or scale it."
+        )
     if column.base != "raw" or column.curve or (column.offset, column.scale) != (0.0, 1.0):
         raise ActionSetError(f"{type(step).__name__} follows another encoder or a scaler on {column.feature!r}. Encode the raw column.")
 
@@ -256,15 +313,23 @@ def _require_raw(step: Any, column: TracedColumn) -> None:
 def _trace_one_hot(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
     result: list[TracedColumn] = []
     for place, column in enumerate(columns):
-        categories = _get_categories(step, place, column)
+        levels = _list_categories(step, place, column)
+        can_be_unknown = step.handle_unknown in ("infrequent_if_exist", "warn")
+        categories, merged, blocked = _merge_infrequent(step, place, levels, can_be_unknown)
         drop = step.drop_idx_
-        dropped = None if drop is None or drop[place] is None else int(drop[place])
+        dropped = None
+        if drop is not None and drop[place] is not None:
+            level = levels[int(drop[place])]
+            dropped = categories.index(dict(merged).get(level, level))
+        unknown = "error" if step.handle_unknown == "error" else "zeros"
         common = dataclasses.replace(
             column,
             base="slot",
             categories=categories,
             group=id(step),
-            unknown="error" if step.handle_unknown == "error" else "zeros",
+            unknown="merged" if INFREQUENT in categories else unknown,
+            merged=merged,
+            blocked=blocked,
             missing_as=_get_missing_marker(step.categories_[place]),
         )
         result.extend(dataclasses.replace(common, place=slot) for slot in range(len(categories)) if slot != dropped)
@@ -274,7 +339,8 @@ def _trace_one_hot(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
 def _trace_ordinal(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]:
     result = []
     for place, column in enumerate(columns):
-        categories = _get_categories(step, place, column)
+        levels = _list_categories(step, place, column)
+        categories, merged, blocked = _merge_infrequent(step, place, levels, False)
         missing = to_python_value(step.encoded_missing_value)
         if None not in categories:
             missing = None
@@ -291,6 +357,8 @@ def _trace_ordinal(step: Any, columns: list[TracedColumn]) -> list[TracedColumn]
                 base="code",
                 categories=categories,
                 unknown=unknown,
+                merged=merged,
+                blocked=blocked,
                 missing_as=_get_missing_marker(step.categories_[place]),
                 missing_code=None if missing is None else float(missing),
             )
@@ -303,16 +371,35 @@ def _get_missing_marker(categories: Any) -> str:
     return "none" if any(category is None for category in categories) else "nan"
 
 
-def _get_categories(step: Any, place: int, column: TracedColumn) -> tuple[Level, ...]:
-    """Return the categories of a one-hot or ordinal encoder for its input ``place``, refusing what cannot be traced."""
+def _merge_infrequent(
+    step: Any, place: int, levels: tuple[Level, ...], can_be_unknown: bool
+) -> tuple[tuple[Level, ...], tuple[tuple[Level, Level], ...], Level]:
+    """Return the categories in the order of the encoder, those that it merges, and the category that no action leads to.
+
+    All infrequent categories are the last one. It is ``INFREQUENT`` where the encoder reads any unknown text as one of them. Elsewhere
+    one of them stands for all, and no action leads there, because it would have to name one.
+    """
+    listed = None
+    if getattr(step, "min_frequency", None) is not None or getattr(step, "max_categories", None) is not None:
+        listed = step.infrequent_categories_[place]
+    if listed is None:
+        return levels, (), None
+    infrequent = [to_python_value(level) for level in listed]
+    usual = [level for level in levels if level not in infrequent]
+    if None in infrequent:
+        raise ActionSetError(
+            f"{type(step).__name__} merges missing values with infrequent categories. Impute them first, or leave min_frequency and "
+            "max_categories out."
+        )
+    if can_be_unknown and all(isinstance(level, str) for level in levels if level is not None) and INFREQUENT not in levels:
+        return (*usual, INFREQUENT), tuple((level, INFREQUENT) for level in infrequent), None
+    first = infrequent[0]
+    return (*usual, first), tuple((level, first) for level in infrequent[1:]), first
+
+
+def _list_categories(step: Any, place: int, column: TracedColumn) -> tuple[Level, ...]:
+    """Return the categories of an encoder for its input ``place``, refusing what cannot be traced."""
     _require_raw(step, column)
-    if step.min_frequency is not None or step.max_categories is not None:
-        infrequent = step.infrequent_categories_[place]
-        if infrequent is not None:
-            raise ActionSetError(
-                f"{type(step).__name__} merges {len(infrequent)} infrequent categories of {column.feature!r}, so that no action could tell "
-                "them apart. Fit it without min_frequency and max_categories, or merge the categories in the frame first."
-            )
     categories = tuple(to_python_value(category) for category in step.categories_[place])
     if categories.count(None) > 1:
         raise ActionSetError(

@@ -12,9 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cfptq.actions.encoding import is_fill
 from cfptq.actions.features import AnyFeature, Categorical, Continuous, Ordinal
 from cfptq.actions.raw_values import (
     COLUMN_TOLERANCE,
+    find_missing,
     parse_numbers,
     parse_states,
     read_level_numbers,
@@ -79,6 +81,8 @@ def find_violations_in_columns(features: Sequence[AnyFeature], rows: Tensor) -> 
     """Return violations among the model's columns ``(N, d)``, as ``cfptq.ActionSet.validate`` does."""
     found = []
     for feature in features:
+        if feature.indicator is not None:
+            found.append(_find_wrong_indicators(feature, rows))
         if isinstance(feature, Continuous):
             if feature.column is None:
                 continue
@@ -117,6 +121,19 @@ def find_violations_in_frame(features: Sequence[AnyFeature], frame: pd.DataFrame
                 found.append(_tabulate(feature, _MISSING_RULE, missing, values))
         found.append(_find_out_of_domain(feature, numbers))
     return _join(found)
+
+
+def _find_wrong_indicators(feature: AnyFeature, rows: Tensor) -> pd.DataFrame:
+    """Return rows whose indicator of a missing value has another value than its two, or that have no fill beside it."""
+    assert feature.indicator is not None
+    column, (present, missing) = rows[:, feature.indicator], feature.indicator_values
+    is_known = ((column - present).abs() <= COLUMN_TOLERANCE * (1 + abs(present))) | (
+        (column - missing).abs() <= COLUMN_TOLERANCE * (1 + abs(missing))
+    )
+    plain = dataclasses.replace(feature, indicator=None)
+    is_torn = find_missing(feature, rows).numpy() & ~is_fill(plain, rows)
+    rule = f"column {feature.indicator} tells whether the value is missing, and the value is then the encoder's fill"
+    return _tabulate(feature, rule, ~is_known.numpy() | is_torn, column.numpy())
 
 
 def _find_unknown_codes(feature: Ordinal | Categorical, rows: Tensor) -> pd.DataFrame:

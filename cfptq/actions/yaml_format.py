@@ -24,7 +24,21 @@ VERSION = 1
 MAX_FILE_BYTES = 2**26  # Larger files are refused. A feature with statistics takes about 300 bytes.
 
 _KINDS: dict[str, type[AnyFeature]] = {"continuous": Continuous, "integer": Integer, "ordinal": Ordinal, "categorical": Categorical}
-_SEQUENCES = ("bounds", "bounds_share", "domain", "levels", "reachable", "frequencies", "codes", "edges", "columns", "off", "on")
+_SEQUENCES = (
+    "bounds",
+    "bounds_share",
+    "domain",
+    "levels",
+    "reachable",
+    "frequencies",
+    "codes",
+    "edges",
+    "columns",
+    "off",
+    "on",
+    "indicator_values",
+    "merged",
+)
 _SETTING_SEQUENCES = ("column_names", "unseen", "norm")
 
 T = TypeVar("T")
@@ -146,7 +160,7 @@ def _parse_feature(entry: Any, source: str) -> AnyFeature:
 def _lists_to_tuples(fields: dict[str, Any], keys: Iterable[str]) -> None:
     for key in keys:
         if isinstance(fields.get(key), list):
-            fields[key] = tuple(fields[key])
+            fields[key] = tuple(tuple(item) if isinstance(item, list) else item for item in fields[key])
 
 
 def _require_known_keys(fields: Mapping[Any, Any], known: Sequence[str], source: str) -> None:

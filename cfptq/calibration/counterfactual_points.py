@@ -347,7 +347,7 @@ def solve_recombined(solver: PointSolver, wanted: int) -> RecoursePoints:
     rows = solver.factual.rows
     made, source = rows[:0], torch.zeros(0, dtype=torch.int64)
     if wanted > 0 and isinstance(solver.space, ActionSet):
-        made, source = recombine_rows(rows, solver.space.feature_columns, CANDIDATES_PER_PERSON * wanted, solver.seed, folds=HOLD_OUT_EVERY)
+        made, source = recombine_rows(rows, solver.space.column_groups, CANDIDATES_PER_PERSON * wanted, solver.seed, folds=HOLD_OUT_EVERY)
         rejected = (solver.predictor.logits(made).argmax(1) != solver.factual.target[source]).nonzero()[:wanted, 0]
         made, source = made[rejected], source[rejected]
     return solver.solve(made, source, ProjectedGradient())
@@ -373,7 +373,7 @@ def generate_both_sides(
     sources: list[Tensor] = []
     if isinstance(solver.space, ActionSet):
         candidates, seed = BOTH_SIDES_CANDIDATES * people, solver.seed + BOTH_SIDES_SEED
-        made, start = recombine_rows(solver.factual.rows, solver.space.feature_columns, candidates, seed, folds=HOLD_OUT_EVERY)
+        made, start = recombine_rows(solver.factual.rows, solver.space.column_groups, candidates, seed, folds=HOLD_OUT_EVERY)
         accepts = solver.predictor.logits(made).argmax(1) == solver.factual.target[start]
         accepted, refused = accepts.nonzero()[: round(ACCEPTED_SHARE * people), 0], (~accepts).nonzero()[:people, 0]
         found = solver.solve(made[refused], start[refused], ProjectedGradient())

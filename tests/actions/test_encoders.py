@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.compose import ColumnTransformer, make_column_selector
-from sklearn.impute import SimpleImputer
+from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
@@ -22,6 +22,7 @@ from sklearn.preprocessing import (
     PolynomialFeatures,
     RobustScaler,
     StandardScaler,
+    TargetEncoder,
 )
 
 from cfptq.actions import ActionSet, Categorical, Integer, Ordinal
@@ -284,11 +285,14 @@ def one(step: Any, frame: pd.DataFrame, name: str) -> ColumnTransformer:
         (lambda f: StandardScaler().fit(f[["age"]].to_numpy()), "fitted on an array"),
         (lambda f: one(PolynomialFeatures(), f, "age"), r"PolynomialFeatures \(on age\) is not supported\. Supported are StandardScaler"),
         (lambda f: one(FunctionTransformer(np.tanh), f, "age"), "no inverse_func"),
-        (lambda f: one(OneHotEncoder(min_frequency=0.15), f, "job"), "infrequent categories of 'job'"),
-        (lambda f: one(OneHotEncoder(max_categories=2, handle_unknown="infrequent_if_exist"), f, "job"), "infrequent categories of 'job'"),
+        (
+            lambda f: one(OneHotEncoder(max_categories=2), f, "school"),
+            "school: its encoder shows .* alike, .* have no order",
+        ),
+        (lambda f: ColumnTransformer([("t", TargetEncoder(), ["job"])]).fit(f, f["region"]), "several classes give each category several"),
         (lambda f: one(OneHotEncoder(), f, "age"), r"as categories, but .* as numbers\. Call from_frame\(…, categorical=\['age'\]"),
         (lambda f: one("passthrough", f, "job"), "must be numbers, got 'Farm'"),
-        (lambda f: one(SimpleImputer(add_indicator=True), f.assign(age=f["age"].where(f["age"] > 20)), "age"), "add_indicator"),
+        (lambda f: one(MissingIndicator(), f.assign(age=f["age"].where(f["age"] > 20)), "age"), "by its value and at most one indicator"),
         (lambda f: one(SimpleImputer(missing_values=99), f, "age"), r"on age: missing_values must be NaN, got 99\. Replace 99 by NaN"),
         (lambda f: one(MinMaxScaler(clip=True), f, "age"), "clip=False"),
         (lambda f: one(OrdinalEncoder(categories=[[*SCHOOL, "none"]]), f, "school"), r"encoder knows \['none'\]"),
