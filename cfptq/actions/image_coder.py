@@ -57,12 +57,13 @@ class ImageCoder:
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes of rows, (N, k)."""
-        codes: Tensor = self._encoder(x)
+        # ONNX cannot tell the size -1 of a reshape where there are no rows.
+        codes: Tensor = self._encoder(x) if len(x) else x.new_zeros(0, self.code_size)
         return codes
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the rows of codes, clipped to the bounds, (N, ...)."""
-        return torch.clamp(self._decoder(z), *self.bounds)
+        return torch.clamp(self._decoder(z), *self.bounds) if len(z) else z.new_zeros(0, *self.row_shape)
 
     def move(self, x: Tensor, shift: Tensor) -> Tensor:
         """Return D(E(x) + shift), and x itself where the shift is zero, differentiable with respect to ``shift``.

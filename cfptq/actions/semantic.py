@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from cfptq.actions.image_coder import (
     check_positive,
 )
 from cfptq.actions.network_files import load_fields, save_fields
-from cfptq.errors import ActionSetError, name_rows
+from cfptq.errors import ActionSetError, DataError, name_rows
 from cfptq.io.arguments import is_finite_number
 from cfptq.io.suggestions import did_you_mean
 
@@ -149,6 +151,27 @@ class SemanticActionSet:
     @cached_property
     def _directions(self) -> Tensor:
         return torch.tensor(self.directions)
+
+    def encode(self, frame: pd.DataFrame) -> Tensor:
+        """Return the attributes of a table as rows, (N, k). Other columns are left out.
+
+        Raises:
+            ActionSetError: the action set speaks of images.
+            DataError: an attribute has no column, or a column holds something else than finite numbers.
+        """
+        if self.coder is not None:
+            raise ActionSetError("This action set speaks of images, which a table does not hold. Give the images as a tensor.")
+        missing = [name for name in self.names if name not in frame.columns]
+        if missing:
+            raise DataError(f"The table must have a column for each attribute, and has none for {', '.join(missing)}.")
+        try:
+            values = np.array(frame[list(self.names)].to_numpy(dtype=np.float32))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"Attributes must be numbers ({error}).") from error
+        bad = (~np.isfinite(values).all(1)).nonzero()[0].tolist()
+        if bad:
+            raise DataError(f"Attributes must be finite, and those of rows {name_rows(bad)} are not.")
+        return torch.from_numpy(values)
 
     def zero(self, x: Tensor) -> Tensor:
         """Return the edit that changes nothing, (N, k)."""

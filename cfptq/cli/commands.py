@@ -16,7 +16,8 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from cfptq import __version__
-from cfptq.cli.inputs import as_audited, as_loader, as_pins, get_column, read_action_set, read_module
+from cfptq.cli.image_files import holds_images
+from cfptq.cli.inputs import as_audited, as_pins, get_column, read_action_set, read_images, read_loader, read_module
 from cfptq.cli.outputs import (
     ReportFormat,
     say,
@@ -50,7 +51,7 @@ ModelOption = Annotated[
     str, typer.Option("--model", help="The model, an ONNX file or 'package.module:function' that builds it.", metavar="MODEL")
 ]
 StateOption = Annotated[Path | None, typer.Option("--state", help="Its trained state, a .safetensors file.")]
-ActionsOption = Annotated[Path, typer.Option("--action-set", help="YAML file written by ActionSet.save, encoding included.")]
+ActionsOption = Annotated[Path, typer.Option("--action-set", help="YAML file written by the save of an action set, encoding included.")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="Column with the true class (0, 1, ...).")]
 TargetOption = Annotated[
     int | None, typer.Option("--target", help="Class that recourse leads to. By default the action set's favourable class.")
@@ -215,12 +216,9 @@ def calibrate(
         check_save_folder(save)
     module = read_module(model, state, output)
     actions = read_action_set(action_set)
-    rows = read_table(data)
-    if label is not None:
-        get_column(rows, label, data)
     result = api.calibrate(
         module,
-        as_loader(rows, actions, label),
+        read_loader(data, actions, label),
         actions,
         target=target,
         budget=budget,
@@ -286,12 +284,11 @@ def qat(
         check_save_folder(save)
     module = read_module(model, state, output)
     actions = read_action_set(action_set)
-    rows = read_table(data)
-    if label is not None:
-        get_column(rows, label, data)
+    loader = read_loader(data, actions, label)
+    rows = loader[0] if label is None else loader[0][0]
     result = api.qat(
         module,
-        as_loader(rows, actions, label),
+        loader,
         actions,
         target=target,
         budget=budget,
@@ -336,18 +333,18 @@ def compare(
 
     module = read_module(model, state, output)
     actions = read_action_set(action_set)
-    rows, people = read_table(data), read_table(test)
-    if label is not None:
-        get_column(people, label, test)
+    people = None if holds_images(test) else read_table(test)
+    if people is None and group:
+        raise ConfigurationError("--group names a column of a table, and the test rows are images. Leave --group out.")
     comparison = api.compare(
         module,
-        as_loader(rows, actions, label if label in rows.columns else None),
-        as_loader(people, actions, label),
+        read_loader(data, actions, label, may_lack_label=True),
+        read_loader(test, actions, label),
         actions,
         methods=tuple(method) if method else api.COMPARED,
         budgets=tuple(budget or (4.0,)),
         target=target,
-        groups={name: get_column(people, name, test).tolist() for name in group or []} or None,
+        groups=None if people is None else {name: get_column(people, name, test).tolist() for name in group or []} or None,
         head=head,
         threshold=threshold,
         max_rows=max_rows,
@@ -365,7 +362,10 @@ def compare(
 def audit(
     before: Annotated[str, typer.Argument(help="The model that recourse was issued on, an ONNX file or 'package.module:function'.")],
     after: Annotated[list[str], typer.Argument(help="The model that is deployed, likewise. Several are each compared with the first.")],
-    people: Annotated[Path, typer.Option("--people", help="Everyone, accepted and rejected, as raw features, CSV or Parquet.")],
+    people: Annotated[
+        Path,
+        typer.Option("--people", help="Everyone, as raw features, CSV or Parquet, or as images, .npz or a folder."),
+    ],
     action_set: ActionsOption,
     issued: Annotated[
         Path | None,
@@ -433,22 +433,26 @@ def audit(
         raise ConfigurationError(f"--state-after needs one second model, got {len(after)}. Audit them one by one.")
     actions = read_action_set(action_set)
     dialect = TableFormat(sep, decimal, thousands, encoding)
-    paths = [path for path in (people, issued) if path is not None]
+    images = read_images(people, actions, label) if holds_images(people) else None
+    if images is not None and (issued is not None or id is not None or group):
+        raise ConfigurationError("--issued, --id and --group need a table of people, and the people are images. Leave them out.")
+    paths = [path for path in (people, issued) if path is not None and images is None]
     tables = [load_table(path, dialect, text=id) for path in paths]
-    readings = tuple(f"Read {table.reading}" for table in tables if table.reading)
-    digests = {f"File {path.name}": compute_file_sha256(path) for path in (*paths, action_set)}
+    readings = tuple(f"Read {read.reading}" for read in (*tables, *(() if images is None else (images,))) if read.reading)
+    files = [path for path in (people, issued) if path is not None and not path.is_dir()]
+    digests = {f"File {path.name}": compute_file_sha256(path) for path in (*files, action_set)}
     judged = []
     for model in after:
         report = api.audit(
             as_audited(before, state),
             as_audited(model, state_after),
-            tables[0].frame,
+            tables[0].frame if images is None else images.rows,
             actions,
             issued=None if issued is None else tables[1].frame,
             id=id,
             strict=strict,
             groups=tuple(group or ()),
-            label=label,
+            label=label if images is None else images.labels,
             target=target,
             head=head,
             threshold=threshold,

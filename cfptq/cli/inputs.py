@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cfptq.cli.image_files import LoadedImages, holds_images, load_images
+from cfptq.cli.table_files import read_table
 from cfptq.errors import ConfigurationError, DataError, ModelError
 from cfptq.io.suggestions import did_you_mean
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from cfptq.actions import ActionSet
+    from cfptq.actions import ActionSet, ActionSpace, LatentActionSet, SemanticActionSet
 
 
 def read_module(model: str, state: Path | None, output: str | None = None) -> nn.Module:
@@ -42,11 +44,50 @@ def as_audited(model: str, state: Path | None) -> nn.Module | str:
     return model if state is None and (Path(model).exists() or ":" not in model) else read_module(model, state)
 
 
-def read_action_set(path: Path) -> ActionSet:
-    """Read an action set, with its encoding, from a YAML file."""
-    from cfptq.actions import ActionSet
+def read_action_set(path: Path) -> ActionSet | LatentActionSet | SemanticActionSet:
+    """Read an action set of any kind from a YAML file, with its encoding or its networks."""
+    from cfptq.actions import load_action_space
 
-    return ActionSet.load(path)
+    return load_action_space(path)
+
+
+def read_loader(path: Path, actions: ActionSpace, label: str | None, *, may_lack_label: bool = False) -> list[Any]:
+    """Read a table of people or images as a loader of one batch.
+
+    Args:
+        path: a CSV or Parquet file, an .npz file, or a folder of images.
+        actions: action set that encodes the features, or says the shape of an image.
+        label: column or array with the true class. None gives a batch without labels.
+        may_lack_label: whether a table without the column gives a batch without labels.
+
+    Raises:
+        DataError: the table has no such column, or the images have another shape.
+        FileError: a file cannot be read.
+    """
+    if holds_images(path):
+        import numpy as np
+
+        images = read_images(path, actions, None if may_lack_label else label)
+        return [images.rows] if images.labels is None else [(images.rows, np.array(images.labels))]
+    frame = read_table(path)
+    if may_lack_label and label not in frame.columns:
+        label = None
+    if label is not None:
+        get_column(frame, label, path)
+    return as_loader(frame, actions, label)
+
+
+def read_images(path: Path, actions: ActionSpace, label: str | None) -> LoadedImages:
+    """Read images for an action set that speaks of images.
+
+    Raises:
+        DataError: the action set does not, or the images have another shape.
+        FileError: a file cannot be read.
+    """
+    row_shape = getattr(actions, "row_shape", None)
+    if row_shape is None:
+        raise DataError(f"{path} holds images, and the action set speaks of a table. Give a CSV or Parquet file.")
+    return load_images(path, row_shape, label)
 
 
 def get_column(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
@@ -61,7 +102,7 @@ def get_column(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
     return frame[name]
 
 
-def as_loader(frame: pd.DataFrame, actions: ActionSet, label: str | None) -> list[Any]:
+def as_loader(frame: pd.DataFrame, actions: ActionSpace, label: str | None) -> list[Any]:
     """Return the table as a loader of one batch.
 
     Args:
@@ -69,7 +110,10 @@ def as_loader(frame: pd.DataFrame, actions: ActionSet, label: str | None) -> lis
         actions: Action set that encodes the features.
         label: Column with the true class. None gives a batch without labels. A missing label becomes -1.
     """
-    columns = actions.encode(frame)
+    encode = getattr(actions, "encode", None)
+    if encode is None:
+        raise DataError("The action set speaks of images, and the data are a table. Give an .npz file or a folder of images.")
+    columns = encode(frame)
     if label is None:
         return [columns]
     labels = frame[label]

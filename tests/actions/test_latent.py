@@ -91,6 +91,12 @@ def test_the_zero_action_keeps_the_image_and_has_the_decoders_gradient() -> None
     torch.testing.assert_close(gradient, orthonormal_basis()[0].expand(3, CODE), atol=1e-6, rtol=0)
 
 
+def test_no_rows_have_no_actions() -> None:
+    x = images(0)
+    nothing = NEAR.project(x, NEAR.zero(x))
+    assert NEAR.apply(x, nothing).shape == (0, *SHAPE) and len(NEAR.cost(x, nothing)) == 0 and NEAR.describe(x, nothing) == []
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**16), st.floats(0.01, 30), st.sampled_from([SPACE, NEAR]))
 def test_projected_actions_are_feasible_and_stay_when_projected_again(seed: int, size: float, space: LatentActionSet) -> None:
