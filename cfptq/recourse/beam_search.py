@@ -46,6 +46,9 @@ def combine_moves(
     states, exists = start, ~start.isnan().any(2)
     margin, cost = torch.full(exists.shape, -inf), torch.full(exists.shape, inf)
     row, slot = exists.nonzero(as_tuple=True)
+    if problem.is_constrained:
+        states = states.clone()
+        states[row, slot] = problem.project(moves.index[row], states[row, slot])
     margin[row, slot] = evaluate_margins(problem, moves.index[row], states[row, slot])
     cost[row, slot] = problem.cost(moves.index[row], states[row, slot])
     for _ in range(depth):

@@ -78,7 +78,7 @@ def revert_features(problem: SearchProblem, index: Tensor, delta: Tensor, cost: 
         owner, feature = changed.nonzero(as_tuple=True)
         position = active[owner]
         tried = delta[position] * (1 - problem.incidence[feature])
-        margins[position, feature] = margin = problem.compute_margin(index[position], tried)
+        margins[position, feature] = margin = problem.compute_projected_margin(index[position], tried)
         new_cost = torch.where(margin >= problem.required_margin, problem.cost(index[position], tried), torch.inf)
         active = _keep_best(delta, cost, position, tried, new_cost)
         margins[active] = problem.initial_margin[index[active]][:, None]
@@ -100,13 +100,13 @@ def shorten(problem: SearchProblem, index: Tensor, delta: Tensor, cost: Tensor, 
     is_changed = (delta[active] != 0) & problem.is_single
     owner, column = is_changed.nonzero(as_tuple=True)
     low = margins[owner, problem.feature_of_column[column]]
-    high = problem.compute_margin(index[active], delta[active])
+    high = problem.compute_projected_margin(index[active], delta[active])
     is_shortenable = _find_shortenable(problem, low, high[owner])
     owner, column, low = owner[is_shortenable], column[is_shortenable], low[is_shortenable]
     part = mask_columns(column, delta.shape[1])
     if not problem.is_additive:
         several_changed = (is_changed.sum(1) > 1).nonzero()[:, 0]
-        reverted_margin = problem.compute_margin(
+        reverted_margin = problem.compute_projected_margin(
             index[active[several_changed]], torch.where(is_changed[several_changed], 0, delta[active[several_changed]])
         )
         is_shortenable = _find_shortenable(problem, reverted_margin, high[several_changed])
@@ -151,7 +151,7 @@ def search_nearer_segments(problem: SearchProblem, index: Tensor, delta: Tensor,
     if bool(on_grid.any()):
         tried[on_grid] = problem.project(index[position[on_grid]], tried[on_grid])
     new_cost = torch.where(
-        problem.compute_margin(index[position], tried) >= problem.required_margin, problem.cost(index[position], tried), torch.inf
+        problem.compute_projected_margin(index[position], tried) >= problem.required_margin, problem.cost(index[position], tried), torch.inf
     )
     improved = _keep_best(delta, cost, position, tried, new_cost)
     action, new_cost = delta[improved], cost[improved]
@@ -197,7 +197,7 @@ def _find_shortest(
         on_grid = (part[active] & ~problem.is_continuous).any(1)
         if bool(on_grid.any()):
             tried[on_grid] = problem.project(index[active[on_grid]], tried[on_grid])
-        excess = problem.compute_margin(index[active], tried) - problem.required_margin
+        excess = problem.compute_projected_margin(index[active], tried) - problem.required_margin
         valid = excess >= 0
         tried_cost = problem.cost(index[active], tried)
         is_better = valid & (tried_cost < new_cost[active])

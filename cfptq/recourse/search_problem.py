@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cfptq.actions import ActionSet
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import DataError
 from cfptq.network.head import target_margin
@@ -85,15 +87,18 @@ class SearchProblem:
         """Compute the target margin of the artefact after feasible actions, (M,)."""
         if len(index) == 0:
             return delta.new_zeros(0)
-        if self.is_constrained:
-            delta = self.project(index, delta)
         return target_margin(self.predictor.logits(self.space.apply(self.rows[index], delta)), self.target[index])
+
+    def compute_projected_margin(self, index: Tensor, delta: Tensor) -> Tensor:
+        """Compute the target margin of the artefact after the projection of actions that constraints may not allow, (M,)."""
+        if len(index) == 0 or not self.is_constrained:
+            return self.compute_margin(index, delta)
+        return self.compute_margin(index, self.project(index, delta))
 
     def differentiate_margin(self, index: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the target margin of the surrogate (M,) and its gradient with respect to the action (M, d)."""
         with torch.enable_grad():
-            start = self.project(index, delta.detach()) if self.is_constrained else delta.detach()
-            action = start.requires_grad_(True)
+            action = delta.detach().requires_grad_(True)
             margin = target_margin(self.predictor.surrogate(self.space.apply(self.rows[index], action)), self.target[index])
             (gradient,) = torch.autograd.grad(margin.sum(), action)
         return margin.detach(), gradient
@@ -139,12 +144,13 @@ def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace,
     is_single = (incidence.T @ incidence.sum(1)) == 1
     # A space that does not tell whether it has constraints may couple features.
     is_constrained = bool(getattr(space, "constraints", True))
-    # Constraints revert some of several pushes, so that each feature is pushed alone.
-    at_once = 1 if is_constrained else max(1, min(space.max_changes or len(features), len(features)))
+    at_once = max(1, min(space.max_changes or len(features), len(features)))
+    coupled = _find_coupled_features(space) if is_constrained else frozenset()
     lowest, highest = torch.zeros_like(start), torch.zeros_like(start)
     single_columns = [own[0] for own in features if len(own) == 1]
-    for first in range(0, len(single_columns), at_once):
-        columns = single_columns[first : first + at_once]
+    singles = _batch([[column] for column in single_columns], at_once, coupled)
+    for batch in singles:
+        columns = [own[0] for own in batch]
         for bound, push in ((lowest, -_LARGE_PUSH), (highest, _LARGE_PUSH)):
             pushed = start.clone()
             pushed[:, columns] = push
@@ -152,16 +158,21 @@ def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace,
     unit_cost = space.cost(rows[:1].expand(width, *rows.shape[1:]), torch.eye(width)).clamp_min(1e-9)
     is_additive = bool(torch.isclose(space.cost(rows[:1], torch.ones(1, width)), unit_cost.sum(), rtol=1e-4))
     probed = slice(0, _PROBED_ROWS)
-    is_continuous = is_single & _find_continuous_columns(rows[probed], space, single_columns, at_once, lowest[probed], highest[probed])
-    is_reachable = _find_reachable_levels(rows[:_PROBED_ROWS], space, at_once)
-    current_level = _find_current_levels(rows, space, is_reachable, at_once)
-    has_dropped_level = _find_dropped_levels(rows[probed], space, current_level[probed], at_once)
+    groups = _batch([columns for columns in features if len(columns) > 1], at_once, coupled)
+    is_continuous = is_single & _find_continuous_columns(rows[probed], space, singles, lowest[probed], highest[probed])
+    is_reachable = _find_reachable_levels(rows[:_PROBED_ROWS], space, groups)
+    current_level = _find_current_levels(rows, space, is_reachable, groups)
+    has_dropped_level = _find_dropped_levels(rows[probed], space, groups)
     is_grouped = incidence.sum(1) > 1
     group_incidence = incidence[is_grouped]
     left = (current_level * unit_cost) @ group_incidence.T @ group_incidence
     level_cost = torch.where(
         current_level, torch.where(has_dropped_level, unit_cost, torch.inf), torch.where(is_reachable, unit_cost + left, torch.inf)
     )
+    for own in features if coupled else ():
+        if len(own) > 1 and own[0] in coupled:
+            level_cost[:, list(own)] = _exclude_levels(rows, space, list(own), level_cost[:, list(own)])
+    stepped = _batch([[column] for column in single_columns if not bool(is_continuous[column])], at_once, coupled)
     places = is_single.nonzero()[:, 0]
     single_position = torch.full((width,), -1, dtype=torch.int64)
     single_position[places] = torch.arange(len(places))
@@ -182,7 +193,7 @@ def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace,
         feature_of_column=feature_of_column,
         is_single=is_single,
         is_continuous=is_continuous,
-        grid_step=_find_grid_steps(rows[probed], space, is_continuous, single_columns, at_once, lowest[probed], highest[probed]),
+        grid_step=_find_grid_steps(rows[probed], space, is_continuous, stepped, lowest[probed], highest[probed]),
         is_constrained=is_constrained,
         is_additive=is_additive,
         incidence=incidence,
@@ -193,15 +204,45 @@ def build_search_problem(predictor: Predictor, rows: Tensor, space: ActionSpace,
     )
 
 
-def _find_reachable_levels(rows: Tensor, space: ActionSpace, at_once: int) -> Tensor:
+def _find_coupled_features(space: ActionSpace) -> frozenset[int]:
+    """Return the columns of features that constraints name, which must be pushed alone. Other spaces may couple all features."""
+    features = space.feature_columns
+    if not isinstance(space, ActionSet):
+        return frozenset(column for columns in features for column in columns)
+    named = {name for constraint in space.constraints for name in constraint.features}
+    return frozenset(column for name, columns in zip(space.names, features, strict=True) if name in named for column in columns)
+
+
+def _batch(features: Sequence[Sequence[int]], at_once: int, coupled: frozenset[int]) -> list[list[Sequence[int]]]:
+    """Return the columns of features in batches that are pushed together, those of coupled features alone."""
+    free = [columns for columns in features if columns[0] not in coupled]
+    alone = [[columns] for columns in features if columns[0] in coupled]
+    return [*(free[first : first + at_once] for first in range(0, len(free), at_once)), *alone]
+
+
+def _exclude_levels(rows: Tensor, space: ActionSpace, columns: list[int], cost: Tensor) -> Tensor:
+    """Return the costs of a group's levels (N, L), infinite where the constraints keep a row from moving there."""
+    index, position = cost.isfinite().nonzero(as_tuple=True)
+    if rows.dim() != 2 or len(index) == 0:
+        return cost
+    column = torch.tensor(columns)[position]
+    factual = rows[index]
+    is_current = factual.gather(1, column[:, None])[:, 0] == factual[:, columns].amax(1)
+    pushed = torch.zeros(len(index), rows.shape[1]).scatter_(1, column[:, None], _LARGE_PUSH)
+    is_blocked = (space.project(factual, pushed)[:, columns] == 0).all(1)
+    result = cost.clone()
+    result[index[is_blocked & ~is_current], position[is_blocked & ~is_current]] = torch.inf
+    return result
+
+
+def _find_reachable_levels(rows: Tensor, space: ActionSpace, batches: list[list[Sequence[int]]]) -> Tensor:
     """Find the levels that batch_size row can be pushed to, (d,) bool, in few calls of the projection."""
     start = space.zero(rows)
     is_reachable = torch.zeros(start.shape[1], dtype=torch.bool)
-    groups = [columns for columns in space.feature_columns if len(columns) > 1]
     pushes = [
-        [group[position] for group in groups[first : first + at_once] if position < len(group)]
-        for first in range(0, len(groups), at_once)
-        for position in range(max(len(columns) for columns in groups[first : first + at_once]))
+        [group[position] for group in groups if position < len(group)]
+        for groups in batches
+        for position in range(max(len(columns) for columns in groups))
     ]
     batch_size = max(1, _MAX_TENSOR_NUMBERS // start.numel())
     for first in range(0, len(pushes), batch_size):
@@ -215,46 +256,45 @@ def _find_reachable_levels(rows: Tensor, space: ActionSpace, at_once: int) -> Te
     return is_reachable
 
 
-def _find_current_levels(rows: Tensor, space: ActionSpace, is_reachable: Tensor, at_once: int) -> Tensor:
+def _find_current_levels(rows: Tensor, space: ActionSpace, is_reachable: Tensor, batches: list[list[Sequence[int]]]) -> Tensor:
     """Find the column of each group that becomes zero when the group is pushed to another level, (N, d) bool.
 
     The second push covers rows whose current level is the first one pushed to.
     """
     start = space.zero(rows)
     current_level = torch.zeros_like(start, dtype=torch.bool)
-    levels = [[column for column in columns if bool(is_reachable[column])] for columns in space.feature_columns if len(columns) > 1]
-    for position in (0, 1):
-        pushes = [columns[position] for columns in levels if len(columns) > position]
-        for first in range(0, len(pushes), at_once):
-            pushed = start.clone()
-            pushed[:, pushes[first : first + at_once]] = _LARGE_PUSH
-            current_level |= space.project(rows, pushed) < 0
+    for batch in batches:
+        levels = [[column for column in columns if bool(is_reachable[column])] for columns in batch]
+        for position in (0, 1):
+            pushes = [columns[position] for columns in levels if len(columns) > position]
+            if pushes:
+                pushed = start.clone()
+                pushed[:, pushes] = _LARGE_PUSH
+                current_level |= space.project(rows, pushed) < 0
     return current_level
 
 
-def _find_dropped_levels(rows: Tensor, space: ActionSpace, current_level: Tensor, at_once: int) -> Tensor:
+def _find_dropped_levels(rows: Tensor, space: ActionSpace, batches: list[list[Sequence[int]]]) -> Tensor:
     """Find the columns of groups that batch_size row can set to all zero, (d,) bool."""
     start = space.zero(rows)
     has_dropped_level = torch.zeros(start.shape[1], dtype=torch.bool)
-    groups = [list(columns) for columns in space.feature_columns if len(columns) > 1]
-    for first in range(0, len(groups), at_once):
-        batch = groups[first : first + at_once]
+    for batch in batches:
         pushed = start.clone()
         pushed[:, [column for columns in batch for column in columns]] = -_LARGE_PUSH
         left = space.project(rows, pushed)
-        for columns in batch:
+        for columns in map(list, batch):
             has_dropped_level[columns] = bool(((left[:, columns] < 0).any(1) & ~(left[:, columns] > 0).any(1)).any())
     return has_dropped_level
 
 
 def _find_continuous_columns(
-    rows: Tensor, space: ActionSpace, single_columns: list[int], at_once: int, lowest: Tensor, highest: Tensor
+    rows: Tensor, space: ActionSpace, batches: list[list[Sequence[int]]], lowest: Tensor, highest: Tensor
 ) -> Tensor:
     """Find the columns in which the projection keeps partial moves unchanged, (d,) bool."""
     start = space.zero(rows)
     is_continuous = torch.zeros(start.shape[1], dtype=torch.bool)
-    for first in range(0, len(single_columns), at_once):
-        columns = single_columns[first : first + at_once]
+    for batch in batches:
+        columns = [own[0] for own in batch]
         pushed = start.clone()
         # Shares that do not fall on a grid through the end points.
         pushed[:, columns] = (0.3819 * highest + 0.2361 * lowest)[:, columns]
@@ -264,14 +304,13 @@ def _find_continuous_columns(
 
 
 def _find_grid_steps(
-    rows: Tensor, space: ActionSpace, is_continuous: Tensor, single_columns: list[int], at_once: int, lowest: Tensor, highest: Tensor
+    rows: Tensor, space: ActionSpace, is_continuous: Tensor, batches: list[list[Sequence[int]]], lowest: Tensor, highest: Tensor
 ) -> Tensor:
     """Find the smallest change that the projection keeps in each column on a grid, (d,), zero in other columns."""
     start = space.zero(rows)
     step = torch.full((start.shape[1],), torch.inf)
-    stepped = [column for column in single_columns if not bool(is_continuous[column])]
-    for first in range(0, len(stepped), at_once):
-        columns = stepped[first : first + at_once]
+    for batch in batches:
+        columns = [own[0] for own in batch]
         for bound in (lowest[:, columns], highest[:, columns]):
             push = bound.clone()
             for _ in range(_MAX_HALVINGS):

@@ -29,12 +29,14 @@ class RawRows:
         after: the same after the action. Enforcing overwrites its entries.
         features: the features by name.
         people: columns of the people's frame, ``(N,)``, by name. NaN where a person is not known. ``None`` if nobody is known.
+        flags: names of features of which only a change is known, with 0 before and 1 after it.
     """
 
     before: dict[str, Array]
     after: dict[str, Array]
     features: Mapping[str, AnyFeature]
     people: Mapping[str, Array] | None = None
+    flags: frozenset[str] = frozenset()
 
     def is_changed(self, name: str) -> Mask:
         """Return the rows whose action changes the feature ``name``."""
@@ -43,11 +45,13 @@ class RawRows:
     def is_close(self, name: str, first: Array, second: Array) -> Mask:
         """Return where two values of a feature are equal to what float32 columns hold, or both missing."""
         feature = self.features[name]
-        if not isinstance(feature, Continuous):
+        if not isinstance(feature, Continuous) or name in self.flags:
             return np.asarray(first == second)
-        with np.errstate(invalid="ignore"):
-            is_near = np.abs(first - second) <= compute_noise(feature, first, second)
-        return np.asarray(is_near | (np.isnan(first) & np.isnan(second)))
+        distance = np.abs(first - second)
+        is_near = np.asarray(distance <= compute_noise(feature, first, second))
+        if np.isnan(distance.sum()):
+            is_near |= np.isnan(first) & np.isnan(second)
+        return is_near
 
     def compute_slack(self, name: str, relative: float = TOLERANCE) -> Array:
         """Return the distance from a limit within which a number counts as kept, ``(N,)``."""
@@ -74,7 +78,7 @@ class RawRows:
         """Return the rows ``index``."""
         before, after = ({name: values[index] for name, values in part.items()} for part in (self.before, self.after))
         people = None if self.people is None else {name: values[index] for name, values in self.people.items()}
-        return RawRows(before, after, self.features, people)
+        return RawRows(before, after, self.features, people, self.flags)
 
 
 def compute_noise(feature: Continuous, first: Array, second: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from cfptq.actions.constraints.limits import AtMost
 from cfptq.actions.constraints.orders import Thermometer
 from cfptq.actions.constraints.people import KnownPeople
 from cfptq.actions.constraints.relations import find_sources, sort_consequences
-from cfptq.actions.features import AnyFeature, Continuous, Integer, Mutability
+from cfptq.actions.features import AnyFeature, Categorical, Continuous, Integer, Mutability, Ordinal
 from cfptq.actions.raw_values import read_level_numbers
 from cfptq.errors import ActionSetError
 
@@ -34,6 +35,7 @@ class CompiledConstraints:
         consequences: those with targets, in the order in which they are applied.
         features: the features by name.
         read: names of the features whose values are read.
+        flags: names of further features whose changes count toward ``max_changes``.
         max_changes: largest number of features that one action changes; ``None`` for no limit.
         people: columns of the people's frame by row; ``None`` if nobody is known.
     """
@@ -42,20 +44,21 @@ class CompiledConstraints:
     consequences: tuple[Constraint, ...]
     features: Mapping[str, AnyFeature]
     read: tuple[str, ...]
+    flags: tuple[str, ...]
     max_changes: int | None
     people: KnownPeople | None = None
 
-    @property
+    @cached_property
     def targets(self) -> frozenset[str]:
         """Names of the features that follow from others."""
         return frozenset(name for constraint in self.consequences for name in constraint.targets)
 
-    @property
+    @cached_property
     def counted(self) -> frozenset[str]:
         """Names of the targets whose changes count and cost."""
         return frozenset(name for constraint in self.consequences if not constraint.is_free for name in constraint.targets)
 
-    @property
+    @cached_property
     def uncounted(self) -> frozenset[str]:
         """Names of the targets whose changes neither count nor cost anything."""
         return self.targets - self.counted
@@ -76,18 +79,19 @@ class CompiledConstraints:
             part = rows.take(broken)
             asked = {name: values.copy() for name, values in part.after.items()}
             index = torch.from_numpy(broken)
-            self._enforce(part, {name: self._compute_sizes(name, delta[index], weights) for name in self.read})
             own = delta[index]
-            for name in self.read:
+            sizes = (own * weights).abs().numpy()
+            self._enforce(part, {name: sizes[:, self.features[name].model_columns].sum(1) for name in (*self.read, *self.flags)})
+            for name in (*self.read, *self.flags):
                 rows.after[name][broken] = part.after[name]
                 if name not in self.targets:
                     self._write(name, x[index], part, ~part.is_close(name, part.after[name], asked[name]), own)
             result[index] = own
+        values = result.numpy()
         for name in self.read:
-            if name not in self.targets:
-                is_back = torch.from_numpy(~rows.is_changed(name))
-                for column in self.features[name].model_columns:
-                    result[:, column].masked_fill_(is_back, 0.0)
+            feature = self.features[name]
+            if isinstance(feature, Continuous) and name not in self.targets:  # Changes that float32 does not show are none.
+                values[:, feature.model_columns[0]] *= rows.is_changed(name)
         if self.consequences:
             self._write_targets(x, rows, result)
         return result
@@ -97,20 +101,27 @@ class CompiledConstraints:
         for name in self.read:
             feature = self.features[name]
             if isinstance(feature, Continuous) and not isinstance(feature, Integer) and name not in self.targets:
-                rows.after[name] = np.where(
-                    (result[:, feature.model_columns[0]] != 0).numpy(), self._read_feature(feature, x + result), rows.before[name]
-                )
+                moved = np.flatnonzero(result[:, feature.model_columns[0]].numpy() != 0)
+                rows.after[name] = rows.before[name].copy()
+                rows.after[name][moved] = self._read_end(feature, x, result, moved)
         self.complete(rows)
-        everyone = np.ones(len(x), dtype=bool)
         for name in self.targets:
-            self._write(name, x, rows, everyone, result)
+            self._write(name, x, rows, rows.is_changed(name), result)
 
     def _write(self, name: str, x: Tensor, rows: RawRows, chosen: Mask, result: Tensor) -> None:
         """Overwrite the columns of one feature in the ``chosen`` rows by the change to the value after the action."""
-        is_back, is_chosen = torch.from_numpy(~rows.is_changed(name)), torch.from_numpy(chosen)
-        for column, values in self._encode(self.features[name], rows.after[name]):
-            step = torch.from_numpy(values.astype(np.float32)) - x[:, column]  # As the projection of single features computes it.
-            result[:, column] = torch.where(is_back, 0.0, torch.where(is_chosen, step, result[:, column]))
+        index = np.flatnonzero(chosen)
+        if not len(index):
+            return
+        values, after = result.numpy(), rows.after[name][index]
+        is_back = rows.is_close(name, rows.before[name], rows.after[name])[index]
+        if name in self.flags:
+            for column in self.features[name].model_columns:
+                values[index[is_back], column] = 0.0
+            return
+        for column, encoded in self._encode(self.features[name], after):
+            step = encoded.astype(np.float32) - x[:, column].numpy()[index]  # As the projection of single features computes it.
+            values[index, column] = np.where(is_back, np.float32(0.0), step)
 
     def snap(self, x: Tensor, delta: Tensor, point: Tensor) -> Tensor:
         """Return ``point`` with the consequences exactly at values that they can take."""
@@ -129,12 +140,17 @@ class CompiledConstraints:
     def read_rows(self, x: Tensor, delta: Tensor) -> RawRows:
         """Read the raw values before and after an action."""
         before = {name: self._read_feature(self.features[name], x) for name in self.read}
-        end = x + delta
         after = {}
-        for name in self.read:
-            is_moved = (delta[:, list(self.features[name].model_columns)] != 0).any(1).numpy()
-            after[name] = np.where(is_moved, self._read_feature(self.features[name], end, x), before[name])
-        return RawRows(before, after, self.features, None if self.people is None else self.people.look_up(x))
+        is_moved = (((delta != 0).float() @ self._incidence) > 0).T.contiguous().numpy()
+        for name, moves in zip((*self.read, *self.flags), is_moved, strict=True):
+            if name in self.flags:
+                before[name], after[name] = np.zeros(len(x)), moves.astype(np.float64)
+                continue
+            after[name] = before[name].copy()
+            moved = np.flatnonzero(moves)
+            if len(moved):
+                after[name][moved] = self._read_end(self.features[name], x, delta, moved)
+        return RawRows(before, after, self.features, None if self.people is None else self.people.look_up(x), frozenset(self.flags))
 
     def read_change(self, x: Tensor, points: Tensor) -> RawRows:
         """Read the raw values of rows and of the points that they are led to."""
@@ -251,7 +267,7 @@ class CompiledConstraints:
     def _list_counted(self) -> list[list[str]]:
         """Return the groups of features that count as one change each, without consequences."""
         together = [list(c.names) for c in self.constraints if isinstance(c, Thermometer)]
-        single = [[name] for name in self.read if name not in self.targets and not any(name in group for group in together)]
+        single = [[name] for name in (*self.read, *self.flags) if name not in self.targets and not any(name in group for group in together)]
         return [*together, *single]
 
     def _count_consequences(self, rows: RawRows) -> npt.NDArray[np.int_]:
@@ -282,22 +298,32 @@ class CompiledConstraints:
         for group, place in zip(groups, rank, strict=True):
             rows.revert(place >= most, *group)
 
-    def _compute_sizes(self, name: str, delta: Tensor, weights: Tensor) -> Array:
-        columns = list(self.features[name].model_columns)
-        return np.asarray((delta[:, columns] * weights[columns]).abs().sum(1).double().numpy())
+    @cached_property
+    def _incidence(self) -> Tensor:
+        """Columns of each feature that is read or counted, (d, F)."""
+        width = 1 + max(column for feature in self.features.values() for column in feature.model_columns)
+        result = torch.zeros(width, len(self.read) + len(self.flags))
+        for place, name in enumerate((*self.read, *self.flags)):
+            result[list(self.features[name].model_columns), place] = 1.0
+        return result
+
+    @staticmethod
+    def _read_end(feature: AnyFeature, x: Tensor, delta: Tensor, index: npt.NDArray[np.intp]) -> Array:
+        """Read raw values of the rows ``index`` after an action."""
+        if not isinstance(feature, Continuous):
+            rows = torch.from_numpy(index)
+            return CompiledConstraints._read_feature(feature, x[rows] + delta[rows])
+        column = feature.model_columns[0]
+        start = x[:, column].numpy()[index]
+        return _read_numbers(feature, start + delta[:, column].numpy()[index], start)
 
     @staticmethod
     def _read_feature(feature: AnyFeature, rows: Tensor, start: Tensor | None = None) -> Array:
         """Read raw values ``(N,)``. Sums of ``start`` and an action are rounded like the larger of both."""
         if not isinstance(feature, Continuous):
-            return read_level_numbers(feature, rows).astype(np.float64)
-        assert feature.column is not None
-        raw = feature.decode_numbers(rows[:, feature.column].numpy())
-        if isinstance(feature, Integer):
-            whole = np.rint(raw)
-            beside = raw if start is None else feature.decode_numbers(start[:, feature.column].numpy())
-            raw = np.where(np.abs(raw - whole) <= 2 * compute_noise(feature, beside, raw), whole, raw)
-        return np.asarray(raw)
+            return _read_levels(feature, rows.numpy()) if feature.is_one_hot else read_level_numbers(feature, rows).astype(np.float64)
+        column = feature.model_columns[0]
+        return _read_numbers(feature, rows[:, column].numpy(), None if start is None else start[:, column].numpy())
 
     @staticmethod
     def _encode(feature: AnyFeature, values: Array) -> list[tuple[int, Array]]:
@@ -313,12 +339,31 @@ class CompiledConstraints:
         return [(column, np.where(numbers == place, feature.on[place], feature.off[place])) for place, column in places]
 
 
+def _read_numbers(feature: Continuous, columns: Array, start: Array | None) -> Array:
+    raw = feature.decode_numbers(columns)
+    if isinstance(feature, Integer):
+        whole = np.rint(raw)
+        beside = raw if start is None else feature.decode_numbers(start)
+        raw = np.where(np.abs(raw - whole) <= 2 * compute_noise(feature, beside, raw), whole, raw)
+    return np.asarray(raw)
+
+
+def _read_levels(feature: Ordinal | Categorical, rows: Array) -> Array:
+    """Read level numbers ``(N,)`` from one-hot columns of rows that the action set has checked."""
+    assert feature.columns is not None and feature.off is not None and feature.on is not None
+    shown = [place for place, column in enumerate(feature.columns) if column is not None]
+    middle = np.array([(feature.off[place] + feature.on[place]) / 2 for place in shown], dtype=np.float32)
+    is_on = rows[:, [feature.columns[place] for place in shown]] > middle
+    all_off = feature.columns.index(None) if None in feature.columns else -1
+    return np.where(is_on.any(1), np.array(shown)[is_on.argmax(1)], all_off).astype(np.float64)
+
+
 def find_broken_constraint(constraint: Constraint, every: Sequence[Constraint], rows: RawRows) -> Mask:
     """Return the rows that break a constraint, where several that move one feature are taken together."""
     shared = [other for other in every if set(other.targets) & set(constraint.targets)]
     if len(shared) < 2:
         return constraint.find_broken(rows).copy()
-    wanted = RawRows(rows.before, dict(rows.after), rows.features, rows.people)
+    wanted = RawRows(rows.before, dict(rows.after), rows.features, rows.people, rows.flags)
     for name in constraint.targets:
         wanted.after[name] = rows.before[name]
     for other in shared:
@@ -341,13 +386,15 @@ def compile_constraints(
     unseen = [feature.name for feature in features if feature.name in involved and not feature.model_columns]
     if unseen:
         raise ActionSetError(f"Constraints must name features that the model sees, and it does not see {', '.join(unseen)}.")
+    counted: set[str] = set()
     if max_changes is not None:
-        involved |= {feature.name for feature in features if not feature.is_immutable and feature.model_columns}
+        counted = {feature.name for feature in features if not feature.is_immutable and feature.model_columns} - involved
     return CompiledConstraints(
         constraints=tuple(constraints),
         consequences=tuple(sort_consequences(constraints)),
         features={feature.name: feature for feature in features},
         read=tuple(feature.name for feature in features if feature.name in involved),
+        flags=tuple(feature.name for feature in features if feature.name in counted),
         max_changes=max_changes,
         people=people,
     )
