@@ -13,7 +13,6 @@ from torch import nn
 import cfptq
 from cfptq.actions import ActionSet, Implies, Is, Linked, Stays, StepLimit
 from cfptq.actions.forbidden_changes import find_forbidden_changes
-from cfptq.errors import DataError
 from cfptq.network import as_predictor
 from cfptq.recourse import Status, find_single_feature_actions, prove_infeasibility, solve, solve_diverse
 
@@ -80,18 +79,13 @@ def test_single_feature_actions_keep_the_constraints(model, refused):
     require_feasible(batch, PEOPLE.iloc[refused[row].numpy()].reset_index(drop=True))
 
 
-def test_exact_search_refuses_constraints_by_name(model, refused):
-    with pytest.raises(DataError, match="StepLimit, Linked, Implies"):
-        solve(model, X[refused], ACTIONS, target=1, method="exact", progress=False)
-
-
-def test_nothing_is_proven_infeasible_with_constraints(model, refused):
+def test_linear_constraints_leave_proofs_of_infeasibility(model, refused):
     unreachable = nn.Sequential(nn.Linear(6, 2))
     with torch.no_grad():
         unreachable[0].weight.zero_()
         unreachable[0].bias.copy_(torch.tensor([3.0, -2.0]))
     batch = solve(unreachable, X[refused], ACTIONS, target=1, progress=False)
-    assert set(prove_infeasibility(unreachable, batch, ACTIONS).statuses) == {Status.NOT_FOUND}
+    assert set(prove_infeasibility(unreachable, batch, ACTIONS).statuses) == {Status.IMMUTABLE}
 
 
 def test_letters_name_the_constraint_that_they_break_and_free_consequences_do_not_count():

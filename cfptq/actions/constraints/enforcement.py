@@ -353,7 +353,7 @@ def _read_levels(feature: Ordinal | Categorical, rows: Array) -> Array:
     assert feature.columns is not None and feature.off is not None and feature.on is not None
     shown = [place for place, column in enumerate(feature.columns) if column is not None]
     middle = np.array([(feature.off[place] + feature.on[place]) / 2 for place in shown], dtype=np.float32)
-    is_on = rows[:, [feature.columns[place] for place in shown]] > middle
+    is_on = rows[:, list(feature.model_columns)] > middle
     all_off = feature.columns.index(None) if None in feature.columns else -1
     return np.where(is_on.any(1), np.array(shown)[is_on.argmax(1)], all_off).astype(np.float64)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -35,6 +35,7 @@ class NumericChange:
         longest: Length of the longest change, in column units, not below ``shortest``.
         step: Distance between lengths above ``shortest``, zero for continuous columns.
         weight: Cost of one unit.
+        effects: Columns that follow, and their change for one unit of length.
     """
 
     feature: int
@@ -44,6 +45,15 @@ class NumericChange:
     longest: float
     step: float
     weight: float
+    effects: tuple[tuple[int, float], ...] = ()
+
+    def get_direction(self, width: int) -> Array:
+        """Return the change of all columns for one unit of length, (width,)."""
+        direction = np.zeros(width)
+        direction[self.column] = self.sign
+        for column, rate in self.effects:
+            direction[column] += rate
+        return direction
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class LevelChange:
         delta: Change of each column.
         l1: l1 norm of the weighted change.
         l2: l2 norm of the weighted change.
+        effects: Further columns that follow, and their change.
     """
 
     feature: int
@@ -63,6 +74,70 @@ class LevelChange:
     delta: tuple[float, ...]
     l1: float
     l2: float
+    effects: tuple[tuple[int, float], ...] = ()
+
+    def get_step(self, width: int) -> Array:
+        """Return the change of all columns, (width,)."""
+        step = np.zeros(width)
+        step[list(self.columns)] = self.delta
+        for column, shift in self.effects:
+            step[column] += shift
+        return step
+
+
+@dataclass(frozen=True)
+class LinearRow:
+    """The constraint low ≤ Σ coefficient · change of the column ≤ high.
+
+    Attributes:
+        terms: Columns and their coefficients.
+        low: Lower limit.
+        high: Upper limit.
+    """
+
+    terms: tuple[tuple[int, float], ...]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Features that must not change under a condition on another feature.
+
+    Attributes:
+        stays: Indices of the features that must not change.
+        feature: Index of the feature of the condition.
+        leads: Level changes that lead to the condition, ``None`` for any change of the feature.
+        holds_now: True if the condition holds until the feature changes.
+    """
+
+    stays: tuple[int, ...]
+    feature: int
+    leads: tuple[LevelChange, ...] | None
+    holds_now: bool
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Constraints between the changes of one row.
+
+    Attributes:
+        linear: Linear constraints on the changed columns.
+        exclusions: Features that must not change under conditions.
+        limits: Features of which at most so many may change.
+        nested: Features that count as one change together.
+        max_changes: Maximal number of changes, ``None`` for no limit.
+        switch_effects: Features whose change of any amount shifts columns, with these.
+        reasons: Why constraints are not linear. Actions can then be enumerated only.
+    """
+
+    linear: tuple[LinearRow, ...]
+    exclusions: tuple[Exclusion, ...]
+    limits: tuple[tuple[tuple[int, ...], int], ...]
+    nested: tuple[tuple[int, ...], ...]
+    max_changes: int | None
+    switch_effects: tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,6 +151,7 @@ class ActionModel:
         max_changes: Maximal number of changed features k, at most the number of features that may change.
         norm: Norm of the cost.
         is_truncated: True if an unbounded column was limited to ``MAX_CHANGE_COLUMN_UNITS``.
+        coupling: Constraints between changes, ``None`` where there are none.
     """
 
     row: Array
@@ -84,6 +160,7 @@ class ActionModel:
     max_changes: int
     norm: Norm
     is_truncated: bool = False
+    coupling: Coupling | None = None
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -111,9 +188,7 @@ class ActionModel:
                 reach = change.shortest + math.floor((reach - change.shortest) / change.step + 1e-6) * change.step
             most = min(change.longest, reach)
             if most > 0 and most >= change.shortest:
-                numeric_changes.append(
-                    NumericChange(change.feature, change.column, change.sign, change.shortest, most, change.step, change.weight)
-                )
+                numeric_changes.append(replace(change, longest=most))
         level_changes = tuple(change for change in self.level_changes if first * change.l1 + second * change.l2 <= budget)
         is_truncated = self.is_truncated and any(change.longest >= MAX_CHANGE_COLUMN_UNITS for change in numeric_changes)
         return ActionModel(
@@ -123,6 +198,7 @@ class ActionModel:
             min(self.max_changes, len(_collect_features(numeric_changes, level_changes))),
             self.norm,
             is_truncated,
+            self.coupling,
         )
 
 

@@ -71,16 +71,21 @@ def build_region(actions: ActionModel, budget: float) -> Region:
     """Build the region of ``actions``, each of which costs at most ``budget`` in the norm of the actions."""
     width = len(actions.row)
     endpoints, cost, feature = [], [], []
+    shifts = dict(actions.coupling.switch_effects) if actions.coupling else {}
     for change in actions.numeric_changes:
-        end = np.zeros(width)
-        end[change.column] = change.sign * change.longest
-        endpoints.append(end)
+        endpoints.append(change.longest * change.get_direction(width))
         cost.append(change.weight * change.longest)
         feature.append(change.feature)
+        if change.feature in shifts:  # The shift comes with the shortest change and with the longest.
+            shift = np.zeros(width)
+            for column, size in shifts[change.feature]:
+                shift[column] += size
+            endpoints[-1] = endpoints[-1] + shift
+            endpoints.append(change.shortest * change.get_direction(width) + shift)
+            cost.append(change.weight * change.shortest)
+            feature.append(change.feature)
     for level_change in actions.level_changes:
-        end = np.zeros(width)
-        end[list(level_change.columns)] = level_change.delta
-        endpoints.append(end)
+        endpoints.append(level_change.get_step(width))
         cost.append(level_change.l2 if actions.norm != "l1" else level_change.l1)
         feature.append(level_change.feature)
     order = np.argsort(np.array(feature, dtype=np.intp), kind="stable")

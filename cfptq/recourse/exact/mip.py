@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.optimize import Bounds as Box
 from scipy.optimize import LinearConstraint, milp
 
-from cfptq.recourse.exact.action_model import ActionModel
+from cfptq.recourse.exact.action_model import ActionModel, Coupling, LevelChange
 from cfptq.recourse.exact.bounds import Bounds
 from cfptq.recourse.exact.relu_encoding import Affine, PiecewiseLinearNetwork
 
@@ -25,6 +25,8 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 #: Half a rounding step, plus a tolerance for float32 values that lie between two integers.
 _HALF_STEP = 0.5 + 1e-5
+#: Share of a continuous change that counts as a change where any change shifts other columns.
+_SMALLEST_CHANGE = 1e-4
 #: Tangents added at most. Then the best action found is returned as not proven optimal.
 _MAX_TANGENTS = 60
 
@@ -201,7 +203,8 @@ def _build_program(
     steps: list[Array] = []
     absolute: dict[int, float] = {}
     lengths: dict[int, dict[int, float]] = {feature: {} for feature in actions.features}
-    is_limited = actions.max_changes < len(actions.features)
+    coupling = actions.coupling
+    is_limited = actions.max_changes < len(actions.features) or coupling is not None
     counts: dict[int, float] = {}
     level_features = {change.feature for change in actions.level_changes}
     switch: dict[int, int] = {}
@@ -217,8 +220,7 @@ def _build_program(
             switch[feature] = program.add_variable(0, 1, True)
             counts[switch[feature]] = 1.0
     for change in actions.numeric_changes:
-        unit = np.zeros(network.width)
-        unit[change.column] = change.sign
+        unit = change.get_direction(network.width)
         switch_variable = switch.get(change.feature)
         if change.shortest:
             starts = program.add_variable(0, 1, True)
@@ -235,23 +237,71 @@ def _build_program(
         if switch_variable is not None:
             program.add_constraint(-math.inf, {amount: 1.0, switch_variable: -float(count)}, 0.0)
     by_feature: dict[int, dict[int, float]] = {feature: {} for feature in level_features}
+    level_keys: dict[LevelChange, int] = {}
     for level_change in actions.level_changes:
         key = program.add_variable(0, 1, True)
-        step = np.zeros(network.width)
-        step[list(level_change.columns)] = level_change.delta
-        add_move(key, step, level_change.feature, level_change.l1, level_change.l2)
+        add_move(key, level_change.get_step(network.width), level_change.feature, level_change.l1, level_change.l2)
         by_feature[level_change.feature][key] = 1.0
+        level_keys[level_change] = key
         if is_limited:
             counts[key] = 1.0
     for terms in by_feature.values():
         if len(terms) > 1:
             program.add_constraint(-math.inf, terms, 1.0)
-    if is_limited:
+    if coupling is not None:
+        for feature, shifts in coupling.switch_effects:
+            if feature in switch:
+                step = np.zeros(network.width)
+                for column, shift in shifts:
+                    step[column] += shift
+                add_move(switch[feature], step, feature, 0.0, 0.0)
+                _require_change(program, actions, switch[feature], feature, variables[:-1], np.array(steps[:-1]))
+        _add_coupling(program, coupling, {f: {switch[f]: 1.0} for f in switch} | by_feature, level_keys)
+    elif is_limited:
         program.add_constraint(-math.inf, counts, float(actions.max_changes))
     directions = np.array(steps).T if steps else np.zeros((network.width, 0))
     variable_indices = np.array(variables, dtype=np.intp)
+    for row in coupling.linear if coupling is not None else ():
+        terms_of_row = sum(factor * directions[column] for column, factor in row.terms)
+        program.add_dense_constraint(row.low, variable_indices, np.asarray(terms_of_row), row.high)
     _add_network(program, network, actions.row, variable_indices, directions, bounds, target, required_margin, relaxed)
     return _RowProgram(program, variable_indices, directions, absolute, tuple(lengths.values()))
+
+
+def _require_change(program: _Program, actions: ActionModel, switch: int, feature: int, variables: list[int], steps: Array) -> None:
+    """Allow the switch of a numeric feature only where the feature changes by at least one step."""
+    own = [change for change in actions.numeric_changes if change.feature == feature]
+    column = own[0].column
+    terms = {key: abs(float(step[column])) for key, step in zip(variables, steps, strict=True) if step[column]}
+    least = min(change.shortest or change.step or _SMALLEST_CHANGE * change.longest for change in own)
+    program.add_constraint(0.0, {**terms, switch: -least}, math.inf)
+
+
+def _add_coupling(program: _Program, coupling: Coupling, changes: dict[int, dict[int, float]], levels: dict[LevelChange, int]) -> None:
+    """Add constraints between features, whose ``changes`` are sums of binary variables."""
+    for features, most in coupling.limits:
+        terms = {key: value for feature in features for key, value in changes.get(feature, {}).items()}
+        if terms:
+            program.add_constraint(-math.inf, terms, float(most))
+    if coupling.max_changes is not None:
+        together = {feature for group in coupling.nested for feature in group}
+        counted = {key: value for feature, own in changes.items() if feature not in together for key, value in own.items()}
+        for group in coupling.nested:
+            shared = program.add_variable(0, 1, True)
+            counted[shared] = 1.0
+            for feature in group:
+                if changes.get(feature):
+                    program.add_constraint(-math.inf, {**changes[feature], shared: -1.0}, 0.0)
+        program.add_constraint(-math.inf, counted, float(coupling.max_changes))
+    for exclusion in coupling.exclusions:
+        condition, constant = changes.get(exclusion.feature, {}), 0.0
+        if exclusion.leads is not None:
+            condition = {levels[change]: 1.0 for change in exclusion.leads if change in levels}
+        if exclusion.holds_now:
+            condition, constant = dict.fromkeys(changes.get(exclusion.feature, {}), -1.0), 1.0
+        for feature in exclusion.stays:
+            if feature in changes and (condition or constant):
+                program.add_constraint(-math.inf, {**changes[feature], **condition}, 1.0 - constant)
 
 
 def _add_network(

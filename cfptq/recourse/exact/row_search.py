@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from cfptq.errors import ModelError
+from cfptq.errors import DataError, ModelError
 from cfptq.recourse.batch import Status
 from cfptq.recourse.exact.action_model import ActionModel
 from cfptq.recourse.exact.bounds import build_region, compute_bounds
@@ -154,17 +154,26 @@ def _search_network(
     no_action = SearchResult(None, budget, True)
     if not near.features:
         return no_action
+    if near.coupling is not None and near.coupling.reasons:
+        raise DataError(
+            f"Exact search enumerates at most max_enumerated actions, and cannot solve a program with {'; '.join(near.coupling.reasons)}. "
+            'Use method="minimal-cost", or raise Exact(max_enumerated=...) where no feature is continuous.'
+        )
     bounds = compute_bounds(network, build_region(near, budget), near.row, target)
     if bool((bounds.margin_high < required_margin).any()):
         return no_action
-    closed_form = _solve_closed_form(network, near, target, required_margin)
+    closed_form = _solve_closed_form(network, near, target, required_margin) if near.coupling is None else None
     if closed_form is not None:
         return closed_form
     if time_limit <= 0:
         return SearchResult(None, _bound_cost(network, near, target, required_margin, budget) if math.isfinite(budget) else 0.0, False)
     started = time.perf_counter()
     deadline = started + _REGION_TIME_SHARE * time_limit
-    by_regions = search_regions(network, near, target, required_margin, budget, gap=gap, deadline=deadline) if use_regions else None
+    by_regions = (
+        search_regions(network, near, target, required_margin, budget, gap=gap, deadline=deadline)
+        if use_regions and near.coupling is None
+        else None
+    )
     if by_regions is not None:
         return by_regions
     time_limit -= time.perf_counter() - started
@@ -223,9 +232,9 @@ def classify_infeasibility(
 
     The row must be proven to have no valid action.
     """
-    unlimited = ActionModel(
-        actions.row, actions.numeric_changes, actions.level_changes, len(actions.features), actions.norm, actions.is_truncated
-    )
+    unlimited = replace(actions, max_changes=len(actions.features))
+    if actions.coupling is not None and actions.coupling.max_changes is not None:
+        unlimited = replace(unlimited, coupling=replace(actions.coupling, max_changes=None))
     if actions.max_changes == unlimited.max_changes:
         return Status.IMMUTABLE
     try:
@@ -236,7 +245,7 @@ def classify_infeasibility(
 
 def is_unreachable(network: PiecewiseLinearNetwork, actions: ActionModel, target: int, required_margin: float) -> bool:
     """Return True if cheap bounds prove that no action reaches the required target margin."""
-    if actions.is_truncated:
+    if actions.is_truncated or (actions.coupling is not None and actions.coupling.reasons):
         return False
     bounds = compute_bounds(network, build_region(actions, math.inf), actions.row, target)
     return bool((bounds.margin_high < required_margin).any())

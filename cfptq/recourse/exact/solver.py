@@ -19,6 +19,7 @@ from cfptq.network.head import compute_threshold_logit
 from cfptq.network.predictor import ArtefactPredictor
 from cfptq.recourse.batch import Status
 from cfptq.recourse.exact.action_model import build_action_models
+from cfptq.recourse.exact.coupling import couple_action_models
 from cfptq.recourse.exact.enumeration import FindFirstValid
 from cfptq.recourse.exact.relu_encoding import EXACT_RECOURSE, PiecewiseLinearNetwork, Purpose, read_piecewise_linear
 from cfptq.recourse.exact.row_search import Array, classify_infeasibility, is_unreachable, solve_row
@@ -119,7 +120,8 @@ def solve_exact(
     Returns:
         Actions (N, d), zero where none is known, ``Status`` codes (N,) int8, and lower bounds of the cost (N,).
     """
-    actions = build_action_models(_check_action_set(space), rows)
+    action_set = _check_action_set(space)
+    actions = couple_action_models(action_set, rows, build_action_models(action_set, rows))
     network = cache(lambda: read_network(predictor, rows))
     start = heuristic()
     prices = space.cost(rows, start)
@@ -174,8 +176,12 @@ def _make_validity_search(
     def find_first_valid(delta: Array) -> int | None:
         row = factual.expand(len(delta), -1)
         with torch.no_grad():
-            points = space.apply(row, space.project(row, torch.from_numpy(delta).float()))
+            asked = torch.from_numpy(delta).float()
+            action = space.project(row, asked)
+            points = space.apply(row, action)
         is_valid = target_margin(predictor.logits(points), target.expand(len(delta))) >= required_margin
+        if isinstance(space, ActionSet) and space.constraints:  # An action that the constraints alter is another action.
+            is_valid &= ((action - asked).abs() <= 1e-4 * (1 + asked.abs()))[:, space.mutable_columns].all(1)
         return int(is_valid.int().argmax()) if bool(is_valid.any()) else None
 
     return find_first_valid
@@ -194,7 +200,7 @@ def compute_infeasibility_status(
         required_margin: Target margin to reach, in logits.
 
     Returns:
-        ``Status`` codes (N,) int8 and lower bounds of the cost (N,). With constraints, nothing is proven.
+        ``Status`` codes (N,) int8 and lower bounds of the cost (N,).
 
     Raises:
         ModelError: As ``read_network``.
@@ -202,9 +208,7 @@ def compute_infeasibility_status(
     network = read_network(predictor, rows)
     status = torch.full((len(rows),), int(Status.NOT_FOUND), dtype=torch.int8)
     bounds = torch.zeros(len(rows))
-    if action_set.constraints:  # The bounds hold for features that move by themselves, and consequences move others.
-        return status, bounds
-    for row, actions in enumerate(build_action_models(action_set, rows)):
+    for row, actions in enumerate(couple_action_models(action_set, rows, build_action_models(action_set, rows))):
         wanted = int(target[row])
         if is_unreachable(network, actions, wanted, required_margin):
             status[row], bounds[row] = int(classify_infeasibility(lambda: network, actions, wanted, required_margin)), inf
@@ -217,7 +221,10 @@ def _check_action_set(space: ActionSpace) -> ActionSet:
         raise DataError(
             f'Exact recourse needs a cfptq.ActionSet, because it reads features, got a {type(space).__name__}. Use method="minimal-cost".'
         )
-    if space.constraints:
-        kinds = ", ".join(dict.fromkeys(type(constraint).__name__ for constraint in space.constraints))
-        raise DataError(f'Exact recourse does not know the constraints of the action set ({kinds}). Use method="minimal-cost".')
+    counted = [type(one).__name__ for one in space.constraints if one.targets and not one.is_free]
+    if counted:
+        raise DataError(
+            f"Exact recourse does not know the cost of consequences that count ({', '.join(counted)} with counts=True). "
+            'Use method="minimal-cost".'
+        )
     return space
