@@ -10,7 +10,7 @@ from cfptq.allocation.budget import Budget, Widths
 from cfptq.allocation.scores import LayerScores
 from cfptq.errors import BudgetError
 from cfptq.quantize.formats import ALL_WIDTHS, CHANNEL_WIDTHS, WIDTHS, Bits, count_bits, describe_bits
-from cfptq.quantize.storage import count_layer_bytes
+from cfptq.quantize.storage import StoredLayer, count_weight_bytes
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ class BitAllocation:
     def weight_bytes(self) -> int:
         """Bytes of the stored weights. 3-bit integers take 4 bits and 7-bit integers 8, and each layer is rounded up to whole bytes.
 
-        Channels are stored as ``cfptq.quantize.storage`` says, each layer with a permutation.
+        Channels are stored as ``cfptq.quantize.storage`` says, where no layer's channels may be reordered.
         """
-        return sum(count_layer_bytes(b, n, False, *inputs) for n, b, inputs in zip(self.parameters, self.bits, self.inputs, strict=True))
+        parts = zip(self.parameters, self.bits, self.inputs, strict=True)
+        return count_weight_bytes([StoredLayer(b, n, False, *inputs) for n, b, inputs in parts])
 
     @property
     def inputs(self) -> tuple[tuple[tuple[bool, ...], tuple[bool, ...]], ...]:

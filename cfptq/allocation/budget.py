@@ -27,8 +27,8 @@ class BudgetUnit(StrEnum):
     """Bits of all weights, Σ n_l b_l, the left side of eq. 24."""
     BYTES = "bytes"
     """Bytes of the weights in a file. 3-bit integers take 4 bits and 7-bit integers 8, and each layer is rounded up to whole bytes.
-    Channels of other widths are stored exactly, and their permutation and the nodes that unpack them count. Scales, biases and the rest of
-    the graph are not counted."""
+    Channels of other widths are stored exactly, in a stream of bits or in containers, whichever is smaller. Their widths or permutation
+    and the nodes that unpack them count. Scales, biases and the rest of the graph are not counted."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cfptq.allocation.budget import Budget, BudgetUnit, Widths, assign_lowest_bi
 from cfptq.allocation.channel_scores import ChannelScores
 from cfptq.quantize.formats import Bits, count_bits
 from cfptq.quantize.split_inputs import MAX_SPLIT_BITS
-from cfptq.quantize.storage import count_layer_bytes
+from cfptq.quantize.storage import StoredLayer, count_weight_bytes
 
 #: Least and largest average bits of a budget at which columns are split.
 MIN_SPLIT_AVERAGE, MAX_SPLIT_AVERAGE = 2.75, 6.0
@@ -332,11 +332,9 @@ def allocate_channels(
 
 
 def count_file_bytes(scores: ChannelScores, allocation: BitAllocation) -> int:
-    """Count the bytes of the weights in a file at some widths of the channels, with permutations and the cost of each container."""
-    return sum(
-        count_layer_bytes(own, n, consumer is not None, *inputs)
-        for own, n, consumer, inputs in zip(allocation.bits, scores.parameters, scores.consumers, allocation.inputs, strict=True)
-    )
+    """Count the bytes of the weights in a file at some widths of the channels, with the nodes that unpack them."""
+    parts = zip(allocation.bits, scores.parameters, scores.consumers, allocation.inputs, strict=True)
+    return count_weight_bytes([StoredLayer(own, n, consumer is not None, *inputs) for own, n, consumer, inputs in parts])
 
 
 def sum_channel_benefit(scores: ChannelScores, allocation: BitAllocation, widths: Widths) -> float:

@@ -4,8 +4,9 @@ A weight of 2, 3 or 4 bits is an INT2 or INT4 initializer followed by ``Cast(to=
 when it loads the file and runs its int8 kernel. The file is small and as fast as int8. With the same ONNX Runtime on the same machine, the
 output equals bit for bit that of the same integers stored as INT8.
 
-Output channels of different widths are stored apart, as ``cfptq.quantize.storage`` says. Nodes that are folded likewise put them together.
-Hidden channels stand in the order of their containers, and the columns that they feed too. Other layers have a permutation.
+Output channels of different widths are stored apart, or all layers in one stream of bits, as ``cfptq.quantize.storage`` says. Nodes that
+are folded likewise put them together. Hidden channels stand in the order of their containers, and the columns that they feed too. Other
+layers have a permutation. A stream has neither.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cfptq.backends.bit_stream import StreamBuilder
 from cfptq.backends.packing import Unpacker
 from cfptq.errors import ModelError
 from cfptq.network import Network, OnnxLayer, find_layer_nodes
@@ -38,7 +40,7 @@ from cfptq.quantize import (
     sort_channels,
 )
 from cfptq.quantize.split_inputs import COARSE_STEP, split_bits
-from cfptq.quantize.storage import ChannelGroup, group_channels
+from cfptq.quantize.storage import ChannelGroup, group_channels, is_streamed
 
 #: Form of the weights in a file.
 Storage = Literal["packed", "plain"]
@@ -84,6 +86,8 @@ def to_onnx_model(
     stored = order_for_file(network, plan, newest) if is_packed else plan
     model = network_to_onnx(network, opset=newest)
     editor = _QdqEditor(model, stored, is_packed)
+    if is_packed and _is_streamed(plan):
+        editor.add_stream()
     for name, found in find_layer_nodes(model, network).items():
         if name in plan.bits:
             editor.quantize_layer(found, next(layer for layer in stored.layers if layer.name == name))
@@ -113,7 +117,7 @@ def order_for_file(network: Network, plan: QuantizationPlan, opset: int = OPSET_
     """
     if plan.granularity == "layer":
         return plan
-    types = _list_types(opset)
+    types = None if _is_streamed(plan) else _list_types(opset)
     return sort_channels(network, plan, lambda layer: _order_channels(layer, types))
 
 
@@ -127,13 +131,20 @@ def find_stored_channels(network: Network, plan: QuantizationPlan, opset: int = 
     """
     if plan.granularity == "layer":
         return {}
-    layers, types = {layer.name: layer for layer in plan.layers}, _list_types(opset)
+    layers, types = {layer.name: layer for layer in plan.layers}, None if _is_streamed(plan) else _list_types(opset)
     pairs = find_sortable_layers(network).items()
     return {consumer: _order_channels(layers[producer], types) for producer, consumer in pairs if layers[producer].is_sortable}
 
 
-def _order_channels(layer: LayerPlan, types: Sequence[int]) -> list[int]:
-    """Return the channels of a sortable layer in the order of its file, without dropped ones."""
+def _is_streamed(plan: QuantizationPlan) -> bool:
+    """Return True if a packed file holds the plan's integers in one stream of bits."""
+    return is_streamed([layer.stored for layer in plan.layers])
+
+
+def _order_channels(layer: LayerPlan, types: Sequence[int] | None) -> list[int]:
+    """Return the channels of a sortable layer in the order of its file, without dropped ones. A stream has no types of containers."""
+    if types is None:
+        return [place for place, width in enumerate(layer.channel_bits) if width]
     if layer.fine_inputs:
         # Both halves of the columns have their containers in this order.
         return [place for width, place in sorted(zip(layer.channel_bits, range(len(layer.scale)), strict=True)) if width]
@@ -190,7 +201,9 @@ def read_integers(model: onnx.ModelProto, name: str) -> npt.NDArray[np.int8]:
             needed.update(node.input)
             nodes.insert(0, node)
     constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    output = helper.make_tensor_value_info(unpacked, TensorProto.INT8, None)
+    taken = "integers_taken"
+    nodes.append(helper.make_node("Cast", [unpacked], [taken], to=TensorProto.INT8))
+    output = helper.make_tensor_value_info(taken, TensorProto.INT8, None)
     part = helper.make_model(
         helper.make_graph(nodes, "unpacking", [], [output], constants), opset_imports=model.opset_import, ir_version=model.ir_version
     )
@@ -219,7 +232,8 @@ def _choose_opset(plan: QuantizationPlan, packed: bool, newest: int) -> int:
             f"opset {newest} has no 16-bit activations, and the plan has them for {', '.join(wide)}. Calibrate with activation_bits=8 and "
             f"input_bits=8 or 32, or upgrade the runtime to opset {OPSET}."
         )
-    return min(newest, OPSET_INT2 if packed and any(_needs_int2(layer, newest) for layer in plan.layers) else OPSET)
+    needs_int2 = packed and not _is_streamed(plan) and any(_needs_int2(layer, newest) for layer in plan.layers)
+    return min(newest, OPSET_INT2 if needs_int2 else OPSET)
 
 
 def _needs_int2(layer: LayerPlan, newest: int) -> bool:
@@ -263,10 +277,20 @@ class _QdqEditor:
         self.model = model
         self.plan = plan
         self.packed = packed
-        self.unpacker = Unpacker(self._store, model.opset_import[0].version >= OPSET_INT2)
+        self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.taken = {value.name for value in (*model.graph.input, *model.graph.output)} | set(self.initializers)
+        self.taken |= {name for node in model.graph.node for name in node.output}
+        self.unpacker = Unpacker(self._store, model.opset_import[0].version >= OPSET_INT2, self.taken)
+        self.streamed: dict[str, str] = {}  # name of a layer -> its integers from the stream
+        self.stream_nodes: list[onnx.NodeProto] = []
         self.added: dict[str, list[onnx.NodeProto]] = {}  # name of a float node -> nodes to insert before it
         self.dequantized: dict[tuple[str, str], tuple[str, ...]] = {}  # (tensor, format) -> names of the dequantized tensors
-        self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def add_stream(self) -> None:
+        """Store the integers of all layers in one stream of bits."""
+        builder = StreamBuilder(self._store, self.model.opset_import[0].version >= OPSET, self.taken)
+        float_layers = [layer.name for layer in self.plan.layers if self.plan.input_format(layer).is_float]
+        self.streamed, self.stream_nodes = builder.build(self.plan.layers, float_layers)
 
     def quantize_layer(self, found: OnnxLayer, layer: LayerPlan) -> None:
         """Quantize the weight, bias and input of one layer."""
@@ -285,7 +309,7 @@ class _QdqEditor:
     def finish(self) -> None:
         """Write the new nodes and the initializers in use into the model, and check it."""
         graph = self.model.graph
-        nodes = [node for own in graph.node for node in (*self.added.get(own.name, ()), own)]
+        nodes = [*self.stream_nodes, *(node for own in graph.node for node in (*self.added.get(own.name, ()), own))]
         if self.packed and self.plan.granularity == "channel":
             # A node needs no name, and in the file of a small network names cost more than a container.
             for node in nodes:
@@ -343,7 +367,9 @@ class _QdqEditor:
     def _add_weight(self, layer: LayerPlan, form: ActivationFormat, before: list[onnx.NodeProto]) -> str:
         opset = self.model.opset_import[0].version
         kind: npt.DTypeLike = np.int8
-        if self.packed and layer.fine_inputs:
+        if self.streamed:
+            name = self.streamed[layer.name]
+        elif self.packed and layer.fine_inputs:
             name, nodes = self._unpack_split(layer, _list_types(opset))
             before.extend(nodes)
         elif self.packed and not isinstance(layer.bits, int):

@@ -6,7 +6,9 @@ short and constants are shared, because both count in the file of a small networ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import string
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -27,20 +29,61 @@ INDEX_TYPES: dict[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.int32}
 Store = Callable[[str, npt.NDArray[Any]], str]
 
 
-class Unpacker:
-    """Builder of the nodes that unpack the layers of one file.
+class NodeBuilder:
+    """Builder of nodes that compute on initializers, with names of one or two letters.
+
+    Args:
+        store: stores an initializer.
+        taken: names that the file has already.
+    """
+
+    def __init__(self, store: Store, taken: Collection[str] = ()) -> None:
+        self._store_as = store
+        lengths = (itertools.product(string.ascii_letters, repeat=letters) for letters in itertools.count(1))
+        names = map("".join, itertools.chain.from_iterable(lengths))
+        self._names = (name for name in names if name not in taken)
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._nodes: list[onnx.NodeProto] = []
+
+    def _add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Add a node, and return the name of its output."""
+        return self._add_several(operator, inputs, 1, **attributes)[0]
+
+    def _add_several(self, operator: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
+        """Add a node, and return the names of its outputs."""
+        outputs = [self._name() for _ in range(count)]
+        self._nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
+        return outputs
+
+    def _store(self, values: npt.NDArray[Any]) -> str:
+        return self._store_as(self._name(), values)
+
+    def _share(self, values: npt.NDArray[Any]) -> str:
+        """Store a constant that all layers share, and return its name."""
+        key = str(values.dtype), values.shape, values.tobytes()
+        if key not in self._constants:
+            self._constants[key] = self._store(values)
+        return self._constants[key]
+
+    def _share_number(self, number: int) -> str:
+        return self._share(np.array([number], np.uint8))
+
+    def _name(self) -> str:
+        return next(self._names)
+
+
+class Unpacker(NodeBuilder):
+    """Builder of the nodes that unpack the containers of the layers of one file.
 
     Args:
         store: stores an initializer.
         has_uint2: the file's opset has UINT2, which holds low parts of two bits.
+        taken: names that the file has already.
     """
 
-    def __init__(self, store: Store, has_uint2: bool) -> None:
-        self._store_as = store
+    def __init__(self, store: Store, has_uint2: bool, taken: Collection[str] = ()) -> None:
+        super().__init__(store, taken)
         self._has_uint2 = has_uint2
-        self._count = 0
-        self._constants: dict[tuple[str, bytes], str] = {}
-        self._nodes: list[onnx.NodeProto] = []
 
     def build(self, integers: npt.NDArray[np.int8], groups: Sequence[ChannelGroup], factor: int = 1) -> tuple[str, list[onnx.NodeProto]]:
         """Store a layer's integers group by group, and build the nodes that put them together.
@@ -119,26 +162,3 @@ class Unpacker:
         if values.ndim > 2:
             found = self._add("Reshape", [found, self._share(np.array([0, *values.shape[1:]], np.int64))])
         return found
-
-    def _add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Add a node, and return the name of its output."""
-        output = self._name()
-        self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-    def _store(self, values: npt.NDArray[Any]) -> str:
-        return self._store_as(self._name(), values)
-
-    def _share(self, values: npt.NDArray[Any]) -> str:
-        """Store a constant that all layers share, and return its name."""
-        key = str(values.dtype), values.tobytes()
-        if key not in self._constants:
-            self._constants[key] = self._store(values)
-        return self._constants[key]
-
-    def _share_number(self, number: int) -> str:
-        return self._share(np.array([number], np.uint8))
-
-    def _name(self) -> str:
-        self._count += 1
-        return f"_{self._count:x}"

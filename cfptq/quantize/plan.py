@@ -34,7 +34,7 @@ from cfptq.quantize.formats import (
     widest_bits,
 )
 from cfptq.quantize.split_inputs import COARSE_STEP, MIN_SPLIT_HELD_BITS, find_integer_factors, limit_columns
-from cfptq.quantize.storage import count_layer_bytes
+from cfptq.quantize.storage import StoredLayer, count_weight_bytes
 
 #: Version of the file format of a plan with one width a layer, and of one with a width for each output channel. Both are read.
 SCHEMA, CHANNEL_SCHEMA = 1, 2
@@ -139,6 +139,11 @@ class LayerPlan:
     def total_bits(self) -> int:
         """Bits of all weights."""
         return count_bits(self.bits, self.parameters, self.kept_inputs, self.fine_inputs)
+
+    @property
+    def stored(self) -> StoredLayer:
+        """Widths and shape, on which the bytes of the integers in a file depend."""
+        return StoredLayer(self.bits, self.parameters, self.is_sortable, self.kept_inputs, self.fine_inputs)
 
     @property
     def stored_channels(self) -> int:
@@ -289,10 +294,7 @@ class QuantizationPlan:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the weights, scales and biases in a file, as ``cfptq.quantize.storage`` stores the weights."""
-        weights = sum(
-            count_layer_bytes(layer.bits, layer.parameters, layer.is_sortable, layer.kept_inputs, layer.fine_inputs)
-            for layer in self.layers
-        )
+        weights = count_weight_bytes([layer.stored for layer in self.layers])
         return weights + sum(4 * layer.stored_channels * (1 if layer.bias is None else 2) for layer in self.layers)
 
     @cached_property

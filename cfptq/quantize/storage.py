@@ -1,8 +1,12 @@
-"""Storage of a layer's integers in a file, with channels of one width side by side.
+"""Storage of integers in a file, in containers with channels of one width side by side or in one stream of bits.
 
 A file has integer types of 2, 4 and 8 bits. Integers of other widths are stored exactly in two parts, q = h 2^p + l. The high part h is an
 integer of 2 or 4 bits, and the low part l has p bits, which lie side by side in bytes. ONNX Runtime puts the parts together when it loads
 the file. Each part costs some bytes for its names and nodes. Where a wider container costs less than another part, channels share it.
+
+In the file of a small network, names and nodes of containers take more bytes than they save. Its integers are stored in one stream of
+bits, layer after layer, each with its own width and none between them. The nodes that read a stream take the same bytes whatever the
+widths are. ONNX Runtime needs more time to read a stream than containers, so that only small networks have one.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from functools import lru_cache
 from itertools import combinations
 
 from cfptq.quantize.formats import Bits, container_bits, count_channels, count_kept_weights, spread_bits
-from cfptq.quantize.split_inputs import split_bits
+from cfptq.quantize.split_inputs import count_split_bits, split_bits
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,81 @@ INTEGER_TYPES = (2, 4, 8)
 
 #: Bytes that one more container, one more low part (by its bits), and a permutation take in a file for names and nodes.
 CONTAINER_BYTES, LOW_PART_BYTES, ORDER_BYTES = 65, {1: 220, 2: 140}, 80
+
+#: Most weights that a file holds in a stream. ONNX Runtime would need more than three times as long to load a larger file.
+MAX_STREAM_WEIGHTS = 2**15
+
+#: Bytes that a stream takes in a file for names and nodes, those of each layer beside its first container's, and those of a split layer.
+STREAM_BYTES, STREAM_LAYER_BYTES, STREAM_SPLIT_BYTES = 440, 106, 60
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """Widths and shape of a layer, on which the bytes of its integers in a file depend.
+
+    Attributes:
+        bits: the layer's width, or one for each output channel.
+        parameters: number of weights. Each channel has the same number.
+        is_sortable: the file may hold the channels in another order, and lacks dropped ones.
+        kept_inputs: False for each input channel that is dropped, whose weights a file does not hold. Empty where none is.
+        fine_inputs: True for each input column with one bit more than its channel and False for each with one bit less, or empty.
+    """
+
+    bits: Bits
+    parameters: int
+    is_sortable: bool
+    kept_inputs: Sequence[bool] = ()
+    fine_inputs: Sequence[bool] = ()
+
+    @property
+    def stream_bits(self) -> tuple[int, ...]:
+        """Width in a stream of each output channel that the file holds. The columns of a split layer have at least 2 bits."""
+        kept = [width for width in spread_bits(self.bits, 1) if width or not self.is_sortable]
+        return tuple(max(width, 1) if self.fine_inputs else width for width in kept)
+
+    def count_stream_bits(self) -> int:
+        """Count the bits of the layer's integers in a stream."""
+        weights = count_kept_weights(self.parameters, self.kept_inputs) // len(spread_bits(self.bits, 1))
+        if self.fine_inputs:
+            return count_split_bits(self.stream_bits, self.fine_inputs) * (weights // len(self.fine_inputs))
+        return weights * sum(self.stream_bits)
+
+
+def count_weight_bytes(layers: Sequence[StoredLayer]) -> int:
+    """Count the bytes of the integers of all layers in a file, in a stream where that is smaller.
+
+    Args:
+        layers: all quantized layers of the file.
+    """
+    containers = _count_container_bytes(layers)
+    return min(containers, _count_stream_bytes(layers)) if _may_have_stream(layers) else containers
+
+
+def is_streamed(layers: Sequence[StoredLayer]) -> bool:
+    """Return True if a file holds its integers in one stream of bits, and False if it has containers.
+
+    Args:
+        layers: all quantized layers of the file.
+    """
+    return _may_have_stream(layers) and _count_stream_bytes(layers) < _count_container_bytes(layers)
+
+
+def _may_have_stream(layers: Sequence[StoredLayer]) -> bool:
+    """Return True if the network is small, and all layers have a width for each channel."""
+    return sum(layer.parameters for layer in layers) <= MAX_STREAM_WEIGHTS and not any(isinstance(layer.bits, int) for layer in layers)
+
+
+def _count_container_bytes(layers: Sequence[StoredLayer]) -> int:
+    return sum(count_layer_bytes(layer.bits, layer.parameters, layer.is_sortable, layer.kept_inputs, layer.fine_inputs) for layer in layers)
+
+
+def _count_stream_bytes(layers: Sequence[StoredLayer]) -> int:
+    """Count the bytes of a stream, of its widths, and of names and nodes. A width takes half a byte, and so does a split layer's column."""
+    bits = sum(layer.count_stream_bits() for layer in layers)
+    halves = sum(len(layer.stream_bits) for layer in layers)
+    columns = [len(layer.fine_inputs) for layer in layers if layer.fine_inputs]
+    split = sum(STREAM_SPLIT_BYTES + -(-count // 2) for count in columns)
+    return -(-bits // 8) + -(-halves // 2) + split + STREAM_BYTES + STREAM_LAYER_BYTES * len(layers)
 
 
 @dataclass(frozen=True)
@@ -110,7 +189,7 @@ def _count_stored(bits: Sequence[int], is_sortable: bool) -> dict[int, int]:
 def count_layer_bytes(
     bits: Bits, parameters: int, is_sortable: bool, kept_inputs: Sequence[bool] = (), fine_inputs: Sequence[bool] = ()
 ) -> int:
-    """Count the bytes of a layer's integers in a file.
+    """Count the bytes of a layer's integers in containers.
 
     Channels of different widths also take bytes for names and nodes of their containers and, where their order is fixed, for a permutation.
 

@@ -138,7 +138,8 @@ def test_a_budget_in_bytes_counts_what_the_file_stores() -> None:
     scores = random_scores(np.random.default_rng(2), (64, 64), (104, 64))
     for limit in (4000, 5500, 7000):
         found = allocate_exactly(scores, Budget.bytes(limit), WIDTHS)
-        assert limit - 120 <= count_file_bytes(scores, found) <= limit
+        # One bit more of the smallest channel takes 8 bytes in a stream.
+        assert limit - 10 <= count_file_bytes(scores, found) <= limit
 
 
 def test_the_path_of_budgets_ends_at_the_widest_widths_without_damage() -> None:

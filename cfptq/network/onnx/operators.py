@@ -264,6 +264,13 @@ def convolve(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return function(x, weight, bias, stride, before, dilation, node.get("group", 1))
 
 
+def _convolve_integers(node: Node, x: Tensor, weight: Tensor, zero: Any = None, weight_zero: Any = None) -> Tensor:
+    """Convolve integers less their zero points. Float64 holds every sum exactly."""
+    least, step = (0 if it is None else as_tensor(it).to(torch.float64) for it in (zero, weight_zero))
+    steps = step.reshape(-1, *[1] * (weight.dim() - 1)) if isinstance(step, Tensor) else step
+    return convolve(node, x.to(torch.float64) - least, weight.to(torch.float64) - steps).to(torch.int32)
+
+
 def _max_pool(node: Node, x: Tensor) -> Tensor:
     kernel = tuple(node.get("kernel_shape"))
     stride, dilation, before, after = _window(node, x, kernel)
@@ -354,6 +361,7 @@ _PLAIN: dict[str, Operator] = {
     "Celu": _celu,
     "Clip": _clip,
     "Conv": convolve,
+    "ConvInteger": _convolve_integers,
     "Cos": _unary(torch.cos),
     "Cosh": _unary(torch.cosh),
     "Div": _binary(_divide),

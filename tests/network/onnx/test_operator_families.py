@@ -94,6 +94,25 @@ ELEMENTS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "CumSum": ([node("CumSum", "x axis", "y", reverse=1, exclusive=1)], {"axis": np.int64(1)}),
     "ArgMax": ([node("ArgMax", "x", "o", axis=1, select_last_index=1), TO_FLOAT], {}),
     "TopK": ([node("TopK", "x n", "y i")], {"n": [2]}),
+    "ConvInteger": (
+        [
+            node("Abs", "x", "a"),
+            node("Mul", "a ten", "m"),
+            node("Cast", "m", "c", to=onnx.TensorProto.UINT8),
+            node("Reshape", "c s", "r"),
+            node("ConvInteger", "r W z v", "k"),
+            node("Cast", "k", "f", to=onnx.TensorProto.FLOAT),
+            node("Reshape", "f t", "y"),
+        ],
+        {
+            "ten": np.float32(10),
+            "s": [-1, 1, 6],
+            "W": np.array([[[1, 0, 7]], [[2, 9, 4]]], np.uint8),
+            "z": np.uint8(2),
+            "v": np.uint8(3),
+            "t": [-1, 8],
+        },
+    ),
     "Trilu": (
         [node("MatMul", "x W", "m"), node("Reshape", "m s", "r"), node("Trilu", "r", "y", upper=0)],
         {"W": drawn(6, 9), "s": [-1, 3, 3]},
