@@ -26,7 +26,6 @@ from cfptq.pipeline.inputs import (
     COMPARE,
     QAT,
     TUNING_SCORE,
-    as_module,
     check_action_space,
     check_budget_or_limit,
     check_layers,
@@ -36,6 +35,7 @@ from cfptq.pipeline.inputs import (
 from cfptq.pipeline.method import Groups, Method
 from cfptq.pipeline.method_presets import as_method
 from cfptq.pipeline.quantize_task import quantize_with
+from cfptq.pipeline.raw_inputs import read_model
 from cfptq.pipeline.result import Result
 from cfptq.pipeline.task import TaskSettings, build_task
 from cfptq.pipeline.train_task import ALL_ROWS, CALIBRATION_ROWS, train_with
@@ -80,8 +80,10 @@ def calibrate(
     """Quantize ``model`` so that the recourse that its users were given is preserved. The model itself is left as it was.
 
     Args:
-        model: a trained classifier that takes (N, ...) float32 and puts out logits, one logit, or probabilities: a module, or the path of
-            an ONNX file. What is exported from an ONNX file keeps the names of its input and output.
+        model: a trained classifier that takes (N, ...) float32 and puts out logits, one logit, or probabilities: a module, the path of
+            an ONNX file, or a fitted scikit-learn pipeline that ends in ``MLPClassifier`` or ``LogisticRegression``. A pipeline places an
+            action set on raw features by its own preprocessing, and class indices are those of its ``classes_``. What is exported from
+            an ONNX file keeps the names of its input and output.
         calib_loader: rows to calibrate on, in batches of tensors, (x, y) pairs, dicts or arrays.
         action_set: what people can change, encoded so that it speaks of the model's columns.
         target: the class that recourse leads to: one for all, one per calibration row, or a rule (rows, logits) -> classes. By default
@@ -133,15 +135,16 @@ def calibrate(
         keep=chosen.keep if keep is None else check_keep(keep),
         reserve=chosen.reserve if reserve is None else float(reserve),
     )
-    module = as_module(model, output)
+    read = read_model(model, output)
+    module, space = read.module, check_action_space(read.place(action_set))
     with allow_progress(progress), preserved_state(module, threads=1):
-        task = build_task(module, calib_loader, check_action_space(action_set), settings)
+        task = build_task(module, read.index_labels(calib_loader), space, settings)
         if max_validity_drop is not None:
             result = find_fewest_bits(task, chosen, max_validity_drop, pinned=layers, portable=portable, progress=progress)
         else:
             limit = DEFAULT_BUDGET if budget is None else budget
             result = quantize_with(task, chosen, limit, pinned=layers, portable=portable, progress=progress)
-    return result.with_names_of(module)
+    return replace(result.with_names_of(module), classes=read.classes)
 
 
 @check_arguments(**QAT)
@@ -238,9 +241,10 @@ def qat(
     check_layers(layers)
     chosen = as_qat_method(method)
     chosen = chosen if keep is None else replace(chosen, keep=check_keep(keep))
-    module = as_module(model, output)
+    read = read_model(model, output)
+    module, space = read.module, check_action_space(read.place(action_set))
     with allow_progress(progress), preserved_state(module, threads=1):
-        task = build_task(module, train_loader, check_action_space(action_set), settings)
+        task = build_task(module, read.index_labels(train_loader), space, settings)
         result = train_with(
             task,
             chosen,
@@ -254,7 +258,7 @@ def qat(
             fit=fit,
             progress=progress,
         )
-    return result.with_names_of(module)
+    return replace(result.with_names_of(module), classes=read.classes)
 
 
 @check_arguments(**COMPARE)
@@ -319,13 +323,13 @@ def compare(
     """
     settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
     listed, limits = check_methods(methods), check_budgets(budgets)
-    space = check_action_space(action_set)
-    module = as_module(model, output)
+    read = read_model(model, output)
+    module, space = read.module, check_action_space(read.place(action_set))
     with allow_progress(progress), preserved_state(module, threads=1):
         return compare_methods(
             module,
-            calib_loader,
-            test_loader,
+            read.index_labels(calib_loader),
+            read.index_labels(test_loader),
             space,
             listed,
             limits,
@@ -380,9 +384,10 @@ def tuning_score(
         ModelError: the model cannot be captured, or has nothing to quantize.
     """
     settings = TaskSettings(target, head, threshold, max_rows, seed, progress)
-    module = as_module(model, output)
+    read = read_model(model, output)
+    module, space = read.module, check_action_space(read.place(action_set))
     with allow_progress(progress), preserved_state(module, threads=1):
-        task = build_task(module, loader, check_action_space(action_set), settings)
+        task = build_task(module, read.index_labels(loader), space, settings)
         return build_tuning_score(task, max_accuracy_drop, progress=progress)
 
 

@@ -25,6 +25,10 @@ FUNCTIONS: dict[str, str] = {"log1p": "expm1", "log": "exp", "log2": "exp2", "sq
 _QUANTILE_CLIP = 1e-7  # scikit-learn's BOUNDS_THRESHOLD: quantiles this close to 0 or 1 are mapped to 0 or 1.
 
 
+NORMAL_LIMITS = (-5.199337582605575, 5.19933758270342)
+"""Least and greatest value that ``QuantileTransformer`` gives with a normal distribution."""
+
+
 @runtime_checkable
 class NumberEncoder(Protocol):
     """A map of one number to one column, increasing, whose inverse is known."""
@@ -152,8 +156,7 @@ class QuantileCurve:
         result = np.where(values - slack < knots[0] if slack else values == knots[0], 0.0, result)
         if self.distribution == "uniform":
             return result
-        least, most = ndtri(_QUANTILE_CLIP - np.spacing(1)), ndtri(1 - (_QUANTILE_CLIP - np.spacing(1)))
-        return np.clip(ndtri(result), least, most)
+        return np.clip(ndtri(result), *NORMAL_LIMITS)
 
     def decode(self, columns: Numbers) -> Numbers:
         from scipy.special import ndtr

@@ -23,7 +23,7 @@ from cfptq.errors import DataWarning
 
 RemarkKind: TypeAlias = Literal[
     "unknown category", "missing", "imputed", "code for missing", "other range", "out of bounds", "not whole", "lost digits",
-    "identifier", "date", "curve",
+    "identifier", "date", "curve", "other columns",
 ]  # fmt: skip
 """Kinds of remark."""
 
@@ -79,6 +79,7 @@ _PREDICATES: dict[RemarkKind, str] = {
     "lost digits": "lose digits in float32",
     "identifier": "have a value of their own",
     "date": "hold a date as text",
+    "other columns": "have other columns than the action set gives, because the file encodes them otherwise",
     "curve": "pass through a curve of the encoder",
 }
 

@@ -42,10 +42,8 @@ def map_to_encoder(encoder: Any, features: Sequence[AnyFeature]) -> tuple[tuple[
     Raises:
         ActionSetError: the encoder is not fitted, has an unsupported step, or does not fit the features.
     """
-    _check_fitted(encoder)
-    inputs = [TracedColumn(name) for name in _get_input_names(encoder)]
     by_name = {feature.name: feature for feature in features}
-    traced = _trace_step(encoder, inputs)
+    _, traced = trace_encoder(encoder)
     for name in dict.fromkeys(column.feature for column in traced):
         if name not in by_name:
             raise ActionSetError(
@@ -63,6 +61,17 @@ def map_to_encoder(encoder: Any, features: Sequence[AnyFeature]) -> tuple[tuple[
     names = _get_output_names(encoder, traced)
     present = {feature.name for feature in seen}
     return tuple(seen), names, tuple(feature.name for feature in features if feature.name not in present)
+
+
+def trace_encoder(encoder: Any) -> tuple[list[str], list[TracedColumn]]:
+    """Return the names of a fitted encoder's input columns, and the content of each of its output columns.
+
+    Raises:
+        ActionSetError: the encoder is not fitted, or has an unsupported step.
+    """
+    _check_fitted(encoder)
+    names = _get_input_names(encoder)
+    return names, _trace_step(encoder, [TracedColumn(name) for name in names])
 
 
 def _refuse_numbers_as_levels(traced: Sequence[TracedColumn], by_name: dict[str, AnyFeature]) -> None:

@@ -25,6 +25,7 @@ from cfptq.auditing.inputs import parse_labels, split_by_group
 from cfptq.auditing.issued import IssuedAdvice, check_issued
 from cfptq.auditing.letters import Letters, read_letters
 from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, reference_recourse, solve_rows
+from cfptq.auditing.raw_files import read_raw_files
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.errors import ActionSetError, DataError
 from cfptq.io.files import compute_file_sha256
@@ -90,14 +91,15 @@ def run_audit(
     columns = _encode(rows, space)
     if isinstance(rows, pd.DataFrame) and isinstance(space, ActionSet):
         space = space.for_people(rows)
-    remarks = _examine(rows, columns, space)
+    models, own_encodings = read_raw_files((f, f_q), rows, columns)
+    remarks = (*_examine(rows, columns, space), *own_encodings)
     if strict and remarks:
         raise DataError(f"People must give no cause for a remark, because strict is set. {' '.join(map(str, remarks))}")
     wanted = _choose_target(target, space)
     threshold = find_recorded_threshold(f, f_q) if threshold is None else threshold
     before, after = (
         as_predictor(model, example=columns, head=head, threshold=threshold, output=name)
-        for model, name in zip((f, f_q), choose_outputs(output, f, f_q), strict=True)
+        for model, name in zip(models, choose_outputs(output, f, f_q), strict=True)
     )
     if labels is not None:
         labels = parse_labels(labels, columns, before.n_classes)

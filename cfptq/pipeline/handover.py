@@ -20,6 +20,7 @@ from cfptq.network import INPUT, OUTPUT, DecisionRule, Network, as_predictor, re
 from cfptq.network.head import decide
 from cfptq.network.onnx.file import takes_halves
 from cfptq.network.onnx.interface import OnnxInterface
+from cfptq.network.onnx.raw_inputs import without_preprocessing
 from cfptq.network.onnx.session import describe_saturation
 from cfptq.network.predictor import count_saturated_decisions
 from cfptq.quantize import QuantizationPlan, fake_quantize_network
@@ -221,7 +222,7 @@ def _find_rows_of_ties(
     is_half: bool,
 ) -> torch.Tensor:
     """Return the rows (N,) whose logits are the plan's on the file's own integers, each of which is nearest or a tie."""
-    replay = replay_roundings(onnx.load(path), network, plan, rows)
+    replay = replay_roundings(without_preprocessing(onnx.load(path)), network, plan, rows)
     if replay is None:
         return torch.zeros(len(rows), dtype=torch.bool)
     own, replayed = (decision.class_logits(output) for output in (replay.file_output, replay.output))

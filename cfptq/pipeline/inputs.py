@@ -20,6 +20,7 @@ from cfptq.auditing import Protocol
 from cfptq.errors import ActionSetError, BudgetError, ConfigurationError, DataError, ModelError
 from cfptq.io.arguments import BOOLEAN, COUNT, PATH, SEED, TEXT, Argument, instance_of, number, one_of, optional
 from cfptq.network import Head, OnnxModule
+from cfptq.network.scikit_learn import is_scikit_learn_model
 from cfptq.network.wrappers import check_inputs, unwrap
 from cfptq.pipeline.method import MAX_RESERVE, Method
 from cfptq.pipeline.method_presets import METHODS
@@ -44,7 +45,11 @@ VALUES_PER_ROW = Argument(
 
 #: Arguments that several public functions have, by name.
 COMMON: Mapping[str, Argument] = {
-    "model": instance_of((nn.Module, str, os.PathLike), "a torch.nn.Module or the path of an ONNX file", error=ModelError),
+    "model": Argument(
+        lambda value: isinstance(value, nn.Module | str | os.PathLike) or is_scikit_learn_model(value),
+        "a torch.nn.Module, the path of an ONNX file, or a fitted scikit-learn classifier",
+        error=ModelError,
+    ),
     "calib_loader": LOADER,
     "train_loader": LOADER,
     "test_loader": LOADER,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import onnx
+import pandas as pd
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -38,6 +39,7 @@ from cfptq.pipeline.handover import (
 )
 from cfptq.pipeline.method import Method
 from cfptq.pipeline.pareto import Pareto, trace_pareto_curve
+from cfptq.pipeline.preprocessing import add_decision_outputs, put_preprocessing_before
 from cfptq.pipeline.saving import read_result, write_result
 from cfptq.quantize import (
     COUNTERFACTUAL,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
     from cfptq.backends.neural_compressor import PlanConfig
     from cfptq.backends.pt2e import PlanQuantizer
+    from cfptq.pipeline.classifier import QuantizedClassifier
 
 #: Forms of the weights in an ONNX file.
 STORAGE = one_of(get_args(Storage))
@@ -87,6 +90,7 @@ class Result:
         remarks: sentences about calibration rows that alone set a range, and about decisions that large or small numbers change.
         tensor_names: names of input and output in exported files. A model that came as ONNX keeps its own.
         interface: types and further outputs of the ONNX file that the model came as; None where it has float32 rows and scores alone.
+        classes: classes of the scikit-learn model that was quantized, in the order of its scores; None for other models.
     """
 
     network: Network
@@ -107,6 +111,7 @@ class Result:
     remarks: tuple[str, ...] = ()
     tensor_names: tuple[str, str] = (INPUT, OUTPUT)
     interface: OnnxInterface | None = None
+    classes: tuple[Any, ...] | None = None
 
     @property
     def decision(self) -> DecisionRule:
@@ -402,11 +407,38 @@ class Result:
             opset=opset,
         )
 
+    def classifier(self, preprocessing: Any | None = None, *, classes: Sequence[Any] | None = None) -> QuantizedClassifier:
+        """Return the quantized model as a fitted scikit-learn classifier that runs in ONNX Runtime.
+
+        Args:
+            preprocessing: a fitted encoder, or a pipeline whose predictor is ignored. It turns the rows that ``predict`` takes into the
+                model's columns. By default these are the columns themselves.
+            classes: names of the classes, in the order of the model's scores. By default those of the scikit-learn model that was
+                quantized or that ends ``preprocessing``, or else 0, 1, and so on.
+
+        Raises:
+            ConfigurationError: the number of classes differs from the model's.
+        """
+        from cfptq.pipeline.classifier import build_classifier
+
+        return build_classifier(self.onnx_model(), preprocessing, self.decision, self._list_classes(preprocessing, classes))
+
+    def _list_classes(self, preprocessing: Any, classes: Sequence[Any] | None) -> Sequence[Any] | None:
+        """Return the classes that are given, or those of the scikit-learn model, or None."""
+        if classes is not None or self.classes is not None:
+            return classes if classes is not None else self.classes
+        last = preprocessing.steps[-1][1] if getattr(preprocessing, "steps", None) else None
+        found = getattr(last, "classes_", None)
+        return None if found is None else [label.item() if hasattr(label, "item") else label for label in found]
+
     @check_arguments(path=PATH, storage=STORAGE, weight_only=BOOLEAN, opset=COUNT, check=BOOLEAN, packed=optional(BOOLEAN))
     def to_onnx(
         self,
         path: str | os.PathLike[str],
         *,
+        preprocessing: Any | None = None,
+        people: pd.DataFrame | None = None,
+        outputs: Sequence[str] = (),
         storage: Storage = "packed",
         weight_only: bool = False,
         opset: int = OPSET_INT2,
@@ -417,6 +449,11 @@ class Result:
 
         Args:
             path: file to write, whole or not at all.
+            preprocessing: a fitted scikit-learn encoder, or a pipeline whose predictor is ignored, that the file does first. It then has
+                an input (N, 1) for each raw column, under the column's name. Numbers are float64, and text holds "" for a missing value.
+                The file is compared with the encoder on raw rows. A category that the encoder refuses makes the scores NaN.
+            people: raw rows to compare on, which also tell the types of the inputs. By default rows are made from the calibration rows.
+            outputs: further outputs after the scores, "label" (the class that is decided) and "probability" (of each class).
             storage: "packed" stores weights in their own widths, which ONNX Runtime unpacks when it loads the file. "plain" stores all as
                 INT8, for execution providers that do not fold constants at load.
             weight_only: use ONNX Runtime's MatMulNBits, with float activations whatever the plan's; for large models at batch 1.
@@ -427,16 +464,27 @@ class Result:
             packed: the earlier name of ``storage``. True means "packed" and False "plain". By default ``storage`` decides.
 
         Raises:
-            ModelError: the file disagrees with the plan (``check=True``), or the opset lacks what the plan needs.
+            ActionSetError: a step of the preprocessing cannot be read.
+            ModelError: the file disagrees with the plan (``check=True``) or with the preprocessing, a step of it has no form as ONNX
+                nodes, or the opset lacks what the plan needs.
             FileError: the file cannot be written.
+
+        Warns:
+            DataWarning: the file decides some people otherwise than the preprocessing followed by the model does.
         """
         if packed is not None:
             storage = "packed" if packed else "plain"
         model = self.onnx_model(storage=storage, weight_only=weight_only, opset=opset)
+        rows = None if self.calibration is None else self.calibration.rows
+        if outputs:
+            model = add_decision_outputs(model, outputs, self.decision, self._list_classes(preprocessing, None))
+        if preprocessing is not None:
+            model = put_preprocessing_before(model, preprocessing, people, rows, self.plan.seed, self.decision)
+        elif people is not None:
+            raise ModelError("people must be None without preprocessing. They tell the types of raw columns.")
         if not check:
             write_onnx(model, path)
             return
-        rows = None if self.calibration is None else self.calibration.rows
         write_checked_onnx(model, path, self.network, self.plan, rows, decision=self.decision, weight_only=weight_only)
 
     @check_arguments(folder=PATH, rows=BOOLEAN)
@@ -460,6 +508,7 @@ class Result:
             "pinned": dict(self.pinned),
             "remarks": list(self.remarks),
             "tensor_names": list(self.tensor_names),
+            "classes": None if self.classes is None else list(self.classes),
             "interface": None if self.interface is None else self.interface.to_dict(),
             "repair": None if self.repair is None else self.repair.to_dict(),
             "fewest_bits": None if self.fewest_bits is None else self.fewest_bits.to_dict(),

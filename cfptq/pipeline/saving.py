@@ -87,6 +87,7 @@ class _Description(_Strict):
     pinned: Annotated[dict[str, int], Field(max_length=2**16)] = {}
     remarks: Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=10000)] = []
     interface: Content | None = None
+    classes: Annotated[list[str | int | float | bool], Field(min_length=2, max_length=2**16)] | None = None
     method: Content | None = None
     budget: Content | None = None
     repair: Content | None = None
@@ -250,6 +251,7 @@ def _read_fields(place: Path, description: _Description) -> dict[str, Any]:
         "pinned": description.pinned,
         "tensor_names": (description.tensor_names[0], description.tensor_names[1]),
         "remarks": tuple(description.remarks),
+        "classes": None if description.classes is None else tuple(description.classes),
         **{name: read(content) for name, read in _READERS.items() if (content := getattr(description, name)) is not None},
     }
 

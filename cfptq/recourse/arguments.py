@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 from torch import Tensor, nn
 
+from cfptq.actions.action_set import ActionSet
 from cfptq.actions.action_space import ActionSpace
 from cfptq.errors import ActionSetError, DataError, ModelError
 from cfptq.io.arguments import Argument
@@ -25,6 +26,8 @@ def _is_target(value: Any) -> bool:
 
 def _is_action_space(value: Any) -> bool:
     # A class has the methods too, and is no action space before it is called.
+    if isinstance(value, ActionSet):
+        return True  # On raw features it has no columns yet, which a pipeline may give it.
     return isinstance(value, ActionSpace) and not isinstance(value, type)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cfptq.errors import FileError, ModelError
 from cfptq.network.head import Head, as_head, compute_threshold_logit
+from cfptq.network.onnx.raw_inputs import is_cut, without_preprocessing
 from cfptq.network.onnx.session import add_zero_points, duplicate_shared_weights, int8_saturates, open_session
 from cfptq.network.onnx.sizes import MAX_MODEL_BYTES, check_elements, check_external_sizes, check_file_size
 
@@ -111,7 +112,7 @@ def find_rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
 
 def takes_halves(source: str | os.PathLike[str] | onnx.ModelProto) -> bool:
     """Return whether a model takes its rows in half precision."""
-    return find_rows_input(read_onnx(source)).type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    return find_rows_input(without_preprocessing(read_onnx(source))).type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
 
 
 def find_score_output(model: onnx.ModelProto, output: str | None = None) -> str:
@@ -219,8 +220,9 @@ class OnnxFile:
         output: str | None = None,
         where: str | None = None,
     ) -> None:
-        self.model = read_onnx(source)
+        self.model = without_preprocessing(read_onnx(source))
         self.where = where or name_source(source)
+        source = self.model if is_cut(self.model) else source
         find_rows_input(self.model)
         self.output = find_score_output(self.model, output)
         self.head, self.threshold = read_decision_rule(self.model)
