@@ -21,6 +21,7 @@ from cfptq.actions.constraints import (
     Thermometer,
     Transitions,
     Was,
+    propose_constraints,
 )
 from cfptq.actions.cost import Norm, Weights
 from cfptq.actions.curves import NumberEncoder
@@ -64,4 +65,5 @@ __all__ = [
     "Was",
     "Weights",
     "load_action_space",
+    "propose_constraints",
 ]

@@ -20,7 +20,7 @@ from cfptq.actions.columns import require_one_feature_per_column, require_shape,
 from cfptq.actions.compiled import CompiledFeatures, compile_features
 from cfptq.actions.constraints.base import Constraint
 from cfptq.actions.constraints.enforcement import CompiledConstraints, compile_constraints
-from cfptq.actions.constraints.limits import SpecialCodes
+from cfptq.actions.constraints.limits import SpecialCodes, split_reachable
 from cfptq.actions.constraints.people import KnownPeople, PerPerson, build_known_people
 from cfptq.actions.constraints.relations import require_consistent
 from cfptq.actions.constraints.tables import find_broken_in_columns, find_broken_in_frame, hide_codes, read_person_columns
@@ -159,7 +159,8 @@ class ActionSet:
             bounds: ``(lowest, highest)`` in raw units by name. ``None`` keeps the observed range on a side, and ±inf leaves it open.
                 Bounds of an ordinal feature are members of its domain. A row outside them may stay or move towards them.
             bounds_share: bounds as shares of the observed range, by name. ``(0.0, 0.9)`` ends at 90 % of the way to the maximum.
-            reachable: levels that an action may lead to, by name of a categorical feature. Default: all levels.
+            reachable: levels that an action may lead to from any level, by name of a categorical feature. Default: all levels. A mapping
+                from levels to lists of levels is read as ``Transitions``.
             effort: factor on the cost of a change, by name. Default: 1.
             continuous: names of features that are real numbers, whatever their dtype.
             integer: names of features that are whole numbers, whatever their dtype.
@@ -176,6 +177,10 @@ class ActionSet:
                 mutable columns are one one-hot group.
             DataError: the frame is empty, repeats a column name, holds infinity, or has a dtype that is none of the above.
         """
+        if isinstance(constraints, str) or not isinstance(constraints, Iterable):
+            raise ActionSetError(f"constraints must be a list of constraints, got {constraints!r}.")
+        anywhere, by_level = split_reachable({} if reachable is None else reachable)
+        constraints = (*constraints, *by_level)
         features, remarks = infer_from_frame(
             hide_codes(frame, [one for one in constraints if isinstance(one, SpecialCodes)]),
             immutable=immutable,
@@ -183,7 +188,7 @@ class ActionSet:
             decrease_only=decrease_only,
             bounds={} if bounds is None else bounds,
             bounds_share={} if bounds_share is None else bounds_share,
-            reachable={} if reachable is None else reachable,
+            reachable=anywhere,
             effort={} if effort is None else effort,
             continuous=continuous,
             integer=integer,

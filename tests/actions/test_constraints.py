@@ -23,8 +23,10 @@ from cfptq.actions import (
     SpecialCodes,
     Stays,
     StepLimit,
+    Thermometer,
     Transitions,
     Was,
+    propose_constraints,
 )
 from cfptq.errors import ActionSetError
 
@@ -148,3 +150,22 @@ def test_constraints_that_do_not_fit_are_refused_at_once(rules, message):
 def test_formulas_are_arithmetic_only(formula):
     with pytest.raises(ActionSetError, match="formula must be"):
         Computed("hours", formula)
+
+
+def test_levels_that_can_be_reached_from_a_level_are_read_as_transitions():
+    action_set = ActionSet.from_frame(PEOPLE, reachable={"job": {"clerk": ["teacher"]}})
+    assert action_set.constraints == (Transitions("job", {"clerk": ["teacher"]}),)
+
+
+def test_constraints_that_the_data_suggest_are_proposed_and_not_added():
+    g = np.random.default_rng(0)
+    people = PEOPLE.assign(card=g.integers(0, 900, 60), loan=g.integers(0, 900, 60), share_a=g.random(60))
+    people = people.assign(debt=people.card + people.loan, share_b=1 - people.share_a)
+    people = people.assign(over_20=(people.age > 30).astype(int), over_50=(people.age > 50).astype(int))
+    table = propose_constraints(people)
+    proposed = set(table.constraint)
+    assert {Computed("debt", "card + loan"), Computed("share_b", "1 - share_a"), SpecialCodes("months", (-7,))} <= proposed
+    assert {Thermometer(("over_20", "over_50")), Ordered("late_60", "late_30")} <= proposed
+    for constraint in table.constraint:
+        assert not len(ActionSet.from_frame(people, constraints=[constraint]).validate(people)), constraint
+    assert ActionSet.from_frame(people).constraints == ()

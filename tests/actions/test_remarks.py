@@ -266,10 +266,8 @@ def test_bounds_that_no_training_row_keeps_are_refused() -> None:
         ({"ordinal": ["heating"]}, "ordinal must map names"),
         ({"reachable": "heating"}, "reachable must map names"),
         ({"bounds_share": 1}, "bounds_share must map names"),
-        (
-            {"reachable": {"heating": {"gas": ["oil"]}}},
-            "heating: reachable must be a list of values that holds for every row, got the mapping",
-        ),
+        ({"reachable": {"rent": {"gas": ["oil"]}}}, "Transitions: rent must have levels"),
+        ({"constraints": 5}, "constraints must be a list of constraints, got 5"),
         ({"reachable": {"heating": "gas"}}, "heating: reachable must be a list of values, got 'gas'"),
         ({"ordinal": {"heating": {"gas": 1, "oil": 2, "wood": 3}}}, "heating: domain must be a list of values that holds"),
         ({"bounds": {"rent": {"low": 1, "high": 2}}}, "rent: bounds must be a pair"),

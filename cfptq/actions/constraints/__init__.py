@@ -5,6 +5,7 @@ from cfptq.actions.constraints.consequences import Changes, Computed, Implies, I
 from cfptq.actions.constraints.limits import AtMost, SpecialCodes, StepLimit, Transitions
 from cfptq.actions.constraints.orders import Ordered, Thermometer
 from cfptq.actions.constraints.people import PerPerson
+from cfptq.actions.constraints.proposals import propose_constraints
 
 __all__ = [
     "AtMost",
@@ -22,4 +23,5 @@ __all__ = [
     "Thermometer",
     "Transitions",
     "Was",
+    "propose_constraints",
 ]

@@ -192,6 +192,15 @@ class Transitions(Constraint):
         rows.revert(broken, *self.features)
 
 
+def split_reachable(reachable: Any) -> tuple[Any, tuple[Transitions, ...]]:
+    """Return the levels that can be reached from anywhere, by name, and those that depend on the own level as transitions."""
+    if not isinstance(reachable, Mapping):
+        return reachable, ()
+    by_level = {name: levels for name, levels in reachable.items() if isinstance(levels, Mapping)}
+    anywhere = {name: levels for name, levels in reachable.items() if name not in by_level}
+    return anywhere, tuple(Transitions(name, levels) for name, levels in by_level.items())
+
+
 @dataclass(frozen=True)
 class SpecialCodes(Constraint):
     """Codes that are no values of the scale, kept by who has one and advised to nobody.
