@@ -137,7 +137,7 @@ def decode_feature(feature: AnyFeature, rows: Tensor) -> pd.Series[Any]:
         if isinstance(feature, Integer) and feature.indicator is None and feature.fill is not None:
             # No whole number encodes to a fill such as a mean of 31.5, so that the value must have been missing.
             values = np.where(is_fill(feature, rows) & (values != np.rint(values)), np.nan, values)
-        if isinstance(feature, Integer) and bool(np.all(values == np.rint(values))):
+        if isinstance(feature, Integer) and bool(np.all((values == np.rint(values)) & (np.abs(values) < 2.0**63))):
             return pd.Series(values.astype(np.int64))
         return pd.Series(values)
     numbers = read_level_numbers(feature, rows)

@@ -35,7 +35,7 @@ from cfptq.io.suggestions import did_you_mean
 INFREQUENT = "(infrequent)"
 """Level that stands for all categories that an encoder merges, where it reads any unknown text as one of them."""
 
-_MAX_LEVEL = 2**63  # Whole numbers from here on cannot be levels, because no encoder holds them.
+_MAX_WHOLE = 2**63  # Whole numbers from here on can be neither levels nor values, because int64 does not hold them.
 
 
 class Mutability(StrEnum):
@@ -258,9 +258,23 @@ class Integer(Continuous):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_sizes()
         low, high = super().reachable_bounds
         if math.isfinite(low) and math.isfinite(high) and math.ceil(low) > math.floor(high):
             raise ActionSetError(f"{self.name}: no whole number lies between {low:g} and {high:g}. Widen the bounds.")
+
+    def _check_sizes(self) -> None:
+        """Check that every number of the feature is in the range of int64. An open bound is infinite."""
+        numbers: dict[str, object] = {"offset": self.offset, "fill": self.fill}
+        numbers |= {"lower bound": self.bounds[0], "upper bound": self.bounds[1]}
+        if self.statistics is not None:
+            numbers |= {f"statistics: {name}": getattr(self.statistics, name) for name in ("mean", "minimum", "maximum")}
+        for name, value in numbers.items():
+            if isinstance(value, int | float) and math.isfinite(value) and abs(value) >= _MAX_WHOLE:
+                raise ActionSetError(
+                    f"{self.name}: the {name} of a whole-number feature must be above -2^63 and below 2^63, got {value:g}. Correct it, or "
+                    "declare the feature continuous."
+                )
 
     @property
     def reachable_bounds(self) -> tuple[float, float]:
@@ -330,7 +344,7 @@ class _LevelFeature(Feature):
             if (
                 not (state is None or isinstance(state, str | int | float | bool))
                 or (isinstance(state, float) and not math.isfinite(state))
-                or (isinstance(state, int) and abs(state) >= _MAX_LEVEL)
+                or (isinstance(state, int) and abs(state) >= _MAX_WHOLE)
             ):
                 raise ActionSetError(
                     f"{self.name}: {field_name} must hold strings, finite numbers, booleans or None, got {reprlib.repr(state)}."
@@ -385,11 +399,11 @@ class _LevelFeature(Feature):
                 raise ActionSetError(f"{self.name}: off and on must hold one float32 number for each of the {count} columns, off below on.")
             object.__setattr__(self, "off", off)
             object.__setattr__(self, "on", on)
-        is_code = is_finite_number(self.unknown)
+        is_code = is_finite_number(self.unknown) and math.isfinite(to_float32(float(self.unknown)))
         known = ("error", "zeros", "merged") if INFREQUENT in self.states else ("error", "zeros")
         if not (is_code or (isinstance(self.unknown, str) and self.unknown in known)):
             allowed = '"' + '", "'.join(known) + '"'
-            raise ActionSetError(f"{self.name}: unknown must be {allowed} or a code, got {self.unknown!r}.")
+            raise ActionSetError(f"{self.name}: unknown must be {allowed} or a code that fits float32, got {self.unknown!r}.")
         object.__setattr__(self, "merged", tuple(self._parse_merged()))
         if self.missing_as not in ("none", "nan"):
             raise ActionSetError(f'{self.name}: missing_as must be "none" or "nan", got {self.missing_as!r}.')

@@ -615,3 +615,32 @@ def test_names_and_levels_of_any_characters_are_saved(mark: str, tmp_path: Path)
     action_set = ActionSet((Categorical(f"a{mark}b", levels=(mark, f"{mark}a", f"a{mark}", f"a{mark}b")),))
     action_set.save(tmp_path / "a.yaml")
     assert ActionSet.load(tmp_path / "a.yaml") == action_set
+
+
+@pytest.mark.parametrize("number", [-(2**64), 2**63, 1e300])
+@pytest.mark.parametrize("field", ["bounds", "fill", "offset", "mean", "minimum", "maximum"])
+def test_whole_numbers_that_int64_does_not_hold_are_refused(field: str, number: float, tmp_path: Path) -> None:
+    statistics = {"mean": 5.0, "std": 1.0, "mad": 1.0, "minimum": min(3.0, number), "maximum": max(9.0, number)}
+    if field in ("bounds", "fill", "offset"):
+        fields: dict[str, Any] = {field: (number, None) if field == "bounds" else number}
+    else:
+        fields = {"statistics": Statistics(**(statistics | {field: number}))}
+    with pytest.raises(ActionSetError, match="count: the .* must be above -2"):
+        Integer("count", **fields)
+    named = fields if field != "bounds" else {"bounds": [number, None]}
+    listed = named if "statistics" not in named else {"statistics": dict(statistics | {field: number})}
+    document = {"format": "cfptq-action-set", "version": 1, "features": [{"name": "count", "kind": "integer", **listed}]}
+    (tmp_path / "actions.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ActionSetError, match="count"):
+        ActionSet.load(tmp_path / "actions.yaml")
+
+
+def test_a_whole_number_beyond_int64_in_a_table_decodes_to_itself() -> None:
+    action_set = ActionSet((Integer("count", column=0),), width=1)
+    frame = pd.DataFrame({"count": [1e19, 3.0]})
+    assert action_set.decode(action_set.encode(frame))["count"].tolist() == [float(np.float32(1e19)), 3.0]
+
+
+def test_a_code_for_unknown_values_fits_float32() -> None:
+    with pytest.raises(ActionSetError, match="fits float32"):
+        Categorical("job", levels=("a", "b"), column=0, unknown=1e300)

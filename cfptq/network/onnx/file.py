@@ -105,9 +105,18 @@ def find_rows_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     rows: onnx.ValueInfoProto = inputs[0]
     element = rows.type.tensor_type.elem_type
     if element not in FLOATS:
-        kind = onnx.TensorProto.DataType.Name(element).lower() if rows.type.HasField("tensor_type") else "no tensor"
+        kind = name_element_type(element) if rows.type.HasField("tensor_type") else "no tensor"
         raise ModelError(f"The input {rows.name!r} of the ONNX model must be a float tensor, got {kind}. Export it with a float32 input.")
     return rows
+
+
+def name_element_type(element: int) -> str:
+    """Return the name of an ONNX element type, or its number where it has none."""
+    try:
+        name: str = onnx.TensorProto.DataType.Name(element)
+        return name.lower()
+    except ValueError:
+        return f"the unknown type {element}"
 
 
 def takes_halves(source: str | os.PathLike[str] | onnx.ModelProto) -> bool:

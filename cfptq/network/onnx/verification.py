@@ -89,17 +89,31 @@ def _run_file(file: OnnxFile, rows: Tensor) -> tuple[Tensor, Tensor]:
     expected = file.run(rows)
     drawn = draw_rows_between(rows)
     try:
-        return torch.cat((rows, drawn)), torch.cat((expected, file.run(drawn)))
+        answers = file.run(drawn)
     except CfptqError:
         return rows, expected  # Encoders of categories fail on a code between two categories.
+    if answers.dim() == 0 or expected.dim() == 0 or answers.shape[1:] != expected.shape[1:]:
+        raise ModelError(
+            f"{file.where} must return one row of scores for each row, got the shape {list(expected.shape)} for {len(rows)} rows and "
+            f"{list(answers.shape)} for {len(drawn)}. Export the scores with the batch as their first dimension."
+        )
+    return torch.cat((rows, drawn)), torch.cat((expected, answers))
 
 
 def _check_batch_independence(file: OnnxFile, rows: Tensor, expected: Tensor) -> None:
     """Raise a ModelError if rows alone get other answers than in their batch."""
-    if len(expected) != len(rows):
-        raise ModelError(f"{file.where} must return one answer a row, got {len(expected)} for {len(rows)} rows. Export it again.")
+    if expected.dim() == 0 or len(expected) != len(rows):
+        raise ModelError(
+            f"{file.where} must return one answer a row, got the shape {list(expected.shape)} for {len(rows)} rows. Export it again."
+        )
     places = torch.linspace(0, len(rows) - 1, min(ROWS_ALONE, len(rows))).round().long()
-    alone = torch.cat([file.run(rows[place : place + 1]) for place in places.tolist()])
+    answers = [file.run(rows[place : place + 1]) for place in places.tolist()]
+    if any(answer.shape != (1, *expected.shape[1:]) for answer in answers):
+        raise ModelError(
+            f"{file.where} must return one answer a row, got the shape {list(answers[0].shape)} for one row and {list(expected.shape)} for "
+            f"{len(rows)} rows. Export it with the batch as the first dimension."
+        )
+    alone = torch.cat(answers)
     tolerance = RELATIVE_TOLERANCE_OF_HALVES if _has_halves(file.model) else RELATIVE_TOLERANCE
     if int((_measure(alone, expected[places]) > tolerance).sum()) > min(MAX_ROWS_OF_TIES, len(places) - 1):
         reason = find_batch_dependence(file.model)

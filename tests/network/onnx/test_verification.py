@@ -84,3 +84,17 @@ def test_a_row_on_the_other_side_of_a_jump_is_no_difference(operator: str, monke
     x = rows(400, 6).abs() + 2
     x[7, 3] = border + 5e-7
     check_reading(OnnxModule(graph([node(operator, "x", "y")], {})), x)
+
+
+def test_scores_without_a_row_for_each_row_are_refused() -> None:
+    nodes = [node("MatMul", "x V", "z"), node("Transpose", "z", "y", perm=[1, 0])]
+    for count in (24, 64, 2):
+        with pytest.raises(ModelError, match="must return one"):
+            check_reading(OnnxModule(graph(nodes, {"V": drawn(6, 2)})), rows(count, 6))
+
+
+def test_an_input_of_an_unknown_type_is_refused() -> None:
+    model = perceptron()
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    with pytest.raises(ModelError, match="must be a float tensor, got the unknown type 99"):
+        OnnxModule(model)
