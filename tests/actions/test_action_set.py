@@ -625,7 +625,7 @@ def test_whole_numbers_that_int64_does_not_hold_are_refused(field: str, number: 
         fields: dict[str, Any] = {field: (number, None) if field == "bounds" else number}
     else:
         fields = {"statistics": Statistics(**(statistics | {field: number}))}
-    with pytest.raises(ActionSetError, match="count: the .* must be above -2"):
+    with pytest.raises(ActionSetError, match=r"count: the .* must be above -2"):
         Integer("count", **fields)
     named = fields if field != "bounds" else {"bounds": [number, None]}
     listed = named if "statistics" not in named else {"statistics": dict(statistics | {field: number})}

@@ -95,7 +95,9 @@ class GraphCompiler(StepBuilder):
         lower = LOWERINGS.get(node.op) if node.domain in LOWERED_DOMAINS else None
         result = lower(self, node, inputs) if lower else None
         if result is not None:
-            self.values[node.outputs[-1] if node.op == "LinearClassifier" else node.outputs[0]] = result
+            name = node.outputs[-1] if node.op == "LinearClassifier" else node.outputs[0]
+            if name:  # A recurrent layer may leave out its first output.
+                self.values[name] = result
             return
         arguments = [
             self.resolve_argument(

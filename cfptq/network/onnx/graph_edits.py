@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
 
-from cfptq.network.onnx.file import find_rows_input, get_fixed_rows
+from cfptq.network.onnx.file import OnnxFile, find_rows_input, get_fixed_rows
+
+#: Layers on integers, and the float layer of each.
+SPLIT = {"QLinearMatMul": "MatMul", "QLinearConv": "Conv"}
 
 
 def inline_constant_branches(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -15,8 +19,87 @@ def inline_constant_branches(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     edited = onnx.ModelProto()
     edited.CopyFrom(model)
+    _fix_conditions_on_shapes(edited)
     while _inline_one(edited.graph):
         pass
+    return edited
+
+
+def _fix_conditions_on_shapes(model: onnx.ModelProto) -> None:
+    """Make each If's condition that depends on the rows' shape alone an initializer, where any number of rows gives the same value.
+
+    Exporters write such an If around a Squeeze.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in [node for node in graph.node if node.op_type == "If"]:
+        name = node.input[0]
+        if name not in makers or not _depends_on_shapes_alone(name, makers, find_rows_input(model).name):
+            continue
+        answers = {_compute_of_zeros(model, name, count) for count in (1, 2, 5)}
+        if len(answers) == 1 and None not in answers:
+            held = numpy_helper.from_array(np.array(answers.pop()), f"{name}_of_any_rows")
+            graph.initializer.append(held)
+            node.input[0] = held.name
+
+
+def _depends_on_shapes_alone(name: str, makers: dict[str, onnx.NodeProto], rows: str) -> bool:
+    """Return whether a tensor reaches the rows through Shape and Size alone."""
+    if name == rows:
+        return False
+    node = makers.get(name)
+    if node is None or node.op_type in ("Shape", "Size"):
+        return True
+    return node.op_type not in ("If", "Loop", "Scan") and all(_depends_on_shapes_alone(one, makers, rows) for one in node.input)
+
+
+def _compute_of_zeros(model: onnx.ModelProto, name: str, count: int) -> bool | None:
+    """Run the graph up to the condition ``name`` on rows of zeros, or return None where it cannot be run."""
+    sizes = [dimension.dim_value for dimension in find_rows_input(model).type.tensor_type.shape.dim][1:]
+    if not all(sizes):
+        return None
+    partial = onnx.ModelProto()
+    partial.CopyFrom(model)
+    del partial.graph.output[:]
+    partial.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, None))
+    try:
+        return bool(OnnxFile(partial, output=name).run_tensors(torch.zeros(count, *sizes), [name])[name])
+    except Exception:  # The If stays, and is refused by name.
+        return None
+
+
+def split_integer_layers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of ``model`` in which QLinearMatMul and QLinearConv are dequantized layers, or ``model`` if it has neither.
+
+    ONNX Runtime computes DequantizeLinear, the layer and QuantizeLinear by the same integer kernels.
+    """
+    if not any(node.op_type in SPLIT for node in model.graph.node):
+        return model
+    edited = onnx.ModelProto()
+    edited.CopyFrom(model)
+    nodes: list[onnx.NodeProto] = []
+    for node in edited.graph.node:
+        if node.op_type not in SPLIT or len(node.input) < 8:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            continue
+        name = node.output[0]
+        a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero, *bias = node.input
+        axes = {"axis": 0} if node.op_type == "QLinearConv" else {}
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [a, a_scale, a_zero], [f"{name}_a"]))
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [b, b_scale, b_zero], [f"{name}_b"], **axes))
+        inputs = [f"{name}_a", f"{name}_b"]
+        if bias:
+            constants = _read_constants(edited.graph)
+            scale = constants[a_scale].astype(np.float32) * constants[b_scale].astype(np.float32)
+            edited.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_bias_scale"))
+            nodes.append(onnx.helper.make_node("DequantizeLinear", [bias[0], f"{name}_bias_scale"], [f"{name}_c"], axis=0))
+            inputs.append(f"{name}_c")
+        layer = onnx.helper.make_node(SPLIT[node.op_type], inputs, [f"{name}_real"], name=node.name)
+        layer.attribute.extend(node.attribute)
+        nodes.append(layer)
+        nodes.append(onnx.helper.make_node("QuantizeLinear", [f"{name}_real", y_scale, y_zero], [name]))
+    del edited.graph.node[:]
+    edited.graph.node.extend(nodes)
     return edited
 
 

@@ -16,6 +16,19 @@ from cfptq.network.onnx.compiler import is_supported
 from cfptq.network.onnx.integer_formats import HOLDING_TYPES
 from cfptq.network.onnx.values import Node, Value
 
+#: Reasons why an operator has no gradient, or no form that takes any number of rows.
+WITHOUT_GRADIENT = {
+    "If": "If on a value of the rows decides for a whole batch, and has no gradient with respect to the value.",
+    "Loop": "Loop may run another number of times for each batch.",
+    "Scan": "Scan runs a graph of its own for each step. Unroll it at export.",
+    "NonZero": "NonZero returns another number of places for each batch, and has no gradient.",
+    "Unique": "Unique returns another number of values for each batch, and mixes its rows.",
+    "ai.onnx.ml.TreeEnsembleClassifier": "Trees are constant between their thresholds, and have no gradient.",
+    "ai.onnx.ml.TreeEnsembleRegressor": "Trees are constant between their thresholds, and have no gradient.",
+    "RandomNormalLike": "RandomNormalLike draws random numbers.",
+    "RandomUniformLike": "RandomUniformLike draws random numbers.",
+}
+
 #: Other names of operator domains, and the names used here.
 DOMAINS = {"ai.onnx": ""}
 
@@ -53,7 +66,11 @@ def read_graph(model: onnx.ModelProto, rows: str, output: str) -> tuple[list[Nod
             missing[f"{domain}.{node.op}" if domain else node.op] = None
         read.append(node)
     if missing:
-        raise ModelError(f"Cannot convert the ONNX operators {', '.join(missing)} to PyTorch. Rewrite the model without them.")
+        reasons = "".join(f" {WITHOUT_GRADIENT[name]}" for name in missing if name in WITHOUT_GRADIENT)
+        raise ModelError(
+            f"Cannot convert the ONNX operators {', '.join(missing)} to PyTorch, which calibration and gradients need.{reasons} "
+            "Rewrite the model without them. cfptq.audit takes such a file as it is, and searches for recourse without gradients."
+        )
     return read, constants
 
 
@@ -111,4 +128,6 @@ def _read_attribute(attribute: onnx.AttributeProto) -> Any:
         return _to_torch(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return list(value) if hasattr(value, "__iter__") else value
+    if not hasattr(value, "__iter__"):
+        return value
+    return [entry.decode("utf-8", "replace") if isinstance(entry, bytes) else entry for entry in value]

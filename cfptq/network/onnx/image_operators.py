@@ -96,10 +96,19 @@ def _upsample(node: Node, x: Tensor, scales: Any = None) -> Tensor:
     return _resize(node, x, None, node.get("scales") if scales is None else scales)
 
 
+def _grid_sample(node: Node, x: Tensor, grid: Tensor) -> Tensor:
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(node.get("mode", "linear"), node.get("mode", "linear"))
+    if x.dim() != 4:
+        raise conversion_error(node, f"its input has {x.dim()} axes instead of 4")
+    settings = {"padding_mode": node.get("padding_mode", "zeros"), "align_corners": bool(node.get("align_corners", 0))}
+    return F.grid_sample(x, grid, mode=mode, **settings)
+
+
 #: Operators of ONNX's own domain, by type.
 IMAGE_OPERATORS: dict[str, Operator] = {
     "ConvTranspose": _conv_transpose,
     "DepthToSpace": _depth_to_space,
+    "GridSample": _grid_sample,
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LRN": _local_response_norm,

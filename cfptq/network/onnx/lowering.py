@@ -29,6 +29,7 @@ from cfptq.network.onnx.integer_formats import (
 from cfptq.network.onnx.layers import make_identifier, require_tensor
 from cfptq.network.onnx.operators import bind_operator
 from cfptq.network.onnx.products import lower_conv, lower_einsum, lower_gemm, lower_matmul, lower_product
+from cfptq.network.onnx.recurrent_operators import lower_recurrent
 from cfptq.network.onnx.steps import StepBuilder
 from cfptq.network.onnx.values import Grid, Node, Value, conversion_error
 
@@ -183,4 +184,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "LinearClassifier": lower_linear_classifier,
     "LinearRegressor": lower_linear_regressor,
     "Scaler": lower_scaler,
+    "RNN": lower_recurrent,
+    "GRU": lower_recurrent,
+    "LSTM": lower_recurrent,
 } | dict.fromkeys(MOVING, lower_moving)

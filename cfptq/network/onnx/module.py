@@ -15,7 +15,7 @@ from cfptq.errors import CfptqError, FileError
 from cfptq.network.head import Head
 from cfptq.network.onnx.compiler import GraphCompiler
 from cfptq.network.onnx.file import find_rows_input, find_score_output, name_source, read_decision_rule, read_onnx, summarize_error
-from cfptq.network.onnx.graph_edits import free_batch_dimension, inline_constant_branches
+from cfptq.network.onnx.graph_edits import free_batch_dimension, inline_constant_branches, split_integer_layers
 from cfptq.network.onnx.graph_reading import read_graph
 from cfptq.network.onnx.interface import OnnxInterface, read_interface
 
@@ -72,7 +72,7 @@ class OnnxModule(nn.Module):
         rows = find_rows_input(model)
         result = find_score_output(model, output)
         try:
-            model = free_batch_dimension(inline_constant_branches(model))
+            model = free_batch_dimension(split_integer_layers(inline_constant_branches(model)))
             # Set before the layers are registered, so that no layer takes one of these names.
             self.operators: tuple[str, ...] = ()
             self.input_name, self.output_name = rows.name, result

@@ -339,6 +339,17 @@ def _global_lp_pool(node: Node, x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, node.get("p", 2), tuple(range(2, x.dim())), keepdim=True)  # type: ignore[no-any-return]
 
 
+def _lp_pool(node: Node, x: Tensor) -> Tensor:
+    """Compute the p-norm of each window. Its gradient is 0 where the window holds zeros alone."""
+    kernel, p = tuple(node.get("kernel_shape")), node.get("p", 2)
+    stride, dilation, before, after = _window(node, x, kernel)
+    if max(dilation) > 1 or node.get("ceil_mode", 0):
+        raise conversion_error(node, "it has dilations or ceil_mode")
+    function: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
+    total = function(_pad(x.abs() ** p, before, after, 0.0), kernel, stride) * math.prod(kernel)
+    return torch.where(total > 0, torch.where(total > 0, total, 1.0) ** (1 / p), 0.0)
+
+
 _PLAIN: dict[str, Operator] = {
     "Abs": _unary(torch.abs),
     "Acos": _unary(torch.acos),
@@ -392,6 +403,7 @@ _PLAIN: dict[str, Operator] = {
     "Log": _unary(torch.log),
     "LogSoftmax": _softmax(torch.log_softmax),
     "LpNormalization": _lp_normalization,
+    "LpPool": _lp_pool,
     "MatMul": lambda node, a, b: a @ b,
     "Max": _variadic(torch.maximum),
     "MaxPool": _max_pool,

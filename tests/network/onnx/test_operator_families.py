@@ -133,6 +133,13 @@ IMAGES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "InstanceNormalization": ([node("InstanceNormalization", "x s b", "y")], {"s": drawn(4), "b": drawn(4, seed=1)}),
     "GroupNormalization": ([node("GroupNormalization", "x s b", "y", num_groups=2)], {"s": drawn(4), "b": drawn(4, seed=1)}),
     "MeanVarianceNormalization": ([node("MeanVarianceNormalization", "x", "y", axes=[2, 3])], {}),
+    "LpPool": ([node("LpPool", "x", "y", kernel_shape=[2, 3], strides=[2, 1], pads=[1, 0, 0, 1], p=2)], {}),
+    "LpPool, absolute values": ([node("LpPool", "x", "y", kernel_shape=[2, 2], p=1)], {}),
+    "LpPool, third powers": ([node("LpPool", "x", "y", kernel_shape=[3, 1], p=3, auto_pad="SAME_UPPER")], {}),
+    "GridSample": (
+        [node("Slice", "x zero two one", "g"), node("Transpose", "g", "t", perm=[0, 2, 3, 1]), node("GridSample", "x t", "y")],
+        {"zero": [0], "two": [2], "one": [1]},
+    ),
     "LRN": ([node("LRN", "x", "y", size=3, alpha=0.2)], {}),
     "ConvTranspose": (
         [node("ConvTranspose", "x K b", "y", strides=[2, 1], pads=[1, 0, 0, 1], output_padding=[1, 0])],
@@ -264,3 +271,110 @@ def test_a_branch_on_the_rows_is_refused_by_name() -> None:
     ]
     with pytest.raises(ModelError, match="If"):
         OnnxModule(graph(nodes, {"zero": np.float32(0)}))
+
+
+def branch_on_a_condition(condition: list[onnx.NodeProto], constants: dict[str, Any]) -> onnx.ModelProto:
+    """A layer, an If with Relu and Sigmoid on what ``condition`` computes as "yes", and a layer."""
+
+    def branch(name: str, operator: str) -> onnx.GraphProto:
+        output = onnx.helper.make_tensor_value_info(name, FLOAT, None)
+        return onnx.helper.make_graph([node(operator, "h", name)], name, [], [output])
+
+    choice = onnx.helper.make_node("If", ["yes"], ["k"], then_branch=branch("t", "Relu"), else_branch=branch("e", "Sigmoid"))
+    nodes = [node("MatMul", "x W", "h"), *condition, choice, node("MatMul", "k V", "y")]
+    return graph(nodes, {"W": drawn(6, 8), "V": drawn(8, 2), **constants})
+
+
+@pytest.mark.parametrize("columns", [8, 1])
+def test_a_branch_on_a_shape_is_the_branch_that_it_takes(columns: int) -> None:
+    condition = [node("Shape", "h", "s"), node("Gather", "s one", "n"), node("Equal", "n columns", "yes")]
+    model = branch_on_a_condition(condition, {"one": np.int64(1), "columns": np.int64(columns)})
+    assert largest_difference(model, rows()) < 1e-5
+    assert ("Relu" in OnnxModule(model).operators) == (columns == 8)
+
+
+def test_a_branch_on_the_number_of_rows_is_refused_with_the_reason() -> None:
+    condition = [node("Shape", "h", "s"), node("Gather", "s zero", "n"), node("Greater", "n two", "yes")]
+    with pytest.raises(ModelError, match=r"If on a value of the rows decides for a whole batch.*cfptq.audit takes such a file"):
+        OnnxModule(branch_on_a_condition(condition, {"zero": np.int64(0), "two": np.int64(2)}))
+
+
+def test_an_operator_without_a_gradient_is_refused_with_the_reason() -> None:
+    with pytest.raises(ModelError, match=r"operators NonZero .* has no gradient"):
+        OnnxModule(graph([node("NonZero", "x", "o"), node("Cast", "o", "y", to=FLOAT)], {}))
+
+
+def test_products_on_integers_agree() -> None:
+    scales = {"s": np.float32(0.02), "w": np.float32(0.01), "q": np.float32(0.05), "z": np.uint8(128), "n": np.int8(0)}
+    weight = np.random.default_rng(0).integers(-60, 60, (6, 4)).astype(np.int8)
+    nodes = [
+        node("QuantizeLinear", "x s z", "i"),
+        node("QLinearMatMul", "i s z W w n q z", "j"),
+        node("DequantizeLinear", "j q z", "d"),
+        node("MatMul", "d V", "y"),
+    ]
+    model = graph(nodes, {**scales, "W": weight, "V": drawn(4, 2)})
+    assert largest_difference(model, rows()) < 1e-4
+
+
+def test_convolutions_on_integers_agree() -> None:
+    scales = {"s": np.float32(0.02), "w": np.float32([0.01, 0.02, 0.03]), "q": np.float32(0.1)}
+    zeros = {"z": np.uint8(128), "n": np.zeros(3, np.int8)}
+    draw = np.random.default_rng(0)
+    weight = draw.integers(-60, 60, (3, 2, 2, 2)).astype(np.int8)
+    nodes = [
+        node("QuantizeLinear", "x s z", "i"),
+        node("QLinearConv", "i s z W w n q z b", "j", kernel_shape=[2, 2]),
+        node("DequantizeLinear", "j q z", "d"),
+        node("Flatten", "d", "f"),
+        node("MatMul", "f V", "y"),
+    ]
+    held = {"W": weight, "b": draw.integers(-500, 500, 3).astype(np.int32), "V": drawn(27, 2)}
+    assert largest_difference(graph(nodes, {**scales, **zeros, **held}, row=(2, 4, 4)), rows(64, 2, 4, 4)) < 1e-3
+
+
+RECURRENT = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+def recurrent(operator: str, outputs: str, directions: int = 1, bias: bool = True, **attributes: Any) -> onnx.ModelProto:
+    """Rows of 4 steps with 3 numbers each, a recurrent layer with 5 units, and a linear layer."""
+    gates = RECURRENT[operator] * 5
+    constants = {"s": [-1, 4, 3], "W": drawn(directions, gates, 3), "R": drawn(directions, gates, 5, seed=1) / 2}
+    constants |= {"B": drawn(directions, 2 * gates, seed=2)} if bias else {}
+    width = directions * 5 * (4 if outputs.split()[0] != "-" else 1)
+    answer = next(name for name in outputs.split() if name != "-")
+    order = [2, 0, 1, 3] if outputs.split()[0] != "-" else [1, 0, 2]
+    nodes = [
+        node("Reshape", "x s", "r"),
+        node("Transpose", "r", "t", perm=[1, 0, 2]),
+        node(operator, f"t W R {'B' if bias else ''}", outputs, hidden_size=5, **attributes),
+        node("Transpose", answer, "o", perm=order),
+        node("Flatten", "o", "f"),
+        node("MatMul", "f V", "y"),
+    ]
+    return graph(nodes, {**constants, "V": drawn(width, 2)}, row=(12,))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        recurrent("RNN", "a"),
+        recurrent("RNN", "- h", activations=["Relu"]),
+        recurrent("GRU", "- h", linear_before_reset=1),
+        recurrent("GRU", "a h", linear_before_reset=0, direction="bidirectional", directions=2),
+        recurrent("GRU", "a", linear_before_reset=1, direction="reverse"),
+        recurrent("LSTM", "- h c", bias=False),
+        recurrent("LSTM", "a", direction="bidirectional", directions=2),
+    ],
+)
+def test_recurrent_layers_agree_and_stay_in_float(model: onnx.ModelProto) -> None:
+    assert largest_difference(model, rows(16, 12)) < 1e-5
+    network = capture(OnnxModule(model), rows(3, 12))
+    assert [name for name, _ in network.skipped if "_hh" in name] and all("_hh" not in layer.name for layer in network.layers)
+    x = rows(16, 12)
+    torch.testing.assert_close(network(x), OnnxFile(model).run(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_recurrent_layer_that_torch_lacks_is_refused_with_the_reason() -> None:
+    with pytest.raises(ModelError, match=r"LSTM.*its activations are Sigmoid, Relu, Tanh"):
+        OnnxModule(recurrent("LSTM", "a", activations=["Sigmoid", "Relu", "Tanh"]))
