@@ -84,9 +84,9 @@ def split_integer_layers(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         name = node.output[0]
         a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero, *bias = node.input
-        axes = {"axis": 0} if node.op_type == "QLinearConv" else {}
+        axis = 0 if node.op_type == "QLinearConv" else 1  # Of the weight's outputs.
         nodes.append(onnx.helper.make_node("DequantizeLinear", [a, a_scale, a_zero], [f"{name}_a"]))
-        nodes.append(onnx.helper.make_node("DequantizeLinear", [b, b_scale, b_zero], [f"{name}_b"], **axes))
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [b, b_scale, b_zero], [f"{name}_b"], axis=axis))
         inputs = [f"{name}_a", f"{name}_b"]
         if bias:
             constants = _read_constants(edited.graph)

@@ -44,13 +44,13 @@ def lower_recurrent(builder: StepBuilder, node: Node, inputs: list[Value | None]
         else f"its activations are {', '.join(activations)}" if activations != ACTIVATIONS[node.op] * directions and not rectifies
         else next((f"{name} is {node.get(name)}" for name, usual in PLAIN_ATTRIBUTES.items() if node.get(name, usual) != usual), "")
     )  # fmt: skip
-    if problem or x is None:
-        raise conversion_error(node, problem or "it has no input")
+    if problem or x is None or weight is None or recurrence is None:
+        raise conversion_error(node, problem or "it lacks an input or a weight")
     parts = [require_tensor(weight, node), require_tensor(recurrence, node)]
     size = parts[1].shape[-1]
     biases = torch.zeros(directions, 2 * len(GATES[node.op]) * size) if bias is None else require_tensor(bias, node)
     kind = "RELU" if rectifies else RESETS_FIRST if node.op == "GRU" and not node.get("linear_before_reset", 0) else node.op
-    layer = make_identifier(node.name or (weight.origin if weight is not None else "")) or node.op.lower()
+    layer = make_identifier(node.name or weight.origin) or node.op.lower()
     arguments = [builder.apply_scale(x).slot]
     arguments += [builder.resolve_argument(None if state is None else builder.apply_scale(state)) for state in (hidden, cell)]
     for place in range(directions):
