@@ -408,6 +408,7 @@ def audit(
     threshold: float | None = None,
     output: str | None = None,
     protocol: Protocol | None = None,
+    prove_within: float | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> AuditReport:
@@ -432,6 +433,8 @@ def audit(
             decides.
         output: name of the output with the class scores, for ONNX files with several. A file without it is read as it is.
         protocol: evaluation settings. By default the standard protocol.
+        prove_within: radius of deviations from the advice, in the columns that the models see. Within it, recourse is estimated and
+            proven to hold, which takes some seconds for 2,000 people. By default estimates and proofs are left out.
         seed: seed of the population's shuffle and of resampling.
         progress: whether a progress bar may be shown.
 
@@ -464,6 +467,7 @@ def audit(
             threshold=threshold,
             output=output,
             protocol=protocol,
+            prove_within=prove_within,
             seed=seed,
             progress=progress,
         )

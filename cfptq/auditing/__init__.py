@@ -17,6 +17,7 @@ from cfptq.auditing.protocol import Protocol, ReferenceRecourse, reference_recou
 from cfptq.auditing.recourse_metrics import RecourseMetrics
 from cfptq.auditing.recourse_proof import RecourseProof, RecourseProver
 from cfptq.auditing.report import AuditedModel, AuditReport
+from cfptq.auditing.robustness import Robustness
 from cfptq.io.json import canonicalize, to_canonical_json
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RecourseProof",
     "RecourseProver",
     "ReferenceRecourse",
+    "Robustness",
     "bound_perturbation",
     "canonicalize",
     "check_issued",

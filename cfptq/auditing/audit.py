@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from cfptq.auditing.letters import Letters, read_letters
 from cfptq.auditing.protocol import PLAIN, Protocol, ReferenceRecourse, reference_recourse, solve_rows
 from cfptq.auditing.raw_files import read_raw_files
 from cfptq.auditing.report import AuditedModel, AuditReport
+from cfptq.auditing.robustness import examine_robustness
 from cfptq.errors import ActionSetError, DataError
 from cfptq.io.files import compute_file_sha256
 from cfptq.network.head import Head, decide, target_margin
@@ -52,6 +54,7 @@ def run_audit(
     threshold: float | None = None,
     output: str | None = None,
     protocol: Protocol | None = None,
+    prove_within: float | None = None,
     seed: int = 0,
     threads: int | None = 1,
     progress: bool = True,
@@ -77,6 +80,8 @@ def run_audit(
             ONNX files record, or else 0.5.
         output: Name of the output with the class scores, for ONNX files with several. A file without it is read as it is.
         protocol: Settings of the evaluation. The standard protocol by default.
+        prove_within: Radius of deviations from the advice, in columns, within which recourse is estimated and proven to hold. None
+            leaves estimates and proofs out.
         seed: Seed of the shuffle, the solvers and the intervals.
         threads: Torch threads while solving. None leaves the number as it is.
         progress: Show progress where solving takes long.
@@ -88,6 +93,8 @@ def run_audit(
         ModelError: A model cannot be run, or the two models have different classes.
     """
     protocol = protocol or Protocol()
+    if prove_within is not None and not (math.isfinite(prove_within) and prove_within >= 0):
+        raise DataError(f"prove_within must be a finite radius of at least 0, got {prove_within}.")
     columns = _encode(rows, space)
     if isinstance(rows, pd.DataFrame) and isinstance(space, ActionSet):
         space = space.for_people(rows)
@@ -120,6 +127,16 @@ def run_audit(
         consequences = _follow_recourse(teacher, evaluation, columns, space, frame)
     else:
         consequences = _follow_letters(before, after, letters, advice, columns, classes, space, frame, protocol, seed, threads)
+    robustness = None
+    if prove_within is not None:
+        if advice is None or letters is None:
+            about, points, classes = f"{teacher.projected.method} actions", teacher.projected.points, teacher.projected.target
+            points, classes = points[teacher.projected.found], classes[teacher.projected.found]
+        else:
+            about, (points, classes) = "letters", _list_granted_letters(letters, advice, classes)
+        robustness = examine_robustness(
+            before, after, points, classes, example=columns, about=about, radius=prove_within, seed=seed, progress=progress
+        )
     return AuditReport(
         full_precision=AuditedModel(before.name, _hash_file(f), describe_reading(before)),
         quantized=AuditedModel(after.name, _hash_file(f_q), describe_reading(after)),
@@ -130,6 +147,7 @@ def run_audit(
         seed=seed,
         runtime={**describe_runtime(), "cfptq": __version__, "torch": torch.__version__, "python": platform.python_version()},
         remarks=remarks,
+        robustness=robustness,
         consequences=consequences,
         digests={
             **_hash_inputs(columns, letters, space),
@@ -172,6 +190,14 @@ def _follow_letters(
     margins = target_margin(before.logits(points), classes[persons]), target_margin(after.logits(points), classes[persons])
     is_broken = torch.isin(persons, broken)
     return describe_consequences(columns, points, persons, is_broken, space, frame, letters.keys, costs, margins)
+
+
+def _list_granted_letters(letters: Letters, advice: IssuedAdvice, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the points and targets of the letters that the full-precision model grants."""
+    place_of = {int(number): place for place, number in enumerate(letters.number)}
+    granted = [letter for letter in advice.letters if letter.held_before]
+    places = torch.tensor([place_of[letter.letter] for letter in granted], dtype=torch.int64)
+    return letters.points[places], classes[torch.tensor([letter.person for letter in granted], dtype=torch.int64)]
 
 
 def _hash_inputs(columns: Tensor, letters: Letters | None, space: ActionSpace) -> dict[str, str]:

@@ -14,6 +14,7 @@ from cfptq.auditing.group_metrics import Grouping
 from cfptq.auditing.issued import IssuedAdvice
 from cfptq.auditing.protocol import Protocol
 from cfptq.auditing.recourse_metrics import RecourseMetrics
+from cfptq.auditing.robustness import Robustness
 from cfptq.errors import ConfigurationError
 from cfptq.io.printable import escape_unprintable
 from cfptq.metrics import Interval
@@ -54,6 +55,7 @@ class AuditFindings:
         consequences: The people affected, what they were told and what it costs them now. JSON leaves them out.
         digests: SHA-256 digests of people, letters, action set and files of weights beside a model's file, by name.
         readings: How the files of tables were read, one sentence each.
+        robustness: Estimates and proofs of whether recourse holds, also for deviations from it. None if they were not asked for.
     """
 
     full_precision: AuditedModel
@@ -68,6 +70,7 @@ class AuditFindings:
     consequences: Consequences = field(default_factory=Consequences)
     digests: Mapping[str, str] = field(default_factory=dict)
     readings: tuple[str, ...] = ()
+    robustness: Robustness | None = None
 
     @property
     def accuracy(self) -> float:

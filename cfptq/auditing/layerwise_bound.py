@@ -105,8 +105,8 @@ def bound_perturbation(
     """Bound the logit perturbation in the ball around each recourse point by layerwise Lipschitz constants.
 
     Weights are exchanged first, layer by layer from the input, and then the rounding of each layer's input is put in (eq. 53). A layer's
-    change is taken at the point itself, and the radius enters by the Lipschitz constants, which is tighter than eq. 58. Float32 errors
-    are not counted.
+    change is taken at the point itself and behind its ReLU, and the radius enters by the Lipschitz constants. This is tighter than
+    eq. 58. Float32 errors are not counted.
 
     Args:
         network: Captured full-precision network, a chain of Linear and ReLU on rows (N, d).
@@ -134,13 +134,30 @@ def bound_perturbation(
     for number, layer in enumerate(layers):
         if layer.has_relu:
             values = np.maximum(values, 0)
-        change, bias_change = layer.weight - matched[number][0], layer.bias - matched[number][1]
-        own = np.linalg.norm(values @ change.T + bias_change, axis=1) + float(np.linalg.norm(change, 2)) * spread
+        is_followed_by_relu = number + 1 < len(layers) and layers[number + 1].has_relu
+        own = _bound_change(layer, matched[number], values, spread, is_followed_by_relu)
         weights[layer.name] = torch.from_numpy(own * math.prod(before[number + 1 :]))
         error = _bound_rounding(layer, values, reach)
         activations[layer.name] = torch.from_numpy(error * math.prod(after[number:]))
         values, spread, reach = values @ layer.weight.T + layer.bias, spread * after[number], (reach + error) * after[number]
     return LayerwiseBound(weights, activations, radius)
+
+
+def _bound_change(layer: _ChainLayer, matched: tuple[Array, Array], values: Array, spread: float, is_followed_by_relu: bool) -> Array:
+    """Bound the ℓ2 change of a layer's outputs, (N,), for inputs within ``spread`` of ``values``, behind the ReLU if one follows.
+
+    A channel that both ReLUs set to zero does not change, however far its bias moved.
+    """
+    weight, bias = matched
+    change = layer.weight - weight
+    after, before = values @ layer.weight.T + layer.bias, values @ weight.T + bias
+    whole = np.linalg.norm(after - before, axis=1) + float(np.linalg.norm(change, 2)) * spread
+    if not is_followed_by_relu:
+        return np.asarray(whole)
+    difference = np.abs(after - before) + np.linalg.norm(change, axis=1) * spread
+    largest = np.maximum(after + np.linalg.norm(layer.weight, axis=1) * spread, before + np.linalg.norm(weight, axis=1) * spread)
+    by_channel = np.linalg.norm(np.minimum(difference, np.maximum(largest, 0)), axis=1)
+    return np.asarray(np.minimum(whole, by_channel))
 
 
 def _bound_rounding(layer: _ChainLayer, values: Array, reach: Array) -> Array:

@@ -63,6 +63,7 @@ class AuditReport(AuditFindings):
                 "groups": groups,
                 "fp32": self.fp32,
                 "quantized": measures,
+                "robustness": None if self.robustness is None else self.robustness.to_dict(),
                 "models": {"fp32": vars(self.full_precision), "quantized": vars(self.quantized)},
                 "digests": self.digests,
                 "seed": self.seed,

@@ -14,6 +14,7 @@ from typing import Any
 from cfptq.auditing.findings import AuditFindings
 from cfptq.auditing.gate import Gate, Ruling
 from cfptq.auditing.group_metrics import GroupMetrics
+from cfptq.auditing.recourse_proof import RecourseProof
 from cfptq.auditing.tables import list_measures
 from cfptq.auditing.wording import (
     format_cost,
@@ -147,6 +148,7 @@ def build_sections(
         Section("cost", "What it costs them now", _describe_cost(report)),
         Section("groups", "Groups", *_describe_groups(report, smallest)),
         Section("measures", "All measures", _describe_counts(report), (_grid_of_measures(report),)),
+        *_describe_robustness(report),
         Section("checked", "What was checked and what was not", _describe_checks(report), (_grid_of_facts(report),)),
         Section(
             "pointers",
@@ -410,6 +412,45 @@ def _grid_of_measures(report: AuditFindings) -> Grid:
         rows.append((label, row.value, row.interval, row.meaning))
     headers = ("Measure", "Value", f"{100 * report.protocol.level:g} % interval", "Meaning")
     return Grid(headers, tuple(rows), (1, 2), "All measures")
+
+
+def _describe_robustness(report: AuditFindings) -> tuple[Section, ...]:
+    """Return the section of estimates and proofs, or none if they were not asked for."""
+    found, (first, second) = report.robustness, report.model_names
+    if found is None:
+        return ()
+    sentences = [
+        f"These figures are about {found.count:,} points that {found.about} lead to and that {first} accepts.",
+        "Observed: the model was run there. Estimated: computed from samples or slopes nearby, and possibly wrong. Proven: it cannot be "
+        "otherwise for the points counted, and nothing is said about the others.",
+        f"A deviation is the distance between the point that was advised and the point that a person reaches, in the columns that the "
+        f"models see, here at most {found.radius:g}. "
+        "A proof is about the file's computation in float32 without overflow of 8-bit products.",
+        *found.obstacles,
+    ]
+    estimate = found.estimate
+    within, logits = f"for every deviation of at most {found.radius:g}", "logits"
+    share = [
+        (f"{second} accepts the point", "observed", 1 - estimate.failed),
+        (f"{second} accepts the point, in any order of float sums", "proven", _get_fraction(found.at_point)),
+        (f"{second} accepts {within}", "proven", _get_fraction(found.around)),
+        (f"{first} accepts {within}", "proven", _get_fraction(found.around_before)),
+        (f"Both accept {within}", "proven", found.proven_on_both),
+        ("At risk: the margin is at most twice the change of logits that was measured nearby (eq. 64)", "estimated", estimate.risk),
+        ("At risk by the first-order estimate of that change (eq. 66)", "estimated", estimate.first_order_risk),
+    ]
+    rows = [(label, kind, format_percent(value)) for label, kind, value in share]
+    quantiles = (("95 % of the points", 0.95), ("all points", 1.0))
+    rows.extend(
+        (f"Change of logits at {name} is at most (eq. 62)", "estimated", f"{estimate.epsilon_quantile(at):.3g} {logits}")
+        for name, at in quantiles
+    )
+    grid = Grid(("Statement", "Kind", "Value"), tuple(rows), (2,), "Estimates and proofs")
+    return (Section("robustness", "Estimates and proofs", tuple(sentences), (grid,)),)
+
+
+def _get_fraction(proof: RecourseProof | None) -> float:
+    return math.nan if proof is None else proof.fraction
 
 
 def _describe_checks(report: AuditFindings) -> tuple[str, ...]:

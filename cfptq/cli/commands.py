@@ -395,6 +395,10 @@ def audit(
     level: Annotated[
         float | None, typer.Option("--level", help="Judge the farther ends of intervals at this level, such as 0.95, not the estimates.")
     ] = None,
+    prove_within: Annotated[
+        float | None,
+        typer.Option("--prove-within", help="Also estimate and prove that recourse holds for every deviation up to this radius."),
+    ] = None,
     form: Annotated[ReportFormat, typer.Option("--format", help="Form of the report on standard output.")] = ReportFormat.TEXT,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the outcome of each limit as JUnit XML.")] = None,
@@ -458,6 +462,7 @@ def audit(
             threshold=threshold,
             output=output,
             protocol=Protocol() if level is None else Protocol(level=level),
+            prove_within=prove_within,
             seed=seed,
         )
         report = replace(report, readings=readings, digests={**report.digests, **digests})

@@ -130,6 +130,7 @@ AUDIT: Mapping[str, Argument] = {
         error=DataError,
     ),
     "label": optional(replace(VALUES_PER_ROW, accepts=lambda value: isinstance(value, str) or VALUES_PER_ROW.accepts(value))),
+    "prove_within": optional(number("a finite radius of at least 0", lambda value: 0 <= value < float("inf"))),
 }
 
 
