@@ -18,7 +18,7 @@ from cfptq.network.head import decide
 
 @dataclass(frozen=True, eq=False)
 class Robustness:
-    """How recourse that the full-precision model grants stands up to quantization and to small deviations.
+    """Findings on whether granted recourse stands up to quantization and to small deviations.
 
     Attributes:
         about: What the points are, "letters" or the name of the recourse.
