@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -327,6 +328,23 @@ class ActionSet:
                 raise ActionSetError(f"An action set has no attribute {attribute!r}{meant}. It has {', '.join(known)}.")
         return dataclasses.replace(self, **changes)
 
+    def scale_bounds(self, factor: float) -> ActionSet:
+        """Return a copy whose numbers may be moved within an interval of ``factor`` times the width.
+
+        Each interval of a continuous or whole-number feature is scaled around the training mean, or around its middle where the mean is
+        unknown or outside. An interval that starts at 0 or above never reaches below 0. Sides without bounds, immutable features,
+        ordinal features and categories stay as they are. A person outside the interval may stay or move towards it.
+
+        Args:
+            factor: γ, above 0. 0.5 halves each interval, 1.5 widens it by half.
+
+        Raises:
+            ActionSetError: the factor is not a finite number above 0, or leaves no whole number to a feature.
+        """
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise ActionSetError(f"factor must be a finite number above 0, got {factor!r}.")
+        return dataclasses.replace(self, features=tuple(_scale_feature_bounds(feature, factor) for feature in self.features))
+
     # Inspection ------------------------------------------------------------------------------------------------------------------------
 
     @property
@@ -618,3 +636,17 @@ class ActionSet:
 
     def _check_shape(self, x: Tensor, delta: Tensor | None = None) -> None:
         require_shape(self._encoded_width(), x, delta)
+
+
+def _scale_feature_bounds(feature: AnyFeature, factor: float) -> AnyFeature:
+    """Return a feature with the interval of its actions scaled, or the feature itself where it has none."""
+    if not isinstance(feature, Continuous) or feature.is_immutable:
+        return feature
+    low, high = feature.reachable_bounds
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return feature
+    mean = (low + high) / 2 if feature.statistics is None else feature.statistics.mean
+    centre = mean if low <= mean <= high else (low + high) / 2
+    least = centre - factor * (centre - low)
+    bounds = (max(least, 0.0) if low >= 0 else least, centre + factor * (high - centre))
+    return dataclasses.replace(feature, bounds=bounds, bounds_share=None)

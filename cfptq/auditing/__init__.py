@@ -18,6 +18,7 @@ from cfptq.auditing.recourse_metrics import RecourseMetrics
 from cfptq.auditing.recourse_proof import RecourseProof, RecourseProver
 from cfptq.auditing.report import AuditedModel, AuditReport
 from cfptq.auditing.robustness import Robustness
+from cfptq.auditing.shift import add_feature_noise, draw_with_shares
 from cfptq.io.json import canonicalize, to_canonical_json
 
 __all__ = [
@@ -37,9 +38,11 @@ __all__ = [
     "RecourseProver",
     "ReferenceRecourse",
     "Robustness",
+    "add_feature_noise",
     "bound_perturbation",
     "canonicalize",
     "check_issued",
+    "draw_with_shares",
     "estimate_first_order",
     "estimate_margins",
     "evaluate",
