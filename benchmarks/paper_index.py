@@ -41,6 +41,8 @@ DATA, SCORES, TIMES = "Data sets and action sets (Tables 3, 4)", "Layer scores (
 _GROUPS, _GROUPS_JSON = ("subgroups.py",), ("subgroups.json",)
 _QAT, _BOTH = ("qat.py",), ("training.json", "qat.json")
 _HEADLINE = ("headline.py",)
+SHIFT = "Tightness of the action set, and distribution shift (Tables 24, 25; Figures 18 to 22)"
+_SHIFT, _SHIFT_JSON = ("tightness_and_shift.py",), ("tightness_and_shift.json",)
 _HEADLINE_ALL = ("headline-adult.json", "headline-german.json", "headline-compas.json")
 _OPEN_ROWS = "earlier rows were the untrained start"
 
@@ -71,8 +73,8 @@ EXHIBITS: tuple[Exhibit, ...] = (
     Exhibit("Table 21", "ways to save time, in words", WORDS),
     Exhibit("Table 22", "kinds of methods, in words", WORDS),
     Exhibit("Table 23", "pruning and distillation, in words", WORDS, _QAT, _BOTH, TRAINING, "here with figures"),
-    Exhibit("Table 24", "tightness of the action set", OPEN),
-    Exhibit("Table 25", "distribution shift", OPEN),
+    Exhibit("Table 24", "tightness of the action set", PARTLY, _SHIFT, _SHIFT_JSON, SHIFT, "without CFQ"),
+    Exhibit("Table 25", "distribution shift", PARTLY, _SHIFT, _SHIFT_JSON, SHIFT, "without CFQ"),
     Exhibit("Table 26", "groups on three data sets", MEASURED, _GROUPS, _GROUPS_JSON, GROUPS),
     *(Exhibit(f"Table {number}", "images and attributes", OPEN) for number in range(27, 33)),
     Exhibit("Figure 3", "VD by budget", MEASURED, _QAT, ("qat.json", "qat_curves.svg"), TRAINING),
@@ -98,8 +100,8 @@ EXHIBITS: tuple[Exhibit, ...] = (
     Exhibit("Figure 15", "accuracy of Table 17", OPEN),
     Exhibit("Figure 16", "VD and CRG of Table 18", OPEN),
     Exhibit("Figure 17", "times of Table 20", NUMBERS, _QAT, ("qat.json",), TRAINING),
-    *(Exhibit(f"Figure {number}", "tightness of the action set", OPEN) for number in range(18, 21)),
-    *(Exhibit(f"Figure {number}", "distribution shift", OPEN) for number in range(21, 23)),
+    *(Exhibit(f"Figure {number}", "tightness of the action set", NUMBERS, _SHIFT, _SHIFT_JSON, SHIFT) for number in range(18, 21)),
+    *(Exhibit(f"Figure {number}", "distribution shift", NUMBERS, _SHIFT, _SHIFT_JSON, SHIFT) for number in range(21, 23)),
     Exhibit("Figure 23", "VD of groups on three data sets", MEASURED, _GROUPS, ("subgroups.json", "subgroups.svg"), GROUPS),
     Exhibit("Figure 24", "CRG of groups on three data sets", NUMBERS, _GROUPS, _GROUPS_JSON, GROUPS),
     *(Exhibit(f"Figure {number}", "images and attributes", OPEN) for number in range(25, 27)),
