@@ -13,6 +13,8 @@ from cfptq.auditing.issued import IssuedAdvice, LetterOutcome, check_issued
 from cfptq.auditing.layerwise_bound import LayerwiseBound, bound_perturbation
 from cfptq.auditing.letters import Letters, read_letters
 from cfptq.auditing.margin_estimate import MarginEstimate, estimate_first_order, estimate_margins
+from cfptq.auditing.pictures import draw_changes
+from cfptq.auditing.plots import Plot
 from cfptq.auditing.protocol import Protocol, ReferenceRecourse, reference_recourse
 from cfptq.auditing.recourse_metrics import RecourseMetrics
 from cfptq.auditing.recourse_proof import RecourseProof, RecourseProver
@@ -32,6 +34,7 @@ __all__ = [
     "LetterOutcome",
     "Letters",
     "MarginEstimate",
+    "Plot",
     "Protocol",
     "RecourseMetrics",
     "RecourseProof",
@@ -42,6 +45,7 @@ __all__ = [
     "bound_perturbation",
     "canonicalize",
     "check_issued",
+    "draw_changes",
     "draw_with_shares",
     "estimate_first_order",
     "estimate_margins",
