@@ -56,6 +56,8 @@ POOLED = ("german",)
 DEVELOPMENT_SEEDS: Mapping[str, Sequence[int]] = {name: range(60) if name in POOLED else range(10) for name in DATASETS}
 #: Data set -> seeds that figures are reported for.
 REPORTING_SEEDS: Mapping[str, Sequence[int]] = {name: range(60, 120) if name in POOLED else range(10, 20) for name in DATASETS}
+#: The same for data sets of images, whose networks ``images.py`` trains.
+IMAGE_REPORTING_SEEDS: Mapping[str, Sequence[int]] = {"mnist": range(10, 13), "fashion-mnist": range(10, 13), "celeba": range(10, 13)}
 FURTHER_DEVELOPMENT_SEEDS = 100  # Seeds from here on are for development, but for german.
 
 #: Key of a results file under which the runs on reporting seeds stand.
@@ -70,7 +72,7 @@ def load_recipe(name: str) -> Recipe:
 
 def is_reporting_seed(name: str, seed: int) -> bool:
     """Tell whether figures are reported for a seed of a data set."""
-    return seed in REPORTING_SEEDS.get(name, ())
+    return seed in {**REPORTING_SEEDS, **IMAGE_REPORTING_SEEDS}.get(name, ())
 
 
 def is_development_seed(name: str, seed: int) -> bool:
