@@ -154,6 +154,16 @@ class TestAudit:
         assert result.exit_code == 0, result.stderr
         assert "people with letters still get what they were promised" in result.stdout
 
+    def test_proves_within_a_radius_where_asked_to(self, desk: Desk, tmp_path: Path) -> None:
+        issued = ("--issued", str(tmp_path / "issued.csv"), "--json", str(tmp_path / "r.json"))
+        pd.read_parquet(desk["test.parquet"]).assign(income=60.0, debt=0.0).to_csv(issued[1], index=False)
+        result = audited(desk, "harsh.onnx", *issued, "--prove-within", "0.1")
+        assert result.exit_code == 0, result.stderr
+        found = json.loads((tmp_path / "r.json").read_text())["robustness"]
+        assert found["observed"]["held"] == found["proven"]["both_within_radius"] == 1 and found["about"] == "letters"
+        refused = audited(desk, "harsh.onnx", "--prove-within", "-1")
+        assert refused.exit_code == 2 and "radius" in refused.stderr
+
     def test_a_limit_that_cannot_be_judged_is_not_reported_as_broken(self, desk: Desk, tmp_path: Path) -> None:
         rich = pd.read_parquet(desk["test.parquet"])
         lead = (rich["income"] - rich["income"].mean()) / rich["income"].std() - (rich["debt"] - rich["debt"].mean()) / rich["debt"].std()
