@@ -18,7 +18,7 @@ from cfptq.network.linear_forms import unify_linear_layers
 from cfptq.network.normalize import fold_constants, has_mutation, normalize_graph, rename_nodes
 from cfptq.network.quiet import quiet_exporters
 from cfptq.network.state import check_initialized, preserved_state
-from cfptq.network.wrappers import check_inputs, takes_any_number, unwrap
+from cfptq.network.wrappers import check_inputs, describe_other_model, takes_any_number, unwrap
 
 #: Largest difference between network and model, as a share of the largest output (or of 1). A larger one is an error.
 RELATIVE_TOLERANCE = 1e-4
@@ -61,7 +61,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
 
 def _check_model(model: nn.Module) -> torch.device:
     if not isinstance(model, nn.Module):
-        raise ModelError(f"The model must be a torch.nn.Module, got {type(model).__name__}.")
+        raise ModelError(f"The model must be a torch.nn.Module, got {type(model).__name__}. {describe_other_model(model)}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("The model must not be a ScriptModule. Give the nn.Module that was scripted or traced.")
     scripted = next((name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
@@ -76,7 +76,7 @@ def _check_model(model: nn.Module) -> torch.device:
         if tensor.is_meta:
             raise ModelError(f"{name!r} is on the meta device and holds no values. Load the model's state first.")
         if not torch.isfinite(tensor).all():
-            raise ModelError(f"{name!r} must be finite, but holds NaN or infinite values.")
+            raise ModelError(f"{name!r} must be finite, but holds NaN or infinite values. Load a state from before training diverged.")
     devices = {tensor.device for _, tensor in tensors}
     if len(devices) > 1:
         raise ModelError(f"The model must be on one device, got {', '.join(sorted(map(str, devices)))}. Move it to one device.")
@@ -101,18 +101,34 @@ def _run_model(model: nn.Module, rows: Tensor) -> Tensor:
         with torch.no_grad():
             output = model(rows)
     except Exception as error:
-        raise ModelError(f"The model fails on a float32 tensor of shape {tuple(rows.shape)}: {_first_line(error)}.") from error
+        raise ModelError(
+            f"The model fails on a float32 tensor of shape {tuple(rows.shape)}: {_first_line(error)}. Give rows of the shape and type that "
+            "its forward takes, and convert types within the forward."
+        ) from error
     if not isinstance(output, Tensor):
         raise ModelError(
             f"The model must return one tensor, got {type(output).__name__}. Wrap it in a module whose forward returns only the logits."
         )
     if output.ndim == 0 or output.shape[0] != rows.shape[0]:
-        raise ModelError(f"The model must return one output per row, got shape {tuple(output.shape)} for {rows.shape[0]} rows.")
+        raise ModelError(
+            f"The model must return one output per row, got shape {tuple(output.shape)} for {rows.shape[0]} rows. Keep the batch as the "
+            "first dimension of what its forward returns."
+        )
     if output.dtype != torch.float32:
-        raise ModelError(f"The model must return float32 logits or probabilities, got {output.dtype}.")
+        raise ModelError(f"The model must return float32 logits or probabilities, got {output.dtype}. {_advise_on_type(output.dtype)}")
     if not torch.isfinite(output).all():
-        raise ModelError("The model returns NaN or infinite values for the example.")
+        raise ModelError(
+            "The model returns NaN or infinite values for the example. Check its weights, the scale of the rows, and logarithms and "
+            "divisions in its forward."
+        )
     return output.cpu()
+
+
+def _advise_on_type(dtype: torch.dtype) -> str:
+    """Return the sentence that says how a forward returns float32."""
+    if dtype.is_floating_point:
+        return "Its parameters are float32, so that its forward converts them. End the forward with .float()."
+    return "Return the scores from which the classes are computed, before argmax or a comparison."
 
 
 def _export(model: nn.Module, rows: Tensor) -> fx.GraphModule:

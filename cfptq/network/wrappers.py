@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 
+import onnx
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -64,3 +66,18 @@ def takes_any_number(model: nn.Module) -> bool:
     except (TypeError, ValueError):
         return False
     return first is not None and first.kind is first.VAR_POSITIONAL
+
+
+def describe_other_model(model: object) -> str:
+    """Return the sentence that says what to give in place of a model that is neither a module nor the path of an ONNX file."""
+    if isinstance(model, torch.export.ExportedProgram):
+        return "Give the nn.Module that was exported, or write the program to a file with torch.onnx.export and give its path."
+    if isinstance(model, onnx.ModelProto):
+        return "Write it to a file with onnx.save, and give its path."
+    if isinstance(model, Mapping):
+        return "A state dict has no forward. Load it with load_state_dict, and give the module."
+    if hasattr(model, "predict_proba"):
+        return "Export the estimator to ONNX, for instance with skl2onnx, and give the file's path."
+    if callable(model):
+        return "A function has no weights to quantize. Give the module that it calls. cfptq.audit takes functions too."
+    return "Give the trained model."

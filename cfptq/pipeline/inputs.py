@@ -21,7 +21,7 @@ from cfptq.errors import ActionSetError, BudgetError, ConfigurationError, DataEr
 from cfptq.io.arguments import BOOLEAN, COUNT, PATH, SEED, TEXT, Argument, instance_of, number, one_of, optional
 from cfptq.network import Head, OnnxModule
 from cfptq.network.scikit_learn import is_scikit_learn_model
-from cfptq.network.wrappers import check_inputs, unwrap
+from cfptq.network.wrappers import check_inputs, describe_other_model, unwrap
 from cfptq.pipeline.method import MAX_RESERVE, Method
 from cfptq.pipeline.method_presets import METHODS
 from cfptq.recourse.arguments import ACTION_SPACE, MODEL_TO_RUN, TARGET
@@ -196,7 +196,9 @@ def as_module(model: nn.Module | str | os.PathLike[str], output: str | None = No
     if isinstance(model, str | os.PathLike):
         return OnnxModule(model, output=output)
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module or the path of an ONNX file, got a {type(model).__name__}.")
+        raise ModelError(
+            f"model must be a torch.nn.Module or the path of an ONNX file, got a {type(model).__name__}. {describe_other_model(model)}"
+        )
     if output is not None:
         raise ModelError(
             f"output must be None for a module, which returns its scores alone, got {output!r}. It names an output of an ONNX file."

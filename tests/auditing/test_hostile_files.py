@@ -139,3 +139,28 @@ def test_logs_hold_nothing_about_people(caplog: pytest.LogCaptureFixture, capfd:
     with caplog.at_level(logging.DEBUG):
         run_audit(f, f, frame, action_set, issued=letters, id="person_id", protocol=QUICK, progress=True)
     assert "secret" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("operator", ["Tile", "Expand", "ConstantOfShape", "Pad"])
+def test_a_small_file_that_computes_a_huge_tensor_is_refused_before_it_is_opened(operator: str, tmp_path: Path) -> None:
+    huge = 2**40
+    sizes, inputs = {
+        "Tile": ([1, huge], ["x", "sizes"]),
+        "Expand": ([1, huge], ["one", "sizes"]),
+        "ConstantOfShape": ([huge], ["sizes"]),
+        "Pad": ([0, 0, 0, huge], ["x", "sizes"]),
+    }[operator]
+    nodes = [
+        onnx.helper.make_node(operator, inputs, ["wide"]),
+        onnx.helper.make_node("ReduceMax", ["wide"], ["top"], keepdims=1),
+        onnx.helper.make_node("Add", ["x", "top"], ["y"]),
+    ]
+    held = [
+        onnx.numpy_helper.from_array(np.array(sizes, np.int64), "sizes"),
+        onnx.numpy_helper.from_array(np.ones((1, 1), np.float32), "one"),
+    ]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 2]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], held)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), tmp_path / "f.onnx")
+    with pytest.raises(FileError, match=f"computes must have at most {MAX_ELEMENTS} elements"):
+        OnnxFile(tmp_path / "f.onnx")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import onnx
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cfptq.errors import ModelError
 from cfptq.network import as_predictor, capture
 from cfptq.network.state import preserved_state
+from cfptq.pipeline.inputs import as_module
 
 
 def mlp() -> nn.Sequential:
@@ -92,3 +97,42 @@ def test_a_script_module_can_be_run_and_is_left_as_it_was() -> None:
         next(value for name, value in traced.named_buffers() if name.endswith("running_mean")).add_(1.0)
     assert all(torch.equal(value, before[name]) for name, value in traced.named_buffers())
     torch.testing.assert_close(as_predictor(traced, example=rows(), head="logits").logits(rows()), mlp()(rows()))
+
+
+@pytest.mark.parametrize(
+    ("last", "advice"),
+    [
+        (lambda y: y.double(), "End the forward with .float()"),
+        (lambda y: y.half(), "End the forward with .float()"),
+        (lambda y: y.argmax(1), "Return the scores from which the classes are computed"),
+        (lambda y: y.t(), "Keep the batch as the first dimension"),
+        (lambda y: y / 0 - y / 0, "Check its weights, the scale of the rows"),
+    ],
+)
+def test_an_output_of_another_kind_is_refused_with_advice(last: Callable[[Tensor], Tensor], advice: str) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return last(self.layer(x))
+
+    with pytest.raises(ModelError) as caught:
+        capture(Other(), torch.randn(5, 4, generator=torch.Generator().manual_seed(0)))
+    assert advice in str(caught.value)
+
+
+def test_models_of_other_kinds_are_refused_with_advice() -> None:
+    layer = nn.Linear(4, 2)
+    program = torch.export.export(layer, (torch.zeros(2, 4),))
+    for model, advice in (
+        (program, "Give the nn.Module that was exported"),
+        (layer.state_dict(), "Load it with load_state_dict"),
+        (lambda rows: rows, "cfptq.audit takes functions too"),
+        (LogisticRegression(), "Export the estimator to ONNX"),
+        (onnx.ModelProto(), "Write it to a file with onnx.save"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            as_module(model)
+        assert advice in str(caught.value)

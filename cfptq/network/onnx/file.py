@@ -18,7 +18,7 @@ from cfptq.errors import FileError, ModelError
 from cfptq.network.head import Head, as_head, compute_threshold_logit
 from cfptq.network.onnx.raw_inputs import is_cut, without_preprocessing
 from cfptq.network.onnx.session import add_zero_points, duplicate_shared_weights, int8_saturates, open_session
-from cfptq.network.onnx.sizes import MAX_MODEL_BYTES, check_elements, check_external_sizes, check_file_size
+from cfptq.network.onnx.sizes import MAX_MODEL_BYTES, check_computed_sizes, check_elements, check_external_sizes, check_file_size
 
 #: Endings of formats that unpickle. Reading them could run any code, and they are refused.
 PICKLED = frozenset({".pt", ".pt2", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt"})
@@ -68,6 +68,7 @@ def read_onnx(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
         except Exception as error:
             raise FileError(f"{path} is not an ONNX file, or it is cut off. Export it again.") from error
         check_elements(model, where)
+        check_computed_sizes(model, where)
         try:
             check_external_sizes(model, path)
             onnx.load_external_data_for_model(model, str(path.parent))

@@ -55,6 +55,31 @@ def check_elements(model: onnx.ModelProto, where: str) -> None:
             )
 
 
+def check_computed_sizes(model: onnx.ModelProto, where: str) -> None:
+    """Check that no tensor that a model computes has more than ``MAX_ELEMENTS`` for one row, as far as its shape can be inferred.
+
+    A few bytes can ask for more memory than a machine has, such as a Tile by 2^40.
+
+    Args:
+        model: the model.
+        where: name of the model in messages.
+
+    Raises:
+        FileError: a tensor has more.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:  # What cannot be inferred is left to ONNX Runtime, which checks shapes of its own.
+        return
+    for value in (*inferred.value_info, *inferred.output):
+        sizes = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim if dimension.HasField("dim_value")]
+        if math.prod(max(size, 1) for size in sizes) > MAX_ELEMENTS:
+            raise FileError(
+                f"Each tensor that {where} computes must have at most {MAX_ELEMENTS} elements, got the shape {sizes} of {value.name!r}. "
+                "Export a smaller model."
+            )
+
+
 def check_external_sizes(model: onnx.ModelProto, path: Path) -> None:
     """Check the sizes of the files beside a model before they are read.
 
