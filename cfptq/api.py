@@ -18,6 +18,7 @@ from cfptq.backends.toolchains import TOOLCHAINS
 from cfptq.io.arguments import PATH, check_arguments
 from cfptq.io.progress import allow_progress
 from cfptq.network import Head, Predictor, preserved_state
+from cfptq.network.several_inputs import SeveralInputs
 from cfptq.pipeline.bit_search import find_fewest_bits
 from cfptq.pipeline.comparison import COMPARED, ComparedMethod, Comparison, check_budgets, check_methods, compare_methods
 from cfptq.pipeline.inputs import (
@@ -73,6 +74,7 @@ def calibrate(
     head: Head | str | None = None,
     threshold: float | None = None,
     output: str | None = None,
+    inputs: Mapping[str, Sequence[str | int]] | None = None,
     max_rows: int = 4096,
     seed: int = 0,
     progress: bool = True,
@@ -110,6 +112,9 @@ def calibrate(
         threshold: decision threshold on the probability of a binary model. By default what an ONNX file records,
             or else the larger logit decides.
         output: name of the output with the class scores, for an ONNX file with several.
+        inputs: columns of each input of a module whose forward takes several, as names of the action set's columns or numbers, as in
+            ``{"x_num": [...], "x_cat": [...]}``. An input is float32 or int64, whichever the module runs with. The exported file has the
+            same inputs. By default two inputs are the columns that hold codes of categories and the others.
         max_rows: most calibration rows kept. From a longer loader they are drawn evenly.
         seed: seed of the calibration draw.
         progress: whether a progress bar may be shown.
@@ -135,7 +140,7 @@ def calibrate(
         keep=chosen.keep if keep is None else check_keep(keep),
         reserve=chosen.reserve if reserve is None else float(reserve),
     )
-    read = read_model(model, output)
+    read = read_model(model, output, inputs, action_set)
     module, space = read.module, check_action_space(read.place(action_set))
     with allow_progress(progress), preserved_state(module, threads=1):
         task = build_task(module, read.index_labels(calib_loader), space, settings)
@@ -144,7 +149,8 @@ def calibrate(
         else:
             limit = DEFAULT_BUDGET if budget is None else budget
             result = quantize_with(task, chosen, limit, pinned=layers, portable=portable, progress=progress)
-    return replace(result.with_names_of(module), classes=read.classes)
+    parts = module.parts if isinstance(module, SeveralInputs) else None
+    return replace(result.with_names_of(module), classes=read.classes, inputs=parts)
 
 
 @check_arguments(**QAT)

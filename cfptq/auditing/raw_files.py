@@ -52,7 +52,7 @@ def read_raw_files(models: Sequence[Model], people: Any, columns: Tensor) -> tup
             read.append(_name(cut_preprocessing(content, tensor, columns.shape[1]), name))
         else:
             read.append(model)
-        if isinstance(people, pd.DataFrame):
+        if isinstance(people, pd.DataFrame) and all(value.name in people.columns for value in list_inputs(content)):
             other = count_other_columns(content, people, columns.numpy())
             if other:
                 reading = "Figures are those of the action set's columns. Encode people by the encoder that the file holds."

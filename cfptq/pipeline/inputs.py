@@ -79,6 +79,15 @@ COMMON: Mapping[str, Argument] = {
 CALIBRATE: Mapping[str, Argument] = {
     **COMMON,
     "max_validity_drop": optional(replace(number("a share between 0 and 1", lambda value: 0 <= value <= 1), error=BudgetError)),
+    "inputs": optional(
+        Argument(
+            lambda value: (
+                isinstance(value, Mapping) and all(isinstance(part, Sequence) and not isinstance(part, str) for part in value.values())
+            ),
+            "a mapping from the name of an input to a list of columns",
+            error=ModelError,
+        )
+    ),
     "method": one_of(METHODS, f"a cfptq.Method or one of {', '.join(METHODS)}", accepts=lambda value: isinstance(value, Method)),
     "activation_bits": optional(HIDDEN_BITS),
     "reserve": optional(number(f"a number from 0 to {MAX_RESERVE:g}", lambda value: 0 <= value <= MAX_RESERVE)),

@@ -26,6 +26,7 @@ from cfptq.io.arguments import BOOLEAN, COUNT, PATH, check_arguments, number, on
 from cfptq.io.tables import as_html
 from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network, OnnxModule, Predictor, as_predictor
 from cfptq.network.onnx.interface import OnnxInterface
+from cfptq.network.several_inputs import InputPart, split_input
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
 from cfptq.pipeline.handover import (
@@ -90,6 +91,7 @@ class Result:
         remarks: sentences about calibration rows that alone set a range, and about decisions that large or small numbers change.
         tensor_names: names of input and output in exported files. A model that came as ONNX keeps its own.
         interface: types and further outputs of the ONNX file that the model came as; None where it has float32 rows and scores alone.
+        inputs: inputs of a module that takes several, which exported files have too; None for other models.
         classes: classes of the scikit-learn model that was quantized, in the order of its scores; None for other models.
     """
 
@@ -112,6 +114,7 @@ class Result:
     tensor_names: tuple[str, str] = (INPUT, OUTPUT)
     interface: OnnxInterface | None = None
     classes: tuple[Any, ...] | None = None
+    inputs: tuple[InputPart, ...] | None = None
 
     @property
     def decision(self) -> DecisionRule:
@@ -396,6 +399,11 @@ class Result:
             weight_only: use ONNX Runtime's MatMulNBits, with float activations whatever the plan's; for large models at batch 1.
             opset: the newest opset that the runtime reads. Below 25 there is no INT2, below 21 no INT4, and a wider type is used.
         """
+        model = self._columns_model(storage, weight_only, opset)
+        return model if self.inputs is None else split_input(model, self.inputs)
+
+    def _columns_model(self, storage: Storage = "packed", weight_only: bool = False, opset: int = OPSET_INT2) -> onnx.ModelProto:
+        """Return the quantized model as ONNX that takes one tensor of all columns."""
         return build_onnx(
             self.network,
             self.plan,
@@ -421,7 +429,7 @@ class Result:
         """
         from cfptq.pipeline.classifier import build_classifier
 
-        return build_classifier(self.onnx_model(), preprocessing, self.decision, self._list_classes(preprocessing, classes))
+        return build_classifier(self._columns_model(), preprocessing, self.decision, self._list_classes(preprocessing, classes))
 
     def _list_classes(self, preprocessing: Any, classes: Sequence[Any] | None) -> Sequence[Any] | None:
         """Return the classes that are given, or those of the scikit-learn model, or None."""
@@ -474,13 +482,15 @@ class Result:
         """
         if packed is not None:
             storage = "packed" if packed else "plain"
-        model = self.onnx_model(storage=storage, weight_only=weight_only, opset=opset)
+        model = self._columns_model(storage, weight_only, opset)
         rows = None if self.calibration is None else self.calibration.rows
         if outputs:
             model = add_decision_outputs(model, outputs, self.decision, self._list_classes(preprocessing, None))
         if preprocessing is not None:
             model = put_preprocessing_before(model, preprocessing, people, rows, self.plan.seed, self.decision)
-        elif people is not None:
+        elif self.inputs is not None:
+            model = split_input(model, self.inputs)
+        if people is not None and preprocessing is None:
             raise ModelError("people must be None without preprocessing. They tell the types of raw columns.")
         if not check:
             write_onnx(model, path)
@@ -508,6 +518,7 @@ class Result:
             "pinned": dict(self.pinned),
             "remarks": list(self.remarks),
             "tensor_names": list(self.tensor_names),
+            "inputs": None if self.inputs is None else [asdict(part) for part in self.inputs],
             "classes": None if self.classes is None else list(self.classes),
             "interface": None if self.interface is None else self.interface.to_dict(),
             "repair": None if self.repair is None else self.repair.to_dict(),

@@ -22,6 +22,7 @@ from cfptq.io.files import as_path, check_regular_file, describe_os_error, read_
 from cfptq.network import INPUT, OUTPUT, DecisionRule, Head, Network
 from cfptq.network.onnx.interface import OnnxInterface
 from cfptq.network.serialize import NETWORK_FILES, deserialize_network, digest, serialize_network
+from cfptq.network.several_inputs import InputPart
 from cfptq.pipeline.fewest_bits import FewestBits
 from cfptq.pipeline.group_weighting import WorstGroup
 from cfptq.pipeline.method import Method
@@ -56,6 +57,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "worst_group": WorstGroup.from_dict,
     "training": History.from_dict,
     "interface": OnnxInterface.from_dict,
+    "inputs": lambda content: tuple(map(InputPart.from_dict, content)),
 }
 
 Size = Annotated[int, Field(ge=0)]
@@ -87,6 +89,7 @@ class _Description(_Strict):
     pinned: Annotated[dict[str, int], Field(max_length=2**16)] = {}
     remarks: Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=10000)] = []
     interface: Content | None = None
+    inputs: Annotated[list[Content], Field(min_length=1, max_length=2**16)] | None = None
     classes: Annotated[list[str | int | float | bool], Field(min_length=2, max_length=2**16)] | None = None
     method: Content | None = None
     budget: Content | None = None
