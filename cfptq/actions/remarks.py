@@ -186,6 +186,11 @@ def _examine_levels(feature: Ordinal | Categorical, series: pd.Series[Any]) -> l
         )
         found.append(Remark(feature.name, kind, int(absent.sum()), len(series), None, reading, _is_expected(absent, share)))
     if feature.unknown == "merged":
+        merged = missing & (numbers >= 0) & (None not in feature.states)
+        if merged.any():
+            share = 0.0 if feature.frequencies is None else max(0.0, 1.0 - sum(feature.frequencies))
+            reading = "The model sees an infrequent category."
+            found.append(Remark(feature.name, "missing", int(merged.sum()), len(series), None, reading, _is_expected(merged, share)))
         listed = [*(state for state in feature.states if state is not None), *(value for value, _ in feature.merged)]
         unknown = ~missing & (parse_level_numbers(series, listed) < 0)
         if unknown.any():

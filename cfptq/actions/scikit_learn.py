@@ -393,14 +393,17 @@ def _merge_infrequent(
         listed = step.infrequent_categories_[place]
     if listed is None:
         return levels, (), None
-    infrequent = [to_python_value(level) for level in listed]
+    infrequent: list[Level] = [to_python_value(level) for level in listed]
     usual = [level for level in levels if level not in infrequent]
+    is_named = can_be_unknown and all(isinstance(level, str) for level in levels if level is not None) and INFREQUENT not in levels
+    if None in infrequent and is_named:
+        infrequent.remove(None)  # It is read like any other unknown value.
     if None in infrequent:
         raise ActionSetError(
             f"{type(step).__name__} merges missing values with infrequent categories. Impute them first, or leave min_frequency and "
             "max_categories out."
         )
-    if can_be_unknown and all(isinstance(level, str) for level in levels if level is not None) and INFREQUENT not in levels:
+    if is_named:
         return (*usual, INFREQUENT), tuple((level, INFREQUENT) for level in infrequent), None
     first = infrequent[0]
     return (*usual, first), tuple((level, first) for level in infrequent[1:]), first

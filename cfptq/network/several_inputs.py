@@ -14,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from cfptq.errors import FileError, ModelError
-from cfptq.io.suggestions import did_you_mean
 from cfptq.network.onnx.raw_inputs import COLUMNS_KEY
 from cfptq.network.wrappers import POSITIONAL
 
@@ -109,8 +108,9 @@ def join_inputs(
         for entry in inputs[name]:
             place = entry if isinstance(entry, int) and not isinstance(entry, bool) else place_of.get(str(entry), -1)
             if not 0 <= place < len(column_names):
-                meant = did_you_mean(str(entry), column_names)
-                raise ModelError(f"inputs[{name!r}] must name columns of the action set, got {entry!r}{meant}.")
+                raise ModelError(
+                    f"inputs[{name!r}] must name columns of the action set, got {entry!r}. It has {', '.join(column_names[:20])}."
+                )
             places.append(place)
         if not places:
             raise ModelError(f"inputs[{name!r}] must name at least one column.")

@@ -102,6 +102,17 @@ def test_any_other_text_is_infrequent_with_a_warning_where_the_encoder_reads_it_
     assert told == ["job (infrequent) → Tech"]
 
 
+def test_a_missing_value_may_be_infrequent() -> None:
+    frame = people(0)
+    frame["job"] = frame["job"].where(frame.index % 30 > 0, np.nan)
+    encoder = ColumnTransformer([("job", CATEGORIES["one-hot, unknown text is infrequent"](), ["job"])]).fit(frame)
+    space = ActionSet.from_frame(frame[["job"]], favourable=1).encoded_by(encoder)
+    x = space.encode(frame)
+    assert torch.equal(x, transform(encoder, frame))
+    told = [remark for remark in space.examine(frame) if remark.kind == "missing"]
+    assert [(remark.count, remark.is_expected, remark.reading) for remark in told] == [(5, True, "The model sees an infrequent category.")]
+
+
 def test_reachable_levels_hold_for_merged_ones() -> None:
     frame = people(0)
     encoder = ColumnTransformer([("job", CATEGORIES["one-hot, unknown text is infrequent"](), ["job"])]).fit(frame)
