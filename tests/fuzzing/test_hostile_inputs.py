@@ -530,8 +530,12 @@ def with_kind(kinds: st.SearchStrategy[Any], edits: st.SearchStrategy[tuple[Any,
 
 
 #: Kind -> its examples, its check, the number of examples in the default run, and examples that failed once.
+#: Past failures: a mean of a whole number that int64 does not hold, an input of an unknown type, and scores that are turned round.
+KEPT_ACTION_SETS = ((5870, [Edit("replace", 822, -(2**64))], []),)
+KEPT_ONNX_FILES = ((8469, [Edit("rows type", 3886, 7)], []), (271, [Edit("operator", 1111, "x")], []))
+
 KINDS: dict[str, tuple[st.SearchStrategy[Any], Any, int, tuple[Any, ...]]] = {
-    "action-set files": (with_kind(places, tree_or_bytes), check_action_set_file, 80, ()),
+    "action-set files": (with_kind(places, tree_or_bytes), check_action_set_file, 80, KEPT_ACTION_SETS),
     "declared tables": (frames, check_declared_table, 80, ()),
     "tables": (with_kind(st.sampled_from((".csv", ".csv.gz", ".parquet")), tree_or_bytes), check_table, 80, ()),
     "ONNX files": (
@@ -545,7 +549,7 @@ KINDS: dict[str, tuple[st.SearchStrategy[Any], Any, int, tuple[Any, ...]]] = {
         ),
         check_onnx_file,
         50,
-        (),
+        KEPT_ONNX_FILES,
     ),
     "saved plans": (
         st.tuples(
