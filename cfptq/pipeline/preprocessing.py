@@ -119,8 +119,11 @@ def _drop_unused(graph: onnx.GraphProto, *unused: str) -> None:
             kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
             wanted |= set(node.input)
     if any(unused):
-        del graph.node[:]
+        used = {name for node in kept for name in node.input}
+        constants = [onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name in used]
+        del graph.node[:], graph.initializer[:]
         graph.node.extend(reversed(kept))
+        graph.initializer.extend(constants)
 
 
 def put_preprocessing_before(
