@@ -58,7 +58,7 @@ OURS: dict[str, tuple[float, InputBits, dict[str, Any]]] = {
 
 
 def net(widths: tuple[int, ...]) -> nn.Module:
-    """An MLP with random weights."""
+    """Build an MLP with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = [part for i, o in pairwise(widths[:-1]) for part in (nn.Linear(i, o), nn.ReLU())]
@@ -71,14 +71,14 @@ def rows_of(net_name: str) -> torch.Tensor:
 
 
 def quantized(model: nn.Module, rows: torch.Tensor, bits: float, input_bits: InputBits) -> cfptq.Result:
-    """A plan with rounding to nearest."""
+    """Quantize to nearest, and return the plan."""
     columns = [Continuous(f"x{column}", column=column) for column in range(rows.shape[1])]
     action_set = ActionSet.from_columns(rows, columns, favourable=1)
     return cfptq.calibrate(model, [rows], action_set, method="ptq", budget=bits, input_bits=input_bits, progress=False)
 
 
 def files(model: nn.Module, rows: torch.Tensor, folder: Path) -> dict[str, Path]:
-    """Every file to compare, by name."""
+    """Write every file to compare, and return them by name."""
     wanted = dict.fromkeys((bits, input_bits) for bits, input_bits, _ in OURS.values())
     results = {(bits, input_bits): quantized(model, rows, bits, input_bits) for bits, input_bits in wanted}
     exported = to_onnx_model(results[OURS[JUDGED][:2]].network)
@@ -93,7 +93,7 @@ def files(model: nn.Module, rows: torch.Tensor, folder: Path) -> dict[str, Path]
 
 
 def compiled(net_name: str) -> dict[str, Any]:
-    """Entries of fp32, our plan and PT2E's own, compiled by inductor with freezing: median microseconds a call, taken in turns."""
+    """Time fp32, our plan and PT2E's own, compiled by inductor with freezing, in turns, and return their entries."""
     import torch._inductor.config as inductor
 
     from cfptq.backends import pt2e
@@ -124,7 +124,7 @@ def compiled(net_name: str) -> dict[str, Any]:
 
 
 def measure(net_name: str, rounds: float) -> dict[str, Any]:
-    """One net's entry: bytes, microseconds and ratios by file, what the bars say, and where fp32 is faster."""
+    """Measure one net, and return the bytes, microseconds and ratios of each file, whether the bars hold, and where fp32 is faster."""
     rows = rows_of(net_name)
     with tempfile.TemporaryDirectory() as place:
         found = files(net(NETS[net_name]), rows, Path(place))
@@ -155,7 +155,7 @@ def measure(net_name: str, rounds: float) -> dict[str, Any]:
 
 
 def show(name: str, measured: dict[str, Any], console: Console) -> None:
-    """The table of one net."""
+    """Print the table of one net."""
     table = Table(title=f"{name}: bytes, and microseconds a call (as a multiple of {REFERENCE})")
     for heading in ("file", "KiB", *(f"batch {batch}" for batch in BATCHES)):
         table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=True)

@@ -71,7 +71,7 @@ def prepare(name: str, seed: int, people: int | None) -> tuple[Experiment, Predi
 
 
 def reach(name: str) -> dict[str, float]:
-    """Compute the share of people whom each kind of step takes to the target: in three steps, and in fifty with early stop."""
+    """Compute the share of people whom each kind of step takes to the target, in three steps and in fifty with early stop."""
     experiment = Recipe.load(RECIPES / f"{name}.yaml").prepare(0, train=True, progress=False)
     f = as_predictor(experiment.model, example=experiment.columns.train[:256], name="fp32")
     target, rows = experiment.dataset.favourable, experiment.columns.train

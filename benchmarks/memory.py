@@ -27,7 +27,7 @@ BATCH = 1000
 
 
 def stream(rows: int) -> Iterator[torch.Tensor]:
-    """``rows`` random rows in batches that exist one at a time."""
+    """Yield ``rows`` random rows in batches that exist one at a time."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(rows // BATCH):
         yield torch.randn(BATCH, COLUMNS, generator=generator)

@@ -45,7 +45,7 @@ INPUTS: dict[str, InputBits] = {"8-bit": 8, "two-step": "two-step", "float": 32,
 
 
 def vanilla(model: nn.Module, rows: torch.Tensor, path: Path) -> None:
-    """What a user does today."""
+    """Export and quantize with ONNX Runtime, as a user does today."""
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(model, (rows[:2],), dynamo=True, opset_version=21, dynamic_shapes=({0: batch},), verbose=False)
     assert program is not None
@@ -53,7 +53,7 @@ def vanilla(model: nn.Module, rows: torch.Tensor, path: Path) -> None:
 
 
 def vanilla_without_export(exported: onnx.ModelProto, rows: torch.Tensor, path: Path) -> None:
-    """``quantize_static`` alone."""
+    """Quantize by ``quantize_static`` alone."""
     quantize_onnx_by_default(exported, rows, 8, path)
 
 
@@ -121,7 +121,7 @@ def stages(model: nn.Module, rows: torch.Tensor, action_set: ActionSet, method: 
 
 
 def latency_by_input(model: nn.Module, rows: torch.Tensor, action_set: ActionSet) -> dict[str, Any]:
-    """The default method's files at each input format: microseconds by batch size, and multiples of the int8 file's."""
+    """Time the default method's file with each input format by batch size, also in multiples of the int8 file's time."""
     task = build_task(model, [rows], action_set, TaskSettings(progress=False))
     with tempfile.TemporaryDirectory() as folder:
         files = {"ONNX Runtime int8": Path(folder) / "int8.onnx"}
@@ -137,7 +137,7 @@ def latency_by_input(model: nn.Module, rows: torch.Tensor, action_set: ActionSet
 
 
 def wide_net() -> tuple[nn.Module, torch.Tensor, ActionSet]:
-    """512-2048-2048-2048-2 with random weights and rows; every column continuous, at most five change."""
+    """Build 512-2048-2048-2048-2 with random weights and rows, whose columns are continuous and of which at most five change."""
     generator = torch.Generator().manual_seed(0)
     widths = (512, 2048, 2048, 2048)
     with torch.random.fork_rng():

@@ -73,7 +73,7 @@ class Material:
 
     @cached_property
     def linear(self) -> nn.Module:
-        """A multilayer perceptron, fitted by plain gradient descent so that its weights depend on nothing but PyTorch."""
+        """Fit a multilayer perceptron by plain gradient descent, so that its weights depend on nothing but PyTorch."""
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(self.columns.train.shape[1], 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 2))
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -131,7 +131,7 @@ def canonical(content: Any) -> str:
 
 
 def of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes; of safetensors files that of their content, whose metadata may stand in any order."""
+    """Compute the SHA-256 of a file, for safetensors files that of their content, because their metadata may stand in any order."""
     if path.suffix != ".safetensors":
         return sha256(path.read_bytes())
     with safe_open(str(path), framework="pt") as file:
@@ -141,7 +141,7 @@ def of_file(path: Path) -> str:
 
 
 def of_result(result: cfptq.Result, **export: Any) -> dict[str, str]:
-    """Digests of a plan and of its file; also of the file that the saved and loaded result writes."""
+    """Compute the digests of a plan, of its file, and of the file that the saved and loaded result writes."""
     digests = {"plan": result.plan.digest}
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -170,7 +170,7 @@ def convolved(material: Material, method: str, **keywords: Any) -> cfptq.Result:
 
 
 def trained(material: Material, method: str) -> cfptq.Result:
-    """A training of two epochs."""
+    """Train for two epochs."""
     preset = QAT_METHODS[method]
     short = replace(preset, schedule=replace(preset.schedule, epochs=2, least_steps=0))
     return cfptq.qat(
@@ -187,7 +187,7 @@ def trained(material: Material, method: str) -> cfptq.Result:
 
 
 def audited(material: Material) -> dict[str, str]:
-    """An audit of two files against each other."""
+    """Audit two files against each other."""
     result = calibrated(material, "mixed-ptq", budget=3.0)
     people = material.people.test.iloc[:TEST_ROWS]
     with TemporaryDirectory() as place:
@@ -210,7 +210,7 @@ def audited(material: Material) -> dict[str, str]:
 
 
 def compared(material: Material) -> dict[str, str]:
-    """A comparison of three methods and a toolchain's own quantization."""
+    """Compare three methods and a toolchain's own quantization."""
     table = cfptq.compare(
         material.linear,
         material.batches,

@@ -33,7 +33,7 @@ Problem = tuple[nn.Module, ActionSet, Tensor]
 
 
 def problems(name: str, people: int) -> list[Problem]:
-    """The model, the action set and the first rejected people of each seed, after a seeded shuffle."""
+    """Yield the model, the action set and the first rejected people of each seed, after a seeded shuffle."""
     result = []
     left = people
     for seed in SEEDS[name]:
@@ -67,7 +67,7 @@ def optima(parts: list[Problem], time_limit: float) -> dict[str, Any]:
 
 
 def compared(parts: list[Problem], optimum: dict[str, Any], effort: str) -> dict[str, Any]:
-    """The heuristic's costs over the optima, of everyone who has recourse at all."""
+    """Compare the heuristic's costs with the optima, for everyone who has recourse at all."""
     batches = [solved(part, MinimalCost(effort="thorough" if effort == "thorough" else "fast")) for part in parts]
     found = torch.cat([batch.found for batch, _ in batches])
     cost = torch.cat([batch.cost for batch, _ in batches])

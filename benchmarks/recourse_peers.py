@@ -59,7 +59,7 @@ class Problem:
 
 
 def people(count: int, seed: int) -> pd.DataFrame:
-    """Generated raw rows; numbers lie in [0, 1] with two decimals, which is how DiCE rounds."""
+    """Draw raw rows, whose numbers lie in [0, 1] and have two decimals, as DiCE rounds them."""
     rng = np.random.default_rng(seed)
     numbers = {name: np.round(rng.beta(2, 2, count), 2) for name in NUMBERS}
     shares = 1 / np.arange(2, 2 + len(LEVELS))
@@ -68,7 +68,7 @@ def people(count: int, seed: int) -> pd.DataFrame:
 
 
 def problem(refused: int) -> Problem:
-    """Train the network on labels of a random formula with interactions; find ``refused`` people it turns down."""
+    """Train the network on labels of a random formula with interactions, and find ``refused`` people whom it refuses."""
     trained_on = people(TRAINED_ON, seed=0)
     encoder = ColumnTransformer(
         [
@@ -97,7 +97,7 @@ def problem(refused: int) -> Problem:
 
 
 def judged(case: Problem, factual: Tensor, points: Tensor, answered: Tensor) -> dict[str, float]:
-    """What is true of the answers, whoever gave them: ``points`` (N, d), ``answered`` (N,) bool."""
+    """Judge the answers of one solver, ``points`` (N, d), where ``answered`` (N,) bool is true."""
     delta = points - factual
     delta[~answered] = 0
     with torch.no_grad():
@@ -125,7 +125,7 @@ def judged(case: Problem, factual: Tensor, points: Tensor, answered: Tensor) -> 
 
 
 def ours(case: Problem, rows: int, method: Method) -> tuple[dict[str, float], RecourseBatch]:
-    """Our solver on the first ``rows``, the median of several runs after a warm-up: wall and processor time of the whole call."""
+    """Time our solver on the first ``rows``, as the median of several runs after a warm-up, in wall and processor time."""
     x = case.action_set.encode(case.refused.head(rows))
 
     def run() -> RecourseBatch:
@@ -207,7 +207,7 @@ def dice(case: Problem, rows: int, method: str) -> dict[str, float]:
 
 
 def growth(rows: int) -> dict[str, float]:
-    """Solve ``rows`` people, refused or not, in this process: seconds, and peak memory beyond what the rows and the answers take."""
+    """Solve ``rows`` people, refused or not, in this process, and measure time and the peak memory beyond that of rows and answers."""
     case = problem(1000)
     x = case.action_set.encode(people(4000, seed=2))
     x = x[torch.arange(rows) % len(x)]

@@ -60,7 +60,7 @@ def write_file(result: cfptq.Result, plan: QuantizationPlan, path: Path) -> Pred
 
 
 def deployed(experiment: Experiment, method: str, seed: int, folder: Path) -> Deployed:
-    """The model quantized by ``method`` on several calibration draws (a training method: with several seeds), and variants around that."""
+    """Quantize by ``method`` on several calibration draws (by training, with several seeds), and sample variants around the plans."""
     columns, action_set = experiment.columns, experiment.action_set
     results = []
     for draw in range(DRAWS + 1):
@@ -83,7 +83,7 @@ def deployed(experiment: Experiment, method: str, seed: int, folder: Path) -> De
 
 
 def measure(name: str, seed: int, people: int) -> Table:
-    """One data set and seed: both solvers on a quantized model, and the standard one on models that look after recourse."""
+    """Run both solvers on a quantized model, and the standard one on models that look after recourse, for one data set and seed."""
     with TemporaryDirectory() as folder:
         return measure_in(Path(folder), name, seed, people)
 
@@ -135,7 +135,7 @@ def measure_in(folder: Path, name: str, seed: int, people: int) -> Table:
 
 
 def over_seeds(tables: list[Table]) -> dict[str, dict[str, list[float]]]:
-    """Mean and sample standard deviation (divisor n - 1) of every figure."""
+    """Compute the mean and the sample standard deviation (divisor n - 1) of every figure."""
     return {
         solver: {
             figure: [round(statistics.fmean(values), 4), round(statistics.stdev(values), 4) if len(values) > 1 else 0.0]

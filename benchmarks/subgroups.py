@@ -194,7 +194,7 @@ def summarize_margins(margins: Sequence[Margins]) -> dict[str, Entry]:
 
 
 def tabulate(name: str, entries: Sequence[Entry]) -> Entry:
-    """Collect one method's entries of all seeds: counts and values of each group as lists over seeds, with their statistics."""
+    """Collect one method's entries of all seeds, with counts and values of each group as lists over seeds, and their statistics."""
     content: Entry = {key: [entry[key] for entry in entries] for key in ("average_bits", "best_epoch") if key in entries[0]}
     content["groups"] = {
         attribute: {

@@ -84,7 +84,7 @@ def nncf_int8(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quan
 
 
 def nncf_int4(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quantized:
-    """NNCF's weight compression of the ONNX file: INT4 in every layer, activations in float."""
+    """Compress the weights of the ONNX file by NNCF, to INT4 in every layer with activations in float."""
     nncf = _nncf()
     path = folder / "nncf-int4.onnx"
     mode = nncf.CompressWeightsMode.INT4_SYM
@@ -93,7 +93,7 @@ def nncf_int4(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quan
 
 
 def modelopt_int8(model: nn.Module, teacher: QuantizationTask, folder: Path) -> Quantized:
-    """ModelOpt's default INT8: weights per channel, activations per tensor."""
+    """Quantize by ModelOpt's default INT8, with a step per channel of weights and one per tensor of activations."""
     return _modelopt(model, teacher, "INT8_DEFAULT_CFG", 8.0, 8)
 
 
@@ -189,7 +189,7 @@ def measure(seed: int) -> Comparison:
 
 
 def summary(runs: list[Comparison]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Mean (and standard deviation, over several seeds) of each method's figures."""
+    """Compute the mean of each method's figures, and their standard deviation over several seeds."""
     for name in runs[0].methods:
         entries = [run.methods[name] for run in runs if name in run.methods]
         row: dict[str, Any] = {metric: _spread([entry[metric] for entry in entries]) for metric in METRICS}
