@@ -380,7 +380,7 @@ def test_a_file_that_disagrees_with_the_twin_is_refused_and_the_one_before_stays
     file = result.onnx_model()
     bias = next(tensor for tensor in file.graph.initializer if tensor.name == "4.bias_integers")
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 2**12, bias.name))
-    monkeypatch.setattr(Result, "onnx_model", lambda *_, **__: file)
+    monkeypatch.setattr(Result, "_columns_model", lambda *_, **__: file)
     (tmp_path / "model.onnx").write_bytes(b"before")
     with pytest.raises(ModelError, match=r"agree with the plan on 99\.9% of 600 rows, got 0\.00%"):
         result.to_onnx(tmp_path / "model.onnx", check=True)

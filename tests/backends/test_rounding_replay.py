@@ -61,7 +61,7 @@ DIFFERENCES: dict[str, Edit] = {
 
 
 def write_instead(result: cfptq.Result, model: onnx.ModelProto, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cfptq.Result, "onnx_model", lambda *_, **__: model)
+    monkeypatch.setattr(cfptq.Result, "_columns_model", lambda *_, **__: model)
     result.to_onnx(path, check=True)
 
 
